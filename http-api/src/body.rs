@@ -1,0 +1,82 @@
+//! Request bodies: JSON with a limit, and a 400 that names the field.
+
+use axum::body::Bytes;
+use axum::extract::{FromRequest, Request};
+use serde::de::DeserializeOwned;
+
+use crate::problem::ApiError;
+
+/// The longest body of a control request.
+pub const MAX_BODY_BYTES: usize = 1 << 20;
+
+/// A JSON body. An empty one counts as `{}`, so that requests without a mandatory
+/// field need none.
+#[derive(Clone, Copy, Debug)]
+pub struct JsonBody<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for JsonBody<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        let bytes = Bytes::from_request(request, state).await.map_err(|rejection| {
+            ApiError::BadRequest { field: "body".into(), detail: rejection.body_text() }
+        })?;
+        parse(if bytes.is_empty() { b"{}" } else { &bytes }).map(Self)
+    }
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+        let path = error.path().to_string();
+        let inner = error.inner().to_string();
+        ApiError::BadRequest { field: field_of(&path, &inner), detail: inner }
+    })?;
+    deserializer.end().map_err(|error| ApiError::BadRequest {
+        field: "body".into(),
+        detail: error.to_string(),
+    })?;
+    Ok(value)
+}
+
+/// The field an error is about: its path, or for a missing or unknown field of the
+/// top level the name in serde's message.
+fn field_of(path: &str, message: &str) -> String {
+    let named = ["missing field `", "unknown field `"]
+        .iter()
+        .find_map(|lead| message.strip_prefix(lead)?.split_once('`'))
+        .map(|(name, _)| name.to_owned());
+    match (path, named) {
+        (".", Some(name)) => name,
+        (".", None) => "body".to_owned(),
+        (path, Some(name)) if path != name && !path.ends_with(&format!(".{name}")) => {
+            format!("{path}.{name}")
+        }
+        (path, _) => path.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::CreateSandbox;
+
+    fn field(body: &str) -> String {
+        match parse::<CreateSandbox>(body.as_bytes()) {
+            Err(ApiError::BadRequest { field, .. }) => field,
+            other => panic!("expected a 400, got {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_bad_body_names_its_field() {
+        assert_eq!(field(r#"{"#), "body");
+        assert_eq!(field(r#"{}"#), "template");
+        assert_eq!(field(r#"{"template":"base","vcpu":1}"#), "vcpu");
+        assert_eq!(field(r#"{"template":"base","vcpus":"two"}"#), "vcpus");
+        assert_eq!(field(r#"{"template":"base","id":"Not OK"}"#), "id");
+        assert_eq!(field(r#"{"template":"../etc"}"#), "template");
+        assert_eq!(field(r#"{"template":"base","env":{"A":1}}"#), "env.A");
+        assert_eq!(field(r#"{"template":"base"} x"#), "body");
+    }
+}

@@ -1,0 +1,70 @@
+//! Whoever answers: the one interface between HTTP and a daemon.
+
+use std::future::Future;
+
+use crate::ids::{SandboxId, TemplateName};
+use crate::problem::ApiError;
+use crate::wire::{
+    CreateSandbox, CreateSnapshot, ExecRequest, ExecResult, HostInfo, MemoryStats, Sandbox,
+    Snapshot,
+};
+
+/// Whether the daemon takes requests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    /// It does.
+    Ready,
+    /// It does not, and why.
+    NotReady(String),
+}
+
+/// The operations behind the routes. An operation goes on when its client goes away:
+/// implementations must not tie their work to the life of the returned future.
+pub trait ControlPlane: Clone + Send + Sync + 'static {
+    /// Whether requests are taken.
+    fn readiness(&self) -> impl Future<Output = Readiness> + Send;
+    /// What this host is.
+    fn host(&self) -> impl Future<Output = Result<HostInfo, ApiError>> + Send;
+
+    /// Makes a sandbox and waits until it runs.
+    fn create(
+        &self,
+        request: CreateSandbox,
+    ) -> impl Future<Output = Result<Sandbox, ApiError>> + Send;
+    /// All sandboxes, by id.
+    fn list(&self) -> impl Future<Output = Result<Vec<Sandbox>, ApiError>> + Send;
+    /// One sandbox.
+    fn get(&self, id: SandboxId) -> impl Future<Output = Result<Sandbox, ApiError>> + Send;
+    /// Writes it to disk and ends its process.
+    fn pause(&self, id: SandboxId) -> impl Future<Output = Result<Sandbox, ApiError>> + Send;
+    /// Brings it back.
+    fn resume(&self, id: SandboxId) -> impl Future<Output = Result<Sandbox, ApiError>> + Send;
+    /// Runs a command in it and collects the output.
+    fn exec(
+        &self,
+        id: SandboxId,
+        request: ExecRequest,
+    ) -> impl Future<Output = Result<ExecResult, ApiError>> + Send;
+    /// What its memory did since it was last resumed.
+    fn memory(&self, id: SandboxId) -> impl Future<Output = Result<MemoryStats, ApiError>> + Send;
+    /// Removes it in whatever state it is.
+    fn delete(&self, id: SandboxId) -> impl Future<Output = Result<(), ApiError>> + Send;
+
+    /// Makes a template of a sandbox, which goes on.
+    fn create_snapshot(
+        &self,
+        request: CreateSnapshot,
+    ) -> impl Future<Output = Result<Snapshot, ApiError>> + Send;
+    /// All templates, by name.
+    fn list_snapshots(&self) -> impl Future<Output = Result<Vec<Snapshot>, ApiError>> + Send;
+    /// One template.
+    fn get_snapshot(
+        &self,
+        name: TemplateName,
+    ) -> impl Future<Output = Result<Snapshot, ApiError>> + Send;
+    /// Removes a template; sandboxes made from it are untouched.
+    fn delete_snapshot(
+        &self,
+        name: TemplateName,
+    ) -> impl Future<Output = Result<(), ApiError>> + Send;
+}

@@ -1,0 +1,12 @@
+//! What travels: requests refuse unknown fields (a typo is an error, not a default),
+//! answers may gain fields.
+
+pub mod exec;
+pub mod host;
+pub mod sandbox;
+pub mod snapshot;
+
+pub use exec::{ExecRequest, ExecResult};
+pub use host::{HostInfo, VmmInfo};
+pub use sandbox::{CreateSandbox, MemoryStats, Sandbox, SandboxState};
+pub use snapshot::{CreateSnapshot, Snapshot, SnapshotKind};

@@ -1,0 +1,121 @@
+//! Sandboxes on the wire.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{SandboxId, TemplateName};
+
+/// Where a sandbox is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SandboxState {
+    /// Being made; not usable yet.
+    Creating,
+    /// Its guest runs.
+    Running,
+    /// On its way to disk.
+    Pausing,
+    /// On disk; no process.
+    Paused,
+    /// On its way back.
+    Resuming,
+    /// A snapshot is being taken; the guest goes on after it.
+    Snapshotting,
+    /// It can only be deleted; `reason` says why.
+    Failed,
+    /// Being removed.
+    Destroying,
+}
+
+impl fmt::Display for SandboxState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Creating => "creating",
+            Self::Running => "running",
+            Self::Pausing => "pausing",
+            Self::Paused => "paused",
+            Self::Resuming => "resuming",
+            Self::Snapshotting => "snapshotting",
+            Self::Failed => "failed",
+            Self::Destroying => "destroying",
+        })
+    }
+}
+
+/// `POST /v1/sandboxes`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateSandbox {
+    /// What to start from.
+    pub template: TemplateName,
+    /// The id to give it; chosen by the host when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<SandboxId>,
+    /// Virtual CPUs. A template with memory has them baked in: a differing number is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vcpus: Option<u32>,
+    /// Memory in MiB. As for `vcpus`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_mb: Option<u32>,
+    /// Environment of every process started later.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// The caller's own notes, kept and returned.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// One sandbox.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sandbox {
+    /// Its id.
+    pub id: SandboxId,
+    /// Where it is in its life.
+    pub state: SandboxState,
+    /// What it was made from.
+    pub template: TemplateName,
+    /// Virtual CPUs.
+    pub vcpus: u32,
+    /// Memory in MiB.
+    pub memory_mb: u32,
+    /// The host-side address of its network.
+    pub address: String,
+    /// Unix milliseconds.
+    pub created_at_ms: u64,
+    /// The newest build of its memory, once it was paused or restored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub build: Option<String>,
+    /// How many diffs lie under that build.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u32>,
+    /// Why it failed, or why the last operation on it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// As given at creation.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// `GET /v1/sandboxes/{id}/memory`: what its memory did since it was last resumed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct MemoryStats {
+    /// Pages of the guest.
+    pub guest_pages: u64,
+    /// Bytes of one page.
+    pub page_bytes: u64,
+    /// Pages installed since the resume; all of them for a guest that was booted.
+    pub resident_pages: u64,
+    /// Pages stored by the newest build of this sandbox; absent before its first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub diff_pages: Option<u64>,
+    /// Faults served. Zero for a guest that was booted.
+    pub faults: u64,
+    /// Median of a fault's service time, microseconds.
+    pub fault_us_p50: f64,
+    /// 99th percentile.
+    pub fault_us_p99: f64,
+    /// Longest.
+    pub fault_us_max: f64,
+}
