@@ -1,1 +1,60 @@
-//! Placeholder.
+#![doc = include_str!("../FORMAT.md")]
+
+// Words and checks that everything uses.
+mod build_id;
+mod checksum;
+mod error;
+mod le;
+mod units;
+
+// memory.map: reading it, and making a new one from a parent and changes.
+mod extent;
+mod extent_check;
+mod map_encode;
+mod map_header;
+mod memory_map;
+mod overlay;
+mod top_index;
+
+// The other files, and a build of all of them.
+mod build;
+mod data_file;
+mod manifest;
+mod sparse;
+mod sums;
+
+// From pages to a published build.
+mod adopt;
+mod build_store;
+mod changes;
+mod memory_target;
+mod memory_writer;
+mod parent_pages;
+mod staging;
+mod storage;
+
+// Looking at a build.
+mod inspection;
+mod verify;
+
+mod sys;
+
+pub use build::Build;
+pub use build_id::{BuildId, InvalidBuildId};
+pub use build_store::BuildStore;
+pub use data_file::DataFile;
+pub use error::{Fault, FormatError};
+pub use extent::{EXTENT_BYTES, Extent, Origin};
+pub use inspection::{InspectedBuild, Inspection};
+pub use manifest::{FileEntry, MAX_MANIFEST_BYTES, Manifest, MemoryShape, file_name};
+pub use map_header::{BuildEntry, FORMAT_VERSION, MAX_BUILDS};
+pub use memory_map::MemoryMap;
+pub use memory_target::WriteSummary;
+pub use memory_writer::MemoryWriter;
+pub use staging::{PublishInfo, Published, Staging};
+pub use storage::{DiskStorage, Storage};
+pub use sums::{CHUNK_BYTES, DataSums, SumsHeader};
+pub use units::{ByteOffset, Generation, MAX_MEMORY_BYTES, PageCount, PageIndex, PageSize};
+pub use verify::{
+    MAX_FAULTS, VerifyOptions, VerifyProgress, VerifyReport, verify, verify_data, verify_with,
+};

@@ -1,0 +1,206 @@
+//! The `builds/` directory: published builds, and what is on its way in or out.
+//!
+//! ```text
+//!  builds/.staging-<id>/  ──publish (rename)──▶  builds/<id>/  ──remove (rename)──▶  builds/.trash-<id>/
+//! ```
+//!
+//! A name that is a build id is a whole build, always. Names with a dot in front are unfinished
+//! business of a process; [`BuildStore::remove_staging`] clears them when no such process is
+//! left.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::build::Build;
+use crate::build_id::BuildId;
+use crate::error::FormatError;
+use crate::staging::Staging;
+use crate::storage::{DiskStorage, Storage};
+
+const STAGING_PREFIX: &str = ".staging-";
+const TRASH_PREFIX: &str = ".trash-";
+
+/// A directory of builds. Clones share the storage.
+#[derive(Clone, Debug)]
+pub struct BuildStore {
+    root: PathBuf,
+    storage: Arc<dyn Storage>,
+}
+
+impl BuildStore {
+    /// Opens the directory, creating it and its parents if need be.
+    ///
+    /// # Errors
+    /// [`FormatError::Io`].
+    pub fn open_or_create(root: &Path) -> Result<Self, FormatError> {
+        Self::with_storage(root, Arc::new(DiskStorage))
+    }
+
+    /// As [`BuildStore::open_or_create`], with another way to write.
+    ///
+    /// # Errors
+    /// [`FormatError::Io`].
+    pub fn with_storage(root: &Path, storage: Arc<dyn Storage>) -> Result<Self, FormatError> {
+        fs::create_dir_all(root).map_err(FormatError::io("Creating", root))?;
+        let root = root.to_owned();
+        Ok(Self { root, storage })
+    }
+
+    /// The directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Where a build is, if it is published.
+    pub fn path(&self, id: &BuildId) -> PathBuf {
+        self.root.join(id.to_string())
+    }
+
+    /// Whether a build is published.
+    pub fn contains(&self, id: &BuildId) -> bool {
+        self.path(id).is_dir()
+    }
+
+    /// All published builds, in the order of their ids.
+    ///
+    /// # Errors
+    /// [`FormatError::Io`].
+    pub fn list(&self) -> Result<Vec<BuildId>, FormatError> {
+        let mut ids: Vec<_> = self
+            .names()?
+            .iter()
+            .filter_map(|name| name.parse().ok())
+            .collect();
+        ids.sort_unstable();
+        Ok(ids)
+    }
+
+    /// Opens a build and checks that all data it refers to is there.
+    ///
+    /// # Errors
+    /// [`FormatError::NotFound`], [`FormatError::AncestorMissing`],
+    /// [`FormatError::AncestorChanged`], [`FormatError::Corrupt`],
+    /// [`FormatError::Unsupported`] or [`FormatError::Io`].
+    pub fn open(&self, id: &BuildId) -> Result<Build, FormatError> {
+        Build::open(&self.root, *id)
+    }
+
+    /// Begins a new build.
+    ///
+    /// # Errors
+    /// [`FormatError::AlreadyExists`] if the id is published or being staged,
+    /// [`FormatError::NilBuildId`] or [`FormatError::Io`].
+    pub fn stage(&self, id: BuildId) -> Result<Staging, FormatError> {
+        if id.is_nil() {
+            return Err(FormatError::NilBuildId);
+        }
+        let path = self.path(&id);
+        if path.exists() {
+            return Err(FormatError::AlreadyExists { build_id: id, path });
+        }
+        let dir = self.root.join(format!("{STAGING_PREFIX}{id}"));
+        match self.storage.create_dir(&dir) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                return Err(FormatError::AlreadyExists {
+                    build_id: id,
+                    path: dir,
+                });
+            }
+            created => created.map_err(FormatError::io("Creating", &dir))?,
+        }
+        Ok(Staging::new(self.clone(), id, dir))
+    }
+
+    /// Removes a build. Who still has it open keeps its files until they are closed.
+    ///
+    /// The caller knows that no other build refers to it: the store doesn't count references.
+    ///
+    /// # Errors
+    /// [`FormatError::NotFound`] or [`FormatError::Io`].
+    pub fn remove(&self, id: &BuildId) -> Result<(), FormatError> {
+        let path = self.path(id);
+        if !path.is_dir() {
+            return Err(FormatError::NotFound { build_id: *id });
+        }
+        // The name is given up first, so that a crash can't leave half a build under it.
+        let trash = self.root.join(format!("{TRASH_PREFIX}{id}"));
+        if trash.exists() {
+            self.remove_dir(&trash)?;
+        }
+        self.storage
+            .rename(&path, &trash)
+            .map_err(FormatError::io("Renaming", &path))?;
+        self.sync_root()?;
+        self.remove_dir(&trash)?;
+        self.sync_root()
+    }
+
+    /// The staging and trash directories that are there.
+    ///
+    /// # Errors
+    /// [`FormatError::Io`].
+    pub fn leftovers(&self) -> Result<Vec<PathBuf>, FormatError> {
+        let unfinished = |name: &String| {
+            [STAGING_PREFIX, TRASH_PREFIX].iter().any(|prefix| {
+                let id = name.strip_prefix(prefix);
+                id.is_some_and(|id| id.parse::<BuildId>().is_ok())
+            })
+        };
+        let names = self.names()?;
+        Ok(names
+            .iter()
+            .filter(|name| unfinished(name))
+            .map(|name| self.root.join(name))
+            .collect())
+    }
+
+    /// Removes what crashes left behind, and returns what that was.
+    ///
+    /// To be called while nobody stages into or removes from this store: at start.
+    ///
+    /// # Errors
+    /// [`FormatError::Io`].
+    pub fn remove_staging(&self) -> Result<Vec<PathBuf>, FormatError> {
+        let leftovers = self.leftovers()?;
+        for dir in &leftovers {
+            self.remove_dir(dir)?;
+        }
+        if !leftovers.is_empty() {
+            self.sync_root()?;
+        }
+        Ok(leftovers)
+    }
+
+    pub(crate) fn storage(&self) -> &Arc<dyn Storage> {
+        &self.storage
+    }
+
+    pub(crate) fn sync_root(&self) -> Result<(), FormatError> {
+        self.storage
+            .sync_dir(&self.root)
+            .map_err(FormatError::io("Syncing", &self.root))
+    }
+
+    fn remove_dir(&self, dir: &Path) -> Result<(), FormatError> {
+        self.storage
+            .remove_dir_all(dir)
+            .map_err(FormatError::io("Removing", dir))
+    }
+
+    /// The names of the directories in the store.
+    fn names(&self) -> Result<Vec<String>, FormatError> {
+        let read = || {
+            let mut names = Vec::new();
+            for entry in fs::read_dir(&self.root)? {
+                let entry = entry?;
+                if entry.file_type()?.is_dir() {
+                    names.extend(entry.file_name().into_string().ok());
+                }
+            }
+            Ok(names)
+        };
+        read().map_err(FormatError::io("Listing", &self.root))
+    }
+}

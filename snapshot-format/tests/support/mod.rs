@@ -1,0 +1,98 @@
+//! Small builds for tests.
+
+#![allow(dead_code, reason = "every test binary uses a part of it")]
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use snapshot_format::{
+    Build, BuildId, BuildStore, MemoryWriter, PageCount, PageIndex, PageSize, PublishInfo,
+    WriteSummary,
+};
+use tempfile::TempDir;
+
+pub(crate) const PAGE: usize = 4096;
+
+/// A store that goes away with its test.
+pub(crate) fn temp_store() -> (TempDir, BuildStore) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = BuildStore::open_or_create(&dir.path().join("builds")).unwrap();
+    (dir, store)
+}
+
+pub(crate) fn id(number: u8) -> BuildId {
+    BuildId::from_bytes([number; 16])
+}
+
+pub(crate) fn at(page: u64) -> PageIndex {
+    PageIndex::new(page)
+}
+
+pub(crate) fn count(pages: u64) -> PageCount {
+    PageCount::new(pages)
+}
+
+/// Pages filled with one byte each.
+pub(crate) fn filled(bytes: &[u8]) -> Vec<u8> {
+    bytes.iter().flat_map(|&byte| [byte; PAGE]).collect()
+}
+
+pub(crate) fn info() -> PublishInfo {
+    PublishInfo {
+        created_at_ms: 1_700_000_000_000,
+        vmm: BTreeMap::from([("name".into(), "firecracker".into())]),
+        labels: BTreeMap::from([("vcpus".into(), "2".into())]),
+    }
+}
+
+/// Publishes a build whose memory `write` fills, with a `vmstate`.
+pub(crate) fn publish(
+    store: &BuildStore,
+    number: u8,
+    parent: Option<&Build>,
+    pages: u64,
+    write: impl FnOnce(&mut MemoryWriter),
+) -> (Build, WriteSummary) {
+    let mut staging = store.stage(id(number)).unwrap();
+    let mut writer = staging
+        .memory_writer(parent, PageSize::Size4K, count(pages))
+        .unwrap();
+    write(&mut writer);
+    let summary = writer.finish().unwrap();
+    fs::write(
+        staging.file_path("vmstate"),
+        format!("state of build {number}"),
+    )
+    .unwrap();
+    staging.add_file("vmstate").unwrap();
+    staging.publish(info()).unwrap();
+    (store.open(&id(number)).unwrap(), summary)
+}
+
+/// The first byte of every page, after checking that the page is filled with it.
+pub(crate) fn content(build: &Build) -> Vec<u8> {
+    let mut page = vec![0; PAGE];
+    (0..build.map().memory_pages().get())
+        .map(|index| {
+            build.read_page(at(index), &mut page).unwrap();
+            assert!(
+                page.iter().all(|&byte| byte == page[0]),
+                "page {index} is torn"
+            );
+            page[0]
+        })
+        .collect()
+}
+
+/// A base of 8 pages and a diff with own, inherited, zeroed and equal pages.
+pub(crate) fn small_chain(store: &BuildStore) -> (Build, Build) {
+    let (base, _) = publish(store, 1, None, 8, |writer| {
+        writer.pages(at(1), &filled(&[1, 2, 3, 0, 5])).unwrap();
+    });
+    let (diff, _) = publish(store, 2, Some(&base), 8, |writer| {
+        writer.pages(at(0), &filled(&[9, 1, 0])).unwrap();
+        writer.zero(at(5), count(2)).unwrap();
+        writer.pages(at(7), &filled(&[7])).unwrap();
+    });
+    (base, diff)
+}
