@@ -18,9 +18,12 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for JsonBody<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        let bytes = Bytes::from_request(request, state).await.map_err(|rejection| {
-            ApiError::BadRequest { field: "body".into(), detail: rejection.body_text() }
-        })?;
+        let bytes = Bytes::from_request(request, state)
+            .await
+            .map_err(|rejection| ApiError::BadRequest {
+                field: "body".into(),
+                detail: rejection.body_text(),
+            })?;
         parse(if bytes.is_empty() { b"{}" } else { &bytes }).map(Self)
     }
 }
@@ -30,7 +33,10 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();
         let inner = error.inner().to_string();
-        ApiError::BadRequest { field: field_of(&path, &inner), detail: inner }
+        ApiError::BadRequest {
+            field: field_of(&path, &inner),
+            detail: inner,
+        }
     })?;
     deserializer.end().map_err(|error| ApiError::BadRequest {
         field: "body".into(),

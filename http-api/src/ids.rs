@@ -41,7 +41,10 @@ pub struct TemplateName(String);
 
 fn check(text: &str, most: usize, extra: &str, allowed: &'static str) -> Result<(), IdError> {
     if text.is_empty() || text.len() > most {
-        return Err(IdError::Length { most, found: text.chars().count() });
+        return Err(IdError::Length {
+            most,
+            found: text.chars().count(),
+        });
     }
     let legal = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || extra.contains(c);
     if let Some(character) = text.chars().find(|c| !legal(*c)) {
@@ -66,7 +69,12 @@ impl FromStr for TemplateName {
     type Err = IdError;
 
     fn from_str(text: &str) -> Result<Self, IdError> {
-        check(text, 63, "-_.", "lowercase letters, digits, '-', '_' and '.'")?;
+        check(
+            text,
+            63,
+            "-_.",
+            "lowercase letters, digits, '-', '_' and '.'",
+        )?;
         Ok(Self(text.to_owned()))
     }
 }

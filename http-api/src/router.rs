@@ -16,7 +16,10 @@ pub fn router<C: ControlPlane>(control: C) -> Router {
         .route("/livez", get(health::livez))
         .route("/readyz", get(health::readyz::<C>))
         .route("/v1/host", get(health::host::<C>))
-        .route("/v1/sandboxes", get(sandboxes::list::<C>).post(sandboxes::create::<C>))
+        .route(
+            "/v1/sandboxes",
+            get(sandboxes::list::<C>).post(sandboxes::create::<C>),
+        )
         .route(
             "/v1/sandboxes/{id}",
             get(sandboxes::get::<C>).delete(sandboxes::delete::<C>),
@@ -25,7 +28,10 @@ pub fn router<C: ControlPlane>(control: C) -> Router {
         .route("/v1/sandboxes/{id}/resume", post(sandboxes::resume::<C>))
         .route("/v1/sandboxes/{id}/exec", post(sandboxes::exec::<C>))
         .route("/v1/sandboxes/{id}/memory", get(sandboxes::memory::<C>))
-        .route("/v1/snapshots", get(snapshots::list::<C>).post(snapshots::create::<C>))
+        .route(
+            "/v1/snapshots",
+            get(snapshots::list::<C>).post(snapshots::create::<C>),
+        )
         .route(
             "/v1/snapshots/{name}",
             get(snapshots::get::<C>).delete(snapshots::delete::<C>),
@@ -37,9 +43,15 @@ pub fn router<C: ControlPlane>(control: C) -> Router {
 }
 
 async fn no_route(uri: Uri) -> ApiError {
-    ApiError::NotFound { what: "route", name: uri.path().to_owned() }
+    ApiError::NotFound {
+        what: "route",
+        name: uri.path().to_owned(),
+    }
 }
 
 async fn no_method(method: Method, uri: Uri) -> ApiError {
-    ApiError::NotFound { what: "route", name: format!("{method} {}", uri.path()) }
+    ApiError::NotFound {
+        what: "route",
+        name: format!("{method} {}", uri.path()),
+    }
 }

@@ -1,1 +1,62 @@
-//! Placeholder.
+//! The page-fault engine: serves the memory of restored microVMs from snapshot
+//! builds, one page at a time, as the guest touches it.
+//!
+//! ```text
+//!  uffd readable ─▶ read ≤ 64 events ─▶ REMOVEs first ─▶ page state ─▶ extent
+//!                                                                       │
+//!            zero extent ─▶ ZEROPAGE        in the page cache ─▶ COPY ◀─┤
+//!                                    else ─▶ io_uring O_DIRECT read ─▶ COPY on completion
+//! ```
+//!
+//! An engine is a process of its own ([`server::run`]), one per NUMA node, driven by a
+//! daemon over a socket ([`control`]). Its pinned workers share nothing. What must
+//! survive an engine lives outside it: the page-state table is a memfd that the daemon
+//! holds too ([`page_state`]), and the daemon keeps a duplicate of every userfaultfd.
+//!
+//! # Architecture invariant
+//! This crate knows neither HTTP nor any VMM's API, and no policy: which build, which
+//! deadline and which CPU are told to it. It reads builds through `snapshot-format`
+//! alone. Guest memory is never a Rust reference.
+
+// In the order of one fault's life.
+pub mod address;
+pub mod handoff;
+pub mod page_state;
+pub mod region;
+pub mod source;
+
+mod resolve;
+mod retry;
+mod window;
+
+pub mod counters;
+mod expecting;
+mod read_jobs;
+mod session;
+mod worker;
+
+pub mod control;
+mod outbox;
+pub mod server;
+
+pub mod dirty;
+pub mod vmm_side;
+
+pub mod sys;
+
+pub use counters::SessionStats;
+pub use page_state::{PageState, PageStates};
+pub use worker::WorkerOptions;
+
+/// An error with all its causes, in one line, for a peer that gets only text.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

@@ -52,7 +52,10 @@ pub(crate) async fn exec<C: ControlPlane>(
 ) -> Result<Json<ExecResult>, ApiError> {
     let id = name("id", &id)?;
     if request.cmd.is_empty() {
-        return Err(ApiError::BadRequest { field: "cmd".into(), detail: "is empty".into() });
+        return Err(ApiError::BadRequest {
+            field: "cmd".into(),
+            detail: "is empty".into(),
+        });
     }
     control.exec(id, request).await.map(Json)
 }

@@ -28,7 +28,10 @@ pub(crate) async fn get<C: ControlPlane>(
     State(control): State<C>,
     Path(template): Path<String>,
 ) -> Result<Json<Snapshot>, ApiError> {
-    control.get_snapshot(name("name", &template)?).await.map(Json)
+    control
+        .get_snapshot(name("name", &template)?)
+        .await
+        .map(Json)
 }
 
 pub(crate) async fn delete<C: ControlPlane>(

@@ -1,0 +1,165 @@
+//! The protocol between the daemon and an engine: one JSON message per packet of a
+//! `SOCK_SEQPACKET` socket, descriptors attached.
+//!
+//! ```text
+//!   daemon                                   engine
+//!     │ Expect {listener, page states} ─────▶  │   waits for the VMM's hand-off
+//!     │ ◀─────── Attached {regions} + uffd     │   serving; the daemon keeps the fd
+//!     │ ◀─────── Failed | Ended                │   at any time after
+//!     │ Stats ──▶  ◀── Stats                   │
+//!     │ Detach ──▶ ◀── Detached {stats}        │   after the VMM's end
+//! ```
+//!
+//! A successor engine gets `Adopt` with what the daemon kept. Every request has a
+//! number; exactly one reply carries it.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use snapshot_format::BuildId;
+
+use crate::counters::SessionStats;
+use crate::region::ClaimedRegion;
+use crate::sys::fdpass;
+
+/// The longest message; `Attached` with every region fits four times.
+const MAX_MESSAGE_BYTES: usize = 512 << 10;
+
+/// What a daemon asks of an engine.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// Serve the memory that a VMM will hand over. Descriptors: a listening Unix
+    /// stream socket, the page-state table.
+    Expect {
+        /// Number of this request.
+        request: u64,
+        /// The sandbox it is for; unique among sessions.
+        session: String,
+        /// The directory of builds.
+        store: PathBuf,
+        /// The build whose memory is restored.
+        build: BuildId,
+        /// How long the VMM may take.
+        deadline_ms: u64,
+    },
+    /// Go on with a session whose engine died. Descriptors: its userfaultfd, its VMM's
+    /// pidfd, its page-state table.
+    Adopt {
+        /// Number of this request.
+        request: u64,
+        /// The sandbox it is for.
+        session: String,
+        /// The directory of builds.
+        store: PathBuf,
+        /// The build whose memory is restored.
+        build: BuildId,
+        /// As reported when it was attached.
+        regions: Vec<ClaimedRegion>,
+    },
+    /// Stop serving and close everything of a session.
+    Detach {
+        /// Number of this request.
+        request: u64,
+        /// Which session.
+        session: String,
+    },
+    /// Report a session's counters.
+    Stats {
+        /// Number of this request.
+        request: u64,
+        /// Which session.
+        session: String,
+    },
+    /// End the process.
+    Shutdown,
+}
+
+/// What an engine tells its daemon.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case")]
+pub enum Report {
+    /// A hand-off arrived (descriptor: the userfaultfd), or a session was adopted (none).
+    Attached {
+        /// The request this answers.
+        request: u64,
+        /// The VMM's process.
+        peer_pid: i32,
+        /// The guest's memory as the VMM mapped it.
+        regions: Vec<ClaimedRegion>,
+    },
+    /// A request can't be met.
+    Refused {
+        /// The request this answers.
+        request: u64,
+        /// Why, with all causes.
+        reason: String,
+    },
+    /// A session's counters now.
+    Stats {
+        /// The request this answers.
+        request: u64,
+        /// The counters.
+        stats: SessionStats,
+    },
+    /// A session was detached.
+    Detached {
+        /// The request this answers.
+        request: u64,
+        /// Its last counters.
+        stats: SessionStats,
+    },
+    /// Some of the guest's memory can't be served any more.
+    Failed {
+        /// Which session.
+        session: String,
+        /// Why.
+        reason: String,
+    },
+    /// The VMM's process has ended.
+    Ended {
+        /// Which session.
+        session: String,
+    },
+}
+
+/// Sends one message.
+///
+/// # Errors
+/// As `sendmsg(2)`.
+///
+/// # Panics
+/// Never: the messages always serialise.
+pub fn send<T: Serialize>(
+    socket: BorrowedFd<'_>,
+    message: &T,
+    fds: &[BorrowedFd<'_>],
+) -> io::Result<()> {
+    let bytes = serde_json::to_vec(message).expect("control messages serialise");
+    fdpass::send(socket, &bytes, fds)
+}
+
+/// Receives one message; `None` when the peer has closed.
+///
+/// # Errors
+/// As `recvmsg(2)`; `InvalidData` for what is no message.
+pub fn receive<T: for<'de> Deserialize<'de>>(
+    socket: BorrowedFd<'_>,
+) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+    let mut buffer = vec![0u8; MAX_MESSAGE_BYTES];
+    let received = fdpass::receive(socket.as_fd(), &mut buffer)?;
+    if received.len == 0 {
+        return Ok(None);
+    }
+    if received.truncated {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "a control message was cut",
+        ));
+    }
+    let message = serde_json::from_slice(&buffer[..received.len])
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+    Ok(Some((message, received.fds)))
+}

@@ -1,0 +1,109 @@
+//! What a session did: plain counters and one histogram, written by its worker only.
+
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
+
+/// Longest service time the histogram tells apart, in nanoseconds (10 s).
+const LONGEST_NS: u64 = 10_000_000_000;
+
+/// Counters of one session.
+#[derive(Debug)]
+pub struct Counters {
+    /// Fault events read.
+    pub faults: u64,
+    /// Pages installed by copying from the page cache.
+    pub pages_copied: u64,
+    /// Pages installed after a read from disk.
+    pub pages_read: u64,
+    /// Zero pages installed.
+    pub pages_zeroed: u64,
+    /// Faults that found their page installed already.
+    pub already_present: u64,
+    /// Installs refused with `EAGAIN` and tried again.
+    pub retries: u64,
+    /// `REMOVE` events.
+    pub removes: u64,
+    /// Pages made to fail because their content could not be read.
+    pub poisoned: u64,
+    service: Histogram<u32>,
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self {
+            faults: 0,
+            pages_copied: 0,
+            pages_read: 0,
+            pages_zeroed: 0,
+            already_present: 0,
+            retries: 0,
+            removes: 0,
+            poisoned: 0,
+            service: Histogram::new_with_bounds(1, LONGEST_NS, 2)
+                .expect("constant bounds are valid"),
+        }
+    }
+}
+
+impl Counters {
+    /// Records how long one fault took from being read to its page being installed.
+    pub fn record_service(&mut self, took: Duration) {
+        let ns = u64::try_from(took.as_nanos()).unwrap_or(LONGEST_NS);
+        self.service.saturating_record(ns.max(1));
+    }
+
+    /// What the counters say now.
+    #[must_use]
+    pub fn snapshot(&self, pages_installed: u64) -> SessionStats {
+        let us = |quantile| self.service.value_at_quantile(quantile) as f64 / 1000.0;
+        SessionStats {
+            faults: self.faults,
+            pages_copied: self.pages_copied,
+            pages_read: self.pages_read,
+            pages_zeroed: self.pages_zeroed,
+            already_present: self.already_present,
+            retries: self.retries,
+            removes: self.removes,
+            poisoned: self.poisoned,
+            pages_installed,
+            service_us_p50: us(0.50),
+            service_us_p90: us(0.90),
+            service_us_p99: us(0.99),
+            service_us_max: self.service.max() as f64 / 1000.0,
+        }
+    }
+}
+
+/// The counters of one session as they travel to the daemon. Times are from the fault
+/// event being read to its page being installed, in microseconds.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SessionStats {
+    /// Fault events read.
+    pub faults: u64,
+    /// Pages installed by copying from the page cache.
+    pub pages_copied: u64,
+    /// Pages installed after a read from disk.
+    pub pages_read: u64,
+    /// Zero pages installed.
+    pub pages_zeroed: u64,
+    /// Faults that found their page installed already.
+    pub already_present: u64,
+    /// Installs refused with `EAGAIN` and tried again.
+    pub retries: u64,
+    /// `REMOVE` events.
+    pub removes: u64,
+    /// Pages made to fail because their content could not be read.
+    pub poisoned: u64,
+    /// Pages of the guest that are installed now.
+    pub pages_installed: u64,
+    /// Median service time.
+    pub service_us_p50: f64,
+    /// 90th percentile.
+    pub service_us_p90: f64,
+    /// 99th percentile.
+    pub service_us_p99: f64,
+    /// Longest.
+    pub service_us_max: f64,
+}

@@ -1,0 +1,92 @@
+//! Reads in flight: which buffer belongs to which session's request.
+//!
+//! Invariant: a slot is lent to the kernel from [`ReadJobs::start`] to
+//! [`ReadJobs::finish`], and stays taken until [`ReadJobs::release`], so that its
+//! content can be installed before another read overwrites it.
+
+use crate::session::{ReadRequest, Reads};
+use crate::source::PageSource;
+use crate::sys::ring::{Ring, Token};
+use crate::worker::Worker;
+
+/// One read and whom it is for.
+#[derive(Clone, Copy)]
+pub(crate) struct Job {
+    pub(crate) request: ReadRequest,
+    /// The session's place among its worker's entries.
+    pub(crate) index: u32,
+    /// Tells that session from a later one in the same place.
+    pub(crate) stamp: u32,
+}
+
+/// All read slots of one worker.
+pub(crate) struct ReadJobs {
+    slots: Vec<Option<(u32, Job)>>,
+    free: Vec<usize>,
+    next_stamp: u32,
+}
+
+impl ReadJobs {
+    pub(crate) fn new(slots: usize) -> Self {
+        Self {
+            slots: vec![None; slots],
+            free: (0..slots).collect(),
+            next_stamp: 0,
+        }
+    }
+
+    fn start(&mut self, job: Job) -> Option<Token> {
+        let slot = self.free.pop()?;
+        self.next_stamp = self.next_stamp.wrapping_add(1);
+        self.slots[slot] = Some((self.next_stamp, job));
+        Some(Worker::read_token(slot, self.next_stamp))
+    }
+
+    /// The job of a finished read; its slot stays taken.
+    pub(crate) fn finish(&mut self, token: Token) -> Option<Job> {
+        let (stamp, job) = self.slots[token.index as usize].take()?;
+        assert_eq!(
+            stamp, token.stamp,
+            "a read slot was reused while its read was in flight"
+        );
+        Some(job)
+    }
+
+    /// Makes a slot available again.
+    pub(crate) fn release(&mut self, slot: usize) {
+        self.free.push(slot);
+    }
+}
+
+/// A session's way to the ring, for the length of one turn.
+pub(crate) struct Reader<'a> {
+    pub(crate) ring: &'a mut Ring,
+    pub(crate) jobs: &'a mut ReadJobs,
+    pub(crate) index: u32,
+    pub(crate) stamp: u32,
+}
+
+impl Reads for Reader<'_> {
+    fn start(&mut self, source: &PageSource, request: ReadRequest) -> bool {
+        let bytes = request.pages.get() * source.map().page_size().bytes();
+        let job = Job {
+            request,
+            index: self.index,
+            stamp: self.stamp,
+        };
+        let Some(token) = self.jobs.start(job) else {
+            return false;
+        };
+        let slot = token.index as usize;
+        let fd = source.direct(request.at);
+        let started = self
+            .ring
+            .read_into_slot(fd, request.at.offset, bytes as u32, slot, token)
+            .is_ok();
+        if !started {
+            self.jobs.finish(token);
+            self.jobs.release(slot);
+        }
+        started
+    }
+}

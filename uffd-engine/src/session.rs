@@ -1,0 +1,370 @@
+//! One sandbox's memory being served: events in, pages installed, states recorded.
+//!
+//! A session decides nothing about content ([`resolve`](crate::resolve) does) and
+//! nothing about time or fairness (the worker does). It owns the userfaultfd, and
+//! keeps the one invariant that matters: **no fault is forgotten**. Each ends in an
+//! install, a wake, a parked retry, a read in flight, or a session that failed and
+//! says why.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Instant;
+
+use snapshot_format::{Extent, PageCount, PageIndex};
+
+use crate::counters::{Counters, SessionStats};
+use crate::page_state::{PageState, PageStates};
+use crate::region::RegionTable;
+use crate::resolve::{Resolution, resolve};
+use crate::retry::{Admission, Parked, RetryList};
+use crate::source::{Location, PageSource};
+use crate::sys::uffd::{Event, EventBuffer, FaultKind, InstallError, Installed, SourceAddr, Uffd};
+use crate::window;
+
+/// A read that a session wants: the worker finds a buffer for it or refuses.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ReadRequest {
+    pub(crate) first: PageIndex,
+    pub(crate) pages: PageCount,
+    pub(crate) at: Location,
+    /// The page somebody waits for.
+    pub(crate) demand: PageIndex,
+    /// When that fault was read.
+    pub(crate) since: Instant,
+}
+
+/// Where a session sends its reads. `false` means no buffer is free: try again later.
+pub(crate) trait Reads {
+    fn start(&mut self, source: &PageSource, request: ReadRequest) -> bool;
+}
+
+/// One fault on its way to an answer.
+#[derive(Clone, Copy)]
+struct Demand {
+    page: PageIndex,
+    since: Instant,
+    /// Set when it has been parked before, so that its pause grows.
+    parked: Option<Parked>,
+}
+
+/// What a session is made of; all of it checked.
+pub(crate) struct SessionParts {
+    pub(crate) uffd: Uffd,
+    pub(crate) pidfd: OwnedFd,
+    /// Kept open: a VMM may watch its end to learn that its handler died.
+    #[expect(dead_code, reason = "held for its lifetime, never read")]
+    pub(crate) handoff: Option<OwnedFd>,
+    pub(crate) regions: RegionTable,
+    pub(crate) states: PageStates,
+    pub(crate) source: Arc<PageSource>,
+}
+
+/// One sandbox attached to a worker.
+pub(crate) struct Session {
+    parts: SessionParts,
+    counters: Counters,
+    retries: RetryList,
+    window_pages: u64,
+    failure: Option<String>,
+}
+
+impl Session {
+    pub(crate) fn new(parts: SessionParts, window_pages: u64) -> Self {
+        Self {
+            parts,
+            counters: Counters::default(),
+            retries: RetryList::default(),
+            window_pages,
+            failure: None,
+        }
+    }
+
+    pub(crate) fn uffd(&self) -> &Uffd {
+        &self.parts.uffd
+    }
+
+    pub(crate) fn pidfd(&self) -> BorrowedFd<'_> {
+        self.parts.pidfd.as_fd()
+    }
+
+    pub(crate) fn stats(&self) -> SessionStats {
+        self.counters
+            .snapshot(self.parts.states.count_installed().get())
+    }
+
+    pub(crate) fn next_retry(&self) -> Option<Instant> {
+        self.retries.next_due()
+    }
+
+    /// The reason of a failure that was not reported yet.
+    pub(crate) fn take_failure(&mut self) -> Option<String> {
+        self.failure.take()
+    }
+
+    /// Reads one batch of events and answers them; `true` when more may be waiting.
+    pub(crate) fn turn(&mut self, events: &mut EventBuffer, reads: &mut impl Reads) -> bool {
+        if let Err(error) = self.parts.uffd.read_events(events) {
+            self.fail(format!("Reading fault events failed: {error}"));
+            return false;
+        }
+        let since = Instant::now();
+        // A REMOVE may have been queued after the fault it caused: apply them all first.
+        for event in events.iter() {
+            self.note_removal(event);
+        }
+        for event in events.iter() {
+            if let Event::Fault { addr, kind } = event {
+                self.counters.faults += 1;
+                match self.parts.regions.page_at(addr) {
+                    Some(page) => self.answer(
+                        Demand {
+                            page,
+                            since,
+                            parked: None,
+                        },
+                        kind,
+                        reads,
+                    ),
+                    None => self.fail(format!("A fault at {addr} lies outside the guest's memory")),
+                }
+            }
+        }
+        events.was_full()
+    }
+
+    /// Tries parked faults whose pause is over. Events are read first: the REMOVE that
+    /// blocks them may be among those.
+    pub(crate) fn retry_due(&mut self, now: Instant, reads: &mut impl Reads) {
+        while let Some(parked) = self.retries.take_due(now) {
+            let demand = Demand {
+                page: parked.page,
+                since: parked.since,
+                parked: Some(parked),
+            };
+            self.answer(demand, FaultKind::Read, reads);
+        }
+    }
+
+    fn note_removal(&mut self, event: Event) {
+        let (Event::Remove { start, end } | Event::Unmap { start, end }) = event else {
+            return;
+        };
+        self.counters.removes += 1;
+        for (first, pages) in self.parts.regions.pages_in(start, end) {
+            self.parts.states.set_run(first, pages, PageState::Removed);
+        }
+    }
+
+    fn answer(&mut self, demand: Demand, kind: FaultKind, reads: &mut impl Reads) {
+        let state = self.parts.states.get(demand.page);
+        let extent = self.parts.source.extent(demand.page);
+        match resolve(kind, state, extent) {
+            Resolution::Await => {}
+            Resolution::Wake => self.wake(demand.page),
+            Resolution::Zero if state == PageState::Missing => {
+                let run =
+                    window::around(demand.page, extent, &self.parts.states, self.window_pages);
+                self.install(run.start, run.end, None, demand);
+            }
+            Resolution::Zero => {
+                let page = demand.page.get();
+                self.install(page, page + 1, None, demand);
+            }
+            Resolution::Fill(extent) => self.fill(extent, demand, reads),
+        }
+    }
+
+    /// Fills from the page cache as far as that goes, else starts a read.
+    fn fill(&mut self, extent: Extent, demand: Demand, reads: &mut impl Reads) {
+        let run = window::around(demand.page, extent, &self.parts.states, self.window_pages);
+        let page_bytes = self.parts.regions.page_bytes();
+        let at = self.parts.source.locate(extent, PageIndex::new(run.start));
+        let (source, resident) = self
+            .parts
+            .source
+            .resident(at, (run.end - run.start) * page_bytes);
+        let resident_end = run.start + resident / page_bytes;
+        if demand.page.get() < resident_end {
+            self.install(run.start, resident_end, Some(source), demand);
+            return;
+        }
+        // What lies before the resident end is not waited for; read from the demanded
+        // page on, so that its data is one read and nothing is fetched twice.
+        let first = demand.page;
+        let pages = PageCount::new(run.end - first.get());
+        let at = self.parts.source.locate(extent, first);
+        let request = ReadRequest {
+            first,
+            pages,
+            at,
+            demand: demand.page,
+            since: demand.since,
+        };
+        if reads.start(&self.parts.source, request) {
+            self.parts.states.set_run(first, pages, PageState::Reading);
+        } else {
+            self.park(demand);
+        }
+    }
+
+    /// A read has ended: installs what is still wanted of it.
+    pub(crate) fn read_done(&mut self, request: ReadRequest, outcome: Result<SourceAddr, String>) {
+        let first = request.first.get();
+        let end = first + request.pages.get();
+        let demand = Demand {
+            page: request.demand,
+            since: request.since,
+            parked: None,
+        };
+        let source = match outcome {
+            Ok(source) => source,
+            Err(reason) => return self.give_up(first, end, reason),
+        };
+        let page_bytes = self.parts.regions.page_bytes();
+        let mut at = first;
+        while at < end {
+            if self.parts.states.get(PageIndex::new(at)) != PageState::Reading {
+                // Removed while it was read: whoever waits must ask again and get zeros.
+                self.wake(PageIndex::new(at));
+                at += 1;
+                continue;
+            }
+            let reading =
+                |page: &u64| self.parts.states.get(PageIndex::new(*page)) == PageState::Reading;
+            let run_end = (at..end).take_while(reading).last().unwrap_or(at) + 1;
+            self.counters.pages_read += run_end - at;
+            self.install(
+                at,
+                run_end,
+                Some(source.offset((at - first) * page_bytes)),
+                demand,
+            );
+            // What the kernel refused for now was parked or is a neighbour nobody waits for.
+            for page in at..run_end {
+                let page = PageIndex::new(page);
+                if self.parts.states.get(page) == PageState::Reading {
+                    self.parts.states.set(page, PageState::Missing);
+                    self.wake(page);
+                }
+            }
+            at = run_end;
+        }
+    }
+
+    /// Installs pages `start..end` from `source` (or zeros) and answers `demand` if its
+    /// page is among them.
+    fn install(&mut self, start: u64, end: u64, source: Option<SourceAddr>, demand: Demand) {
+        let page_bytes = self.parts.regions.page_bytes();
+        let mut at = start;
+        while at < end {
+            let (addr, left) = self.parts.regions.addr_of(PageIndex::new(at));
+            let pages = left.get().min(end - at);
+            let done = match source {
+                Some(source) => {
+                    let source = source.offset((at - start) * page_bytes);
+                    self.parts.uffd.copy(addr, source, pages * page_bytes)
+                }
+                None => self.parts.uffd.zero(addr, pages * page_bytes),
+            };
+            at = self.record(at, done, source.is_some(), demand);
+            match done.stopped {
+                None => {}
+                Some(InstallError::Retry) if done.bytes > 0 => {}
+                Some(InstallError::AlreadyPresent) => {
+                    let page = PageIndex::new(at);
+                    if !self.parts.states.get(page).is_installed() {
+                        self.parts.states.set(page, PageState::Clean);
+                    }
+                    self.counters.already_present += 1;
+                    self.wake(page);
+                    at += 1;
+                }
+                Some(InstallError::Retry | InstallError::OutOfMemory) => {
+                    if (at..end).contains(&demand.page.get()) {
+                        self.park(demand);
+                    }
+                    return;
+                }
+                // The pidfd reports the VMM's end; nobody is left to wait.
+                Some(InstallError::GuestGone) => return,
+                Some(InstallError::NotMapped) => {
+                    self.wake(PageIndex::new(at));
+                    at += 1;
+                }
+                Some(InstallError::SourceUnreadable) => {
+                    let reason = format!("Page {at:#x} can't be read from its build");
+                    return self.give_up(at, at + 1, reason);
+                }
+                Some(InstallError::Errno(errno)) => {
+                    let error = std::io::Error::from_raw_os_error(errno);
+                    return self.give_up(at, at + 1, format!("Installing page {at:#x}: {error}"));
+                }
+            }
+        }
+    }
+
+    /// Records what an install achieved; returns the first page it did not reach.
+    fn record(&mut self, start: u64, done: Installed, copied: bool, demand: Demand) -> u64 {
+        let pages = done.bytes / self.parts.regions.page_bytes();
+        let end = start + pages;
+        let state = if copied {
+            PageState::Clean
+        } else {
+            PageState::Zero
+        };
+        self.parts
+            .states
+            .set_run(PageIndex::new(start), PageCount::new(pages), state);
+        if copied {
+            self.counters.pages_copied += pages;
+        } else {
+            self.counters.pages_zeroed += pages;
+        }
+        if (start..end).contains(&demand.page.get()) {
+            self.counters.record_service(demand.since.elapsed());
+        }
+        end
+    }
+
+    fn park(&mut self, demand: Demand) {
+        self.counters.retries += 1;
+        let now = Instant::now();
+        let admission = match demand.parked {
+            Some(parked) => self.retries.park_again(parked, now),
+            None => self.retries.park(demand.page, demand.since, now),
+        };
+        if admission == Admission::Bounce {
+            self.wake(demand.page);
+        }
+    }
+
+    fn wake(&self, page: PageIndex) {
+        let (addr, _) = self.parts.regions.addr_of(page);
+        // It fails only when the VMM is gone, which its pidfd reports.
+        let _ = self.parts.uffd.wake(addr, self.parts.regions.page_bytes());
+    }
+
+    /// Pages that can't be had: an error for the guest now rather than a hang, and a
+    /// failure for the daemon.
+    fn give_up(&mut self, start: u64, end: u64, reason: String) {
+        for page in start..end {
+            let page = PageIndex::new(page);
+            let (addr, _) = self.parts.regions.addr_of(page);
+            let done = self
+                .parts
+                .uffd
+                .poison(addr, self.parts.regions.page_bytes());
+            if done.stopped.is_none() {
+                self.counters.poisoned += 1;
+            }
+            if self.parts.states.get(page) == PageState::Reading {
+                self.parts.states.set(page, PageState::Missing);
+            }
+        }
+        self.fail(reason);
+    }
+
+    fn fail(&mut self, reason: String) {
+        self.failure.get_or_insert(reason);
+    }
+}

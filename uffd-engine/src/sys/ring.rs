@@ -1,0 +1,196 @@
+//! A worker's io_uring: polls, timeouts, and page reads into buffers it owns.
+//!
+//! Ownership: [`ReadBuffers`] live inside the ring, so a buffer lent to the kernel
+//! can't be freed before the ring is; dropping the ring waits for nothing because
+//! the kernel cancels and holds its own references to registered memory, and for
+//! unregistered memory the fields drop in order: ring first.
+#![expect(unsafe_code, reason = "a submission may name memory and descriptors")]
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::Duration;
+
+use io_uring::{IoUring, cqueue, opcode, squeue, types};
+
+use super::mapping::ReadBuffers;
+use super::uffd::SourceAddr;
+
+/// What a completion belongs to; packed into its 64 bits of user data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Token {
+    /// What kind of operation it was.
+    pub kind: u8,
+    /// Which session, or which read slot.
+    pub index: u32,
+    /// Tells a reused index from its predecessor.
+    pub stamp: u32,
+}
+
+impl Token {
+    fn pack(self) -> u64 {
+        debug_assert!(
+            self.index < 1 << 24,
+            "session index {} over 24 bits",
+            self.index
+        );
+        u64::from(self.kind) << 56 | u64::from(self.index) << 32 | u64::from(self.stamp)
+    }
+
+    fn unpack(data: u64) -> Self {
+        Self {
+            kind: (data >> 56) as u8,
+            index: (data >> 32) as u32 & 0x00FF_FFFF,
+            stamp: data as u32,
+        }
+    }
+}
+
+/// One finished (or, for a multishot poll, repeated) operation.
+#[derive(Clone, Copy, Debug)]
+pub struct Completion {
+    /// As given at submission.
+    pub token: Token,
+    /// Result as the system call would have returned it, errno negative.
+    pub result: i32,
+    /// A multishot poll will report again; without it, it has to be armed again.
+    pub more: bool,
+}
+
+/// The ring of one worker thread.
+pub struct Ring {
+    ring: IoUring,
+    buffers: ReadBuffers,
+    registered: bool,
+}
+
+impl Ring {
+    /// A ring with room for `entries` submissions, and buffers for page reads. Must be
+    /// made on the thread that uses it.
+    ///
+    /// # Errors
+    /// The kernel has no io_uring (5.x before 6.1, or switched off by sysctl).
+    pub fn new(entries: u32, mut buffers: ReadBuffers) -> io::Result<Self> {
+        let ring = IoUring::builder()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_cqsize(entries * 4)
+            .build(entries)?;
+        let iovec = buffers.as_iovec();
+        // SAFETY: the memory belongs to `buffers`, which this struct keeps until after
+        // the ring is dropped (field order).
+        let registered = unsafe { ring.submitter().register_buffers(&[iovec]) }.is_ok();
+        Ok(Self {
+            ring,
+            buffers,
+            registered,
+        })
+    }
+
+    /// Watches a descriptor; reports each time it becomes readable, until it is
+    /// cancelled or closed.
+    ///
+    /// # Errors
+    /// Submitting what was queued before failed.
+    pub fn poll_readable(&mut self, fd: BorrowedFd<'_>, token: Token) -> io::Result<()> {
+        let entry = opcode::PollAdd::new(types::Fd(fd.as_raw_fd()), libc::POLLIN as u32)
+            .multi(true)
+            .build()
+            .user_data(token.pack());
+        self.push(&entry)
+    }
+
+    /// Stops a poll started with the same token.
+    ///
+    /// # Errors
+    /// As [`Self::poll_readable`].
+    pub fn cancel_poll(&mut self, token: Token, done: Token) -> io::Result<()> {
+        let entry = opcode::PollRemove::new(token.pack())
+            .build()
+            .user_data(done.pack());
+        self.push(&entry)
+    }
+
+    /// Starts reading `len` bytes at `offset` of `fd` into a slot of the buffers.
+    ///
+    /// # Errors
+    /// As [`Self::poll_readable`].
+    ///
+    /// # Panics
+    /// `len` doesn't fit a slot.
+    pub fn read_into_slot(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        offset: u64,
+        len: u32,
+        slot: usize,
+        token: Token,
+    ) -> io::Result<()> {
+        assert!(
+            len as usize <= self.buffers.slot_bytes(),
+            "a read of {len} overflows its slot"
+        );
+        let target = self.buffers.pointer(slot);
+        let fd = types::Fd(fd.as_raw_fd());
+        let entry = if self.registered {
+            opcode::ReadFixed::new(fd, target, len, 0)
+                .offset(offset)
+                .build()
+        } else {
+            opcode::Read::new(fd, target, len).offset(offset).build()
+        };
+        self.push(&entry.user_data(token.pack()))
+    }
+
+    /// What a finished read left in its slot, as the source of a copy.
+    #[must_use]
+    pub fn slot_source(&self, slot: usize) -> SourceAddr {
+        self.buffers.source(slot)
+    }
+
+    /// How many read slots there are.
+    #[must_use]
+    pub fn slots(&self) -> usize {
+        self.buffers.slots()
+    }
+
+    /// Submits what is queued and waits until something completes or `timeout` passes.
+    ///
+    /// # Errors
+    /// As `io_uring_enter(2)`, except timeouts and interruptions.
+    pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        let result = match timeout {
+            None => self.ring.submit_and_wait(1),
+            // Also for a zero timeout: deferred completions only run while we wait.
+            Some(timeout) => {
+                let spec = types::Timespec::from(timeout);
+                let args = types::SubmitArgs::new().timespec(&spec);
+                self.ring.submitter().submit_with_args(1, &args)
+            }
+        };
+        match result.map_err(|error| (error.raw_os_error(), error)) {
+            Ok(_) | Err((Some(libc::ETIME | libc::EINTR | libc::EBUSY), _)) => Ok(()),
+            Err((_, error)) => Err(error),
+        }
+    }
+
+    /// Takes one completion, if there is one.
+    pub fn next_completion(&mut self) -> Option<Completion> {
+        let entry = self.ring.completion().next()?;
+        Some(Completion {
+            token: Token::unpack(entry.user_data()),
+            result: entry.result(),
+            more: cqueue::more(entry.flags()),
+        })
+    }
+
+    fn push(&mut self, entry: &squeue::Entry) -> io::Result<()> {
+        loop {
+            // SAFETY: polls name a descriptor only (a closed one completes with EBADF or
+            // is held by the kernel); reads target a slot inside `buffers`, see above.
+            if unsafe { self.ring.submission().push(entry) }.is_ok() {
+                return Ok(());
+            }
+            self.ring.submit()?;
+        }
+    }
+}

@@ -1,0 +1,496 @@
+//! userfaultfd: opening, registering, reading events, installing pages.
+//!
+//! The `userfaultfd` crate (0.9) loses the errno of a refused copy and knows
+//! neither POISON nor the write-protect copy mode, and it wants libclang at build
+//! time; the interface is small, so it is spelled out here.
+//!
+//! Which calls are dangerous: [`Uffd::copy`] reads *our* memory at an address the
+//! caller names. The kernel checks that address and answers `EFAULT`, it never
+//! raises a signal here; so a source mapping whose file was truncated behind our
+//! back is an error value, not a crash. The destination is another process's
+//! memory and can't hurt this one.
+//!
+//! Source: `linux/userfaultfd.h` (6.18), `ioctl_userfaultfd(2)`.
+#![expect(unsafe_code, reason = "userfaultfd ioctls have no safe wrapper")]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use crate::address::HostAddr;
+
+const UFFD_API: u64 = 0xAA;
+const UFFDIO: u32 = 0xAA;
+
+/// `UFFD_FEATURE_EVENT_REMOVE`: tell us when the VMM gives memory back.
+pub const FEATURE_EVENT_REMOVE: u64 = 1 << 3;
+/// `UFFD_FEATURE_MISSING_SHMEM`: missing faults on shared memory.
+pub const FEATURE_MISSING_SHMEM: u64 = 1 << 5;
+
+const REGISTER_MODE_MISSING: u64 = 1 << 0;
+
+const EVENT_PAGEFAULT: u8 = 0x12;
+const EVENT_FORK: u8 = 0x13;
+const EVENT_REMAP: u8 = 0x14;
+const EVENT_REMOVE: u8 = 0x15;
+const EVENT_UNMAP: u8 = 0x16;
+
+const PAGEFAULT_FLAG_WRITE: u64 = 1 << 0;
+const PAGEFAULT_FLAG_WP: u64 = 1 << 1;
+const PAGEFAULT_FLAG_MINOR: u64 = 1 << 2;
+
+#[repr(C)]
+struct UffdioApi {
+    api: u64,
+    features: u64,
+    ioctls: u64,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct UffdioRange {
+    start: u64,
+    len: u64,
+}
+
+#[repr(C)]
+struct UffdioRegister {
+    range: UffdioRange,
+    mode: u64,
+    ioctls: u64,
+}
+
+#[repr(C)]
+struct UffdioCopy {
+    dst: u64,
+    src: u64,
+    len: u64,
+    mode: u64,
+    copy: i64,
+}
+
+#[repr(C)]
+struct UffdioZeropage {
+    range: UffdioRange,
+    mode: u64,
+    zeropage: i64,
+}
+
+#[repr(C)]
+struct UffdioPoison {
+    range: UffdioRange,
+    mode: u64,
+    updated: i64,
+}
+
+/// One `struct uffd_msg`, as the kernel writes it: 32 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct UffdMsg {
+    event: u8,
+    reserved1: u8,
+    reserved2: u16,
+    reserved3: u32,
+    arg: [u64; 3],
+}
+
+const _: () = assert!(size_of::<UffdioApi>() == 24);
+const _: () = assert!(size_of::<UffdioRegister>() == 32);
+const _: () = assert!(size_of::<UffdioCopy>() == 40);
+const _: () = assert!(size_of::<UffdioZeropage>() == 32);
+const _: () = assert!(size_of::<UffdioPoison>() == 32);
+const _: () = assert!(size_of::<UffdMsg>() == 32);
+
+/// `_IOWR(0xAA, nr, size)` and friends; x86-64 and arm64 share this encoding.
+const fn ioc(dir: u32, nr: u32, size: usize) -> libc::c_ulong {
+    ((dir << 30) | ((size as u32) << 16) | (UFFDIO << 8) | nr) as libc::c_ulong
+}
+const IOWR: u32 = 3;
+const IOR: u32 = 2;
+
+const UFFDIO_API: libc::c_ulong = ioc(IOWR, 0x3F, size_of::<UffdioApi>());
+const UFFDIO_REGISTER: libc::c_ulong = ioc(IOWR, 0x00, size_of::<UffdioRegister>());
+const UFFDIO_WAKE: libc::c_ulong = ioc(IOR, 0x02, size_of::<UffdioRange>());
+const UFFDIO_COPY: libc::c_ulong = ioc(IOWR, 0x03, size_of::<UffdioCopy>());
+const UFFDIO_ZEROPAGE: libc::c_ulong = ioc(IOWR, 0x04, size_of::<UffdioZeropage>());
+const UFFDIO_POISON: libc::c_ulong = ioc(IOWR, 0x08, size_of::<UffdioPoison>());
+/// `USERFAULTFD_IOC_NEW` of `/dev/userfaultfd`: `_IO(0xAA, 0)`.
+const USERFAULTFD_IOC_NEW: libc::c_ulong = ioc(0, 0x00, 0);
+
+/// One event of a guest's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A thread waits for the page at this address.
+    Fault {
+        /// Any byte of the page, as faulted on.
+        addr: HostAddr,
+        /// What the thread was doing.
+        kind: FaultKind,
+    },
+    /// The VMM gave this range back (`MADV_DONTNEED`, `MADV_REMOVE`): it reads as zero now.
+    Remove {
+        /// First byte.
+        start: HostAddr,
+        /// One past the last byte.
+        end: HostAddr,
+    },
+    /// The VMM unmapped this range.
+    Unmap {
+        /// First byte.
+        start: HostAddr,
+        /// One past the last byte.
+        end: HostAddr,
+    },
+    /// Something we did not ask for (fork, remap, a newer kernel's event).
+    Unknown(u8),
+}
+
+/// Why a thread faulted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultKind {
+    /// No page there, read access.
+    Read,
+    /// No page there, write access.
+    Write,
+    /// A write to a write-protected page.
+    WriteProtect,
+    /// The page exists in the file but isn't mapped.
+    Minor,
+}
+
+/// Why pages could not be installed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InstallError {
+    /// `EEXIST`: the page is there already. Its waiters still have to be woken.
+    AlreadyPresent,
+    /// `EAGAIN`: the guest's memory map is changing; read events, try again later.
+    Retry,
+    /// `ESRCH`: the VMM is gone.
+    GuestGone,
+    /// `ENOENT`: the range is no longer registered.
+    NotMapped,
+    /// `EFAULT`: our own source could not be read.
+    SourceUnreadable,
+    /// `ENOMEM`: the host has no page to give.
+    OutOfMemory,
+    /// Anything else: a bug or a kernel we don't know.
+    Errno(i32),
+}
+
+/// What an install did before it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Installed {
+    /// Bytes installed from the start of the range.
+    pub bytes: u64,
+    /// Why it stopped there, if it is short of the range.
+    pub stopped: Option<InstallError>,
+}
+
+/// How many events one `read` fetches at most.
+pub const EVENTS_PER_READ: usize = 64;
+
+/// Room for one `read` of events; lives as long as its worker.
+pub struct EventBuffer {
+    raw: Box<[UffdMsg; EVENTS_PER_READ]>,
+    len: usize,
+}
+
+impl Default for EventBuffer {
+    fn default() -> Self {
+        Self {
+            raw: Box::new([UffdMsg::default(); EVENTS_PER_READ]),
+            len: 0,
+        }
+    }
+}
+
+impl EventBuffer {
+    /// The events of the last read, in the kernel's order.
+    pub fn iter(&self) -> impl Iterator<Item = Event> + '_ {
+        self.raw[..self.len].iter().map(decode)
+    }
+
+    /// How many events the last read returned.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether the last read returned nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Whether more may be waiting than the last read could hold.
+    #[must_use]
+    pub fn was_full(&self) -> bool {
+        self.len == EVENTS_PER_READ
+    }
+}
+
+fn decode(msg: &UffdMsg) -> Event {
+    match msg.event {
+        EVENT_PAGEFAULT => {
+            let flags = msg.arg[0];
+            let kind = if flags & PAGEFAULT_FLAG_WP != 0 {
+                FaultKind::WriteProtect
+            } else if flags & PAGEFAULT_FLAG_MINOR != 0 {
+                FaultKind::Minor
+            } else if flags & PAGEFAULT_FLAG_WRITE != 0 {
+                FaultKind::Write
+            } else {
+                FaultKind::Read
+            };
+            Event::Fault {
+                addr: HostAddr::new(msg.arg[1]),
+                kind,
+            }
+        }
+        EVENT_REMOVE => Event::Remove {
+            start: HostAddr::new(msg.arg[0]),
+            end: HostAddr::new(msg.arg[1]),
+        },
+        EVENT_UNMAP => Event::Unmap {
+            start: HostAddr::new(msg.arg[0]),
+            end: HostAddr::new(msg.arg[1]),
+        },
+        other @ (EVENT_FORK | EVENT_REMAP) => Event::Unknown(other),
+        other => Event::Unknown(other),
+    }
+}
+
+/// A userfaultfd, ours or one that a VMM handed over.
+#[derive(Debug)]
+pub struct Uffd {
+    fd: OwnedFd,
+}
+
+impl Uffd {
+    /// Opens a non-blocking userfaultfd that also sees faults taken inside the
+    /// kernel (a VMM's `read` into guest memory, KVM), and negotiates `features`.
+    ///
+    /// # Errors
+    /// Neither `/dev/userfaultfd` nor the system call may be used, or the kernel
+    /// lacks a feature.
+    pub fn create(features: u64) -> io::Result<Self> {
+        let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
+        // SAFETY: no pointers; a non-negative result is a new fd that we own.
+        let raw = match File::open("/dev/userfaultfd") {
+            Ok(device) => unsafe { libc::ioctl(device.as_raw_fd(), USERFAULTFD_IOC_NEW, flags) },
+            Err(_) => unsafe { libc::syscall(libc::SYS_userfaultfd, flags) as RawFd },
+        };
+        if raw < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: `raw` was just returned by the kernel and nobody else has it.
+        let uffd = Self {
+            fd: unsafe { OwnedFd::from_raw_fd(raw) },
+        };
+        let mut api = UffdioApi {
+            api: UFFD_API,
+            features,
+            ioctls: 0,
+        };
+        uffd.ioctl(UFFDIO_API, &mut api)?;
+        Ok(uffd)
+    }
+
+    /// Takes over a descriptor that came with a hand-off, after checking that it is
+    /// a non-blocking userfaultfd: anything else would be polled for ever.
+    ///
+    /// # Errors
+    /// `InvalidInput` with what it is instead.
+    pub fn from_handed_over(fd: OwnedFd) -> io::Result<Self> {
+        let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
+        if link.as_os_str() != "anon_inode:[userfaultfd]" {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("the descriptor is {}, not a userfaultfd", link.display()),
+            ));
+        }
+        let flags = nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_GETFL)?;
+        if flags & libc::O_NONBLOCK == 0 {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "the userfaultfd is blocking; open it with O_NONBLOCK",
+            ));
+        }
+        Ok(Self { fd })
+    }
+
+    /// Another descriptor for the same userfaultfd.
+    ///
+    /// # Errors
+    /// The descriptor table is full.
+    pub fn try_clone(&self) -> io::Result<OwnedFd> {
+        self.fd.try_clone()
+    }
+
+    /// Registers a range of *this process's* memory for missing faults.
+    ///
+    /// # Errors
+    /// As `UFFDIO_REGISTER`: unaligned, not mapped, or of a kind userfaultfd can't serve.
+    pub fn register_missing(&self, start: HostAddr, len: u64) -> io::Result<()> {
+        let mut register = UffdioRegister {
+            range: UffdioRange {
+                start: start.get(),
+                len,
+            },
+            mode: REGISTER_MODE_MISSING,
+            ioctls: 0,
+        };
+        self.ioctl(UFFDIO_REGISTER, &mut register)
+    }
+
+    /// Reads as many events as fit; an empty buffer means there were none.
+    ///
+    /// # Errors
+    /// As `read(2)`, except `EAGAIN`, which is the empty buffer.
+    pub fn read_events(&self, buffer: &mut EventBuffer) -> io::Result<()> {
+        buffer.len = 0;
+        // SAFETY: the buffer is exclusively ours, and `UffdMsg` is plain data of the
+        // kernel's layout, valid for every bit pattern.
+        let n = unsafe {
+            libc::read(
+                self.fd.as_raw_fd(),
+                buffer.raw.as_mut_ptr().cast(),
+                size_of::<UffdMsg>() * EVENTS_PER_READ,
+            )
+        };
+        if n < 0 {
+            let error = io::Error::last_os_error();
+            return if error.kind() == io::ErrorKind::WouldBlock {
+                Ok(())
+            } else {
+                Err(error)
+            };
+        }
+        buffer.len = n as usize / size_of::<UffdMsg>();
+        Ok(())
+    }
+
+    /// Copies `len` bytes at `src` (an address of ours) to `dst` and wakes who waits there.
+    #[must_use]
+    pub fn copy(&self, dst: HostAddr, src: SourceAddr, len: u64) -> Installed {
+        let mut arg = UffdioCopy {
+            dst: dst.get(),
+            src: src.0,
+            len,
+            mode: 0,
+            copy: 0,
+        };
+        let result = self.ioctl(UFFDIO_COPY, &mut arg);
+        installed(result, arg.copy, len)
+    }
+
+    /// Installs zero pages over the range and wakes who waits there.
+    #[must_use]
+    pub fn zero(&self, dst: HostAddr, len: u64) -> Installed {
+        let mut arg = UffdioZeropage {
+            range: UffdioRange {
+                start: dst.get(),
+                len,
+            },
+            mode: 0,
+            zeropage: 0,
+        };
+        let result = self.ioctl(UFFDIO_ZEROPAGE, &mut arg);
+        installed(result, arg.zeropage, len)
+    }
+
+    /// Makes the range fail on access (`SIGBUS`, a machine check for a guest)
+    /// instead of waiting for ever. Linux 6.6.
+    #[must_use]
+    pub fn poison(&self, dst: HostAddr, len: u64) -> Installed {
+        let mut arg = UffdioPoison {
+            range: UffdioRange {
+                start: dst.get(),
+                len,
+            },
+            mode: 0,
+            updated: 0,
+        };
+        let result = self.ioctl(UFFDIO_POISON, &mut arg);
+        installed(result, arg.updated, len)
+    }
+
+    /// Wakes every thread that waits in the range; those whose page is still
+    /// missing fault again.
+    ///
+    /// # Errors
+    /// As `UFFDIO_WAKE`.
+    pub fn wake(&self, start: HostAddr, len: u64) -> io::Result<()> {
+        let mut range = UffdioRange {
+            start: start.get(),
+            len,
+        };
+        self.ioctl(UFFDIO_WAKE, &mut range)
+    }
+
+    fn ioctl<T>(&self, request: libc::c_ulong, arg: &mut T) -> io::Result<()> {
+        // SAFETY: every caller pairs `request` with the struct whose size is encoded
+        // in it (asserted above), and `arg` is exclusively borrowed for the call.
+        let result = unsafe { libc::ioctl(self.fd.as_raw_fd(), request, std::ptr::from_mut(arg)) };
+        if result < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(())
+        }
+    }
+}
+
+impl AsFd for Uffd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// An address in this process that the kernel copies from on our behalf. It is
+/// never dereferenced here, so a stale one is an [`InstallError::SourceUnreadable`].
+#[derive(Clone, Copy, Debug)]
+pub struct SourceAddr(pub(super) u64);
+
+impl SourceAddr {
+    /// The address `bytes` further on in the same source.
+    #[must_use]
+    pub fn offset(self, bytes: u64) -> Self {
+        Self(self.0.wrapping_add(bytes))
+    }
+}
+
+/// The kernel reports progress in the result field: negative for an errno, else
+/// bytes. A short count comes with `EAGAIN` and hides why the next page failed,
+/// so a caller goes on with the rest and learns it there.
+fn installed(result: io::Result<()>, field: i64, len: u64) -> Installed {
+    let Err(error) = result else {
+        return Installed {
+            bytes: len,
+            stopped: None,
+        };
+    };
+    if field > 0 {
+        return Installed {
+            bytes: field as u64,
+            stopped: Some(InstallError::Retry),
+        };
+    }
+    let errno = if field < 0 {
+        -field as i32
+    } else {
+        error.raw_os_error().unwrap_or(0)
+    };
+    let stopped = match errno {
+        libc::EEXIST => InstallError::AlreadyPresent,
+        libc::EAGAIN => InstallError::Retry,
+        libc::ESRCH => InstallError::GuestGone,
+        libc::ENOENT => InstallError::NotMapped,
+        libc::EFAULT => InstallError::SourceUnreadable,
+        libc::ENOMEM => InstallError::OutOfMemory,
+        other => InstallError::Errno(other),
+    };
+    Installed {
+        bytes: 0,
+        stopped: Some(stopped),
+    }
+}

@@ -1,0 +1,260 @@
+//! An engine in this process, a build to serve, and memory that faults.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each test binary uses its own part"
+)]
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::thread::JoinHandle;
+
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket,
+};
+use snapshot_format::{BuildId, BuildStore, PageCount, PageIndex, PageSize, PublishInfo};
+use uffd_engine::PageStates;
+use uffd_engine::control::{self, Report, Request};
+use uffd_engine::server::{self, EngineOptions};
+use uffd_engine::sys::uffd::{FEATURE_EVENT_REMOVE, Uffd};
+use uffd_engine::vmm_side::{self, GuestMemory};
+
+pub const PAGE: u64 = 4096;
+
+/// Says by name that a test did not run, for the summary of `cargo verify`.
+pub fn skip(test: &str, reason: &str) {
+    println!("skipped: {test}: {reason}");
+}
+
+/// Whether this machine has userfaultfd for us; otherwise the test is skipped.
+pub fn has_uffd(test: &str) -> bool {
+    match Uffd::create(FEATURE_EVENT_REMOVE) {
+        Ok(_) => true,
+        Err(error) => {
+            skip(test, &format!("no userfaultfd: {error}"));
+            false
+        }
+    }
+}
+
+/// The word that a page of the test build holds at its start; `None` for a zero page.
+pub fn content(page: u64) -> Option<u64> {
+    (page % 4 != 3).then_some(0xB111_D000_0000_0000 | page)
+}
+
+pub struct Host {
+    pub dir: tempfile::TempDir,
+    pub store: BuildStore,
+    pub build: BuildId,
+    pub pages: u64,
+    engine: Option<JoinHandle<()>>,
+    pub control: OwnedFd,
+    next_request: u64,
+}
+
+impl Host {
+    /// An engine with one worker, and a build of `pages` pages: three with content, one zero,
+    /// repeating.
+    pub fn start(pages: u64) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = BuildStore::open_or_create(&dir.path().join("builds")).unwrap();
+        let build = BuildId::from_bytes([7; 16]);
+        let mut staging = store.stage(build).unwrap();
+        let mut writer = staging
+            .memory_writer(None, PageSize::Size4K, PageCount::new(pages))
+            .unwrap();
+        for page in 0..pages {
+            let mut bytes = vec![0u8; PAGE as usize];
+            if let Some(word) = content(page) {
+                bytes[..8].copy_from_slice(&word.to_le_bytes());
+                bytes[4088..].copy_from_slice(&word.to_le_bytes());
+            }
+            writer.pages(PageIndex::new(page), &bytes).unwrap();
+        }
+        writer.finish().unwrap();
+        std::fs::write(staging.file_path("vmstate"), b"state").unwrap();
+        staging.add_file("vmstate").unwrap();
+        staging.publish(PublishInfo::default()).unwrap();
+
+        let (engine, control) = start_engine(&dir.path().join("control"));
+        Self {
+            dir,
+            store,
+            build,
+            pages,
+            engine: Some(engine),
+            control,
+            next_request: 1,
+        }
+    }
+
+    pub fn data_file(&self) -> PathBuf {
+        self.store.path(&self.build).join("memory.data")
+    }
+
+    fn number(&mut self) -> u64 {
+        self.next_request += 1;
+        self.next_request
+    }
+
+    /// Tells the engine to expect a hand-off; returns where.
+    pub fn expect(&mut self, session: &str, states: &PageStates, deadline_ms: u64) -> PathBuf {
+        let path = self.dir.path().join(format!("{session}.sock"));
+        let listener = UnixListener::bind(&path).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let request = Request::Expect {
+            request: self.number(),
+            session: session.into(),
+            store: self.store.root().to_path_buf(),
+            build: self.build,
+            deadline_ms,
+        };
+        control::send(
+            self.control.as_fd(),
+            &request,
+            &[listener.as_fd(), states.as_fd()],
+        )
+        .unwrap();
+        path
+    }
+
+    pub fn report(&mut self) -> (Report, Vec<OwnedFd>) {
+        control::receive(self.control.as_fd())
+            .unwrap()
+            .expect("the engine closed its socket")
+    }
+
+    /// Memory served by the engine, and the userfaultfd that a daemon would keep.
+    pub fn attach(&mut self, session: &str, states: &PageStates) -> Guest {
+        let socket = self.expect(session, states, 5000);
+        let memory = GuestMemory::anonymous(self.pages * PAGE).unwrap();
+        let uffd = Uffd::create(FEATURE_EVENT_REMOVE).unwrap();
+        memory.register(&uffd).unwrap();
+        let connection = vmm_side::hand_off(&socket, &uffd, &[memory.as_region()]).unwrap();
+        let (report, fds) = self.report();
+        assert!(matches!(report, Report::Attached { .. }), "{report:?}");
+        Guest {
+            memory,
+            kept: fds.into_iter().next().unwrap(),
+            _connection: connection,
+        }
+    }
+
+    pub fn stats(&mut self, session: &str) -> uffd_engine::SessionStats {
+        let request = Request::Stats {
+            request: self.number(),
+            session: session.into(),
+        };
+        control::send(self.control.as_fd(), &request, &[]).unwrap();
+        match self.report().0 {
+            Report::Stats { stats, .. } => stats,
+            other => panic!("expected stats, got {other:?}"),
+        }
+    }
+
+    pub fn detach(&mut self, session: &str) -> uffd_engine::SessionStats {
+        let request = Request::Detach {
+            request: self.number(),
+            session: session.into(),
+        };
+        control::send(self.control.as_fd(), &request, &[]).unwrap();
+        match self.report().0 {
+            Report::Detached { stats, .. } => stats,
+            other => panic!("expected detached, got {other:?}"),
+        }
+    }
+
+    /// Makes the engine forget a session that was refused.
+    pub fn forget(&mut self, session: &str) {
+        let request = Request::Detach {
+            request: self.number(),
+            session: session.into(),
+        };
+        control::send(self.control.as_fd(), &request, &[]).unwrap();
+        let _ = self.report();
+    }
+
+    /// Stops this engine and starts another, as after a crash; sessions are lost.
+    pub fn replace_engine(&mut self) {
+        control::send(self.control.as_fd(), &Request::Shutdown, &[]).unwrap();
+        self.engine.take().unwrap().join().unwrap();
+        let (engine, control) = start_engine(&self.dir.path().join("control2"));
+        self.engine = Some(engine);
+        self.control = control;
+    }
+
+    pub fn adopt(&mut self, session: &str, guest: &Guest, states: &PageStates) {
+        let pidfd = uffd_engine::sys::process::pidfd_open(std::process::id() as i32).unwrap();
+        let request = Request::Adopt {
+            request: self.number(),
+            session: session.into(),
+            store: self.store.root().to_path_buf(),
+            build: self.build,
+            regions: vec![guest.memory.as_region()],
+        };
+        let fds = [guest.kept.as_fd(), pidfd.as_fd(), states.as_fd()];
+        control::send(self.control.as_fd(), &request, &fds).unwrap();
+        let (report, _) = self.report();
+        assert!(matches!(report, Report::Attached { .. }), "{report:?}");
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let _ = control::send(self.control.as_fd(), &Request::Shutdown, &[]);
+        if let Some(engine) = self.engine.take() {
+            let _ = engine.join();
+        }
+    }
+}
+
+pub struct Guest {
+    pub memory: GuestMemory,
+    pub kept: OwnedFd,
+    _connection: std::os::unix::net::UnixStream,
+}
+
+impl Guest {
+    pub fn check(&self, page: u64) {
+        let expected = content(page).unwrap_or(0);
+        assert_eq!(
+            self.memory.read(page * PAGE),
+            expected,
+            "start of page {page}"
+        );
+        assert_eq!(
+            self.memory.read(page * PAGE + 4088),
+            expected,
+            "end of page {page}"
+        );
+    }
+}
+
+fn start_engine(path: &std::path::Path) -> (JoinHandle<()>, OwnedFd) {
+    let packet = |flags| socket(AddressFamily::Unix, SockType::SeqPacket, flags, None).unwrap();
+    let listener = packet(SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK);
+    let address = UnixAddr::new(path).unwrap();
+    bind(std::os::fd::AsRawFd::as_raw_fd(&listener), &address).unwrap();
+    listen(&listener, Backlog::new(4).unwrap()).unwrap();
+    let engine = std::thread::spawn(move || {
+        server::run(&listener, &EngineOptions::default()).unwrap();
+    });
+    let control = packet(SockFlag::SOCK_CLOEXEC);
+    connect(std::os::fd::AsRawFd::as_raw_fd(&control), &address).unwrap();
+    (engine, control)
+}
+
+/// Drops a file from the page cache, as far as the kernel agrees.
+pub fn evict(path: &std::path::Path) {
+    let file = File::open(path).unwrap();
+    file.sync_all().unwrap();
+    nix::fcntl::posix_fadvise(
+        &file,
+        0,
+        0,
+        nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED,
+    )
+    .unwrap();
+}
