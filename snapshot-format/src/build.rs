@@ -90,8 +90,12 @@ impl Build {
     /// Reads one page; for tools and comparison, not for the fault path.
     ///
     /// # Errors
-    /// As for [`Build::read_range`].
+    /// As for [`Build::read_range`]; [`FormatError::PartialPage`] also for more than one page.
     pub fn read_page(&self, page: PageIndex, buffer: &mut [u8]) -> Result<(), FormatError> {
+        let (bytes, page_size) = (buffer.len() as u64, self.map.page_size());
+        if bytes != page_size.bytes() {
+            return Err(FormatError::PartialPage { bytes, page_size });
+        }
         self.read_range(page, buffer)
     }
 

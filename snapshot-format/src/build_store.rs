@@ -43,7 +43,19 @@ impl BuildStore {
     /// # Errors
     /// [`FormatError::Io`].
     pub fn with_storage(root: &Path, storage: Arc<dyn Storage>) -> Result<Self, FormatError> {
+        let missing: Vec<_> = root.ancestors().take_while(|dir| !dir.exists()).collect();
         fs::create_dir_all(root).map_err(FormatError::io("Creating", root))?;
+        // A durable build in a directory that vanishes would not be worth much.
+        for parent in missing.iter().filter_map(|dir| dir.parent()) {
+            let parent = if parent.as_os_str().is_empty() {
+                Path::new(".")
+            } else {
+                parent
+            };
+            storage
+                .sync_dir(parent)
+                .map_err(FormatError::io("Syncing", parent))?;
+        }
         let root = root.to_owned();
         Ok(Self { root, storage })
     }

@@ -183,7 +183,7 @@ pub enum FormatError {
         next: PageIndex,
     },
     /// A buffer or file is not a whole number of pages.
-    #[error("Length of {bytes} bytes is not a whole number of pages of {page_size}")]
+    #[error("Length of {bytes} bytes is not that of whole pages of {page_size}")]
     PartialPage {
         /// The length.
         bytes: u64,

@@ -16,6 +16,8 @@ use crate::top_index::{TopIndex, TopIndexBuilder};
 
 type Record = [u8; EXTENT_BYTES];
 
+/// Above every storage page, and small enough for signed differences.
+const NO_LIMIT: u64 = 1 << 62;
 /// 64 KiB of records.
 const BLOCK_RECORDS: usize = 4096;
 
@@ -28,7 +30,6 @@ struct Fields {
     reserved: u64,
 }
 
-#[inline(always)]
 fn fields(record: &Record) -> Fields {
     let (low, high) = (u64_at(record, 0), u64_at(record, 8));
     Fields {
@@ -52,29 +53,27 @@ pub(crate) fn check_extents(
     let section = header.extents_range();
     let records = file_bytes[section.clone()].as_chunks().0;
     // Zero memory has no data to stay inside of; its storage field is judged by itself.
-    let limits: Vec<u64> = std::iter::once(u64::MAX)
+    let limits: Vec<u64> = std::iter::once(NO_LIMIT)
         .chain(builds.iter().map(|build| build.data_pages.get()))
         .collect();
 
     let memory_pages = header.memory_pages.get();
     let mut index = TopIndexBuilder::new(header.memory_pages, records.len());
-    let (mut crc, mut page, mut position) = (0, 0, 0u32);
+    let (mut crc, mut page) = (0, 0);
     let mut first_fault = None;
     for (number, block) in records.chunks(BLOCK_RECORDS).enumerate() {
         crc = crc32c::crc32c_append(crc, block.as_flattened());
         if first_fault.is_some() {
             continue;
         }
-        let (good, end) = judge(block, page, &limits);
-        if !good {
+        let (good, end) = judge(block, page, &limits, &mut index);
+        if !good || end > memory_pages {
             let at = section.start + number * BLOCK_RECORDS * EXTENT_BYTES;
-            first_fault = name_fault(block, page, &limits, (file, at as u64));
+            first_fault = name_fault(block, page, &limits, (file, at as u64)).or_else(|| {
+                let what = "end of the extents";
+                Some(Fault::new(file, at as u64, what, memory_pages, end))
+            });
             continue;
-        }
-        for record in block {
-            let Fields { start, pages, .. } = fields(record);
-            index.push(position, (start + pages).min(memory_pages));
-            position = position.wrapping_add(1);
         }
         page = end;
     }
@@ -101,24 +100,34 @@ pub(crate) fn check_extents(
             page,
         ));
     }
-    Ok(index.finish(position - 1))
+    Ok(index.finish())
 }
 
 /// Whether every record of a block that has to begin at `page` is good, and where it ends.
-fn judge(block: &[Record], mut page: u64, limits: &[u64]) -> (bool, u64) {
-    let mut bad = false;
+/// Enters them into the index on the way.
+///
+/// All sums stay below 2^63, so a negative difference shows in its top bit.
+fn judge(
+    block: &[Record],
+    mut page: u64,
+    limits: &[u64],
+    index: &mut TopIndexBuilder,
+) -> (bool, u64) {
+    let (mut nonzero, mut negative) = (0, 0);
     for record in block {
-        let f = fields(record);
-        // An origin outside the table has a limit that no extent stays under.
-        let limit = limits.get(f.origin).copied().unwrap_or(0);
-        bad |= f.start != page;
-        bad |= f.pages == 0;
-        bad |= f.reserved != 0;
-        bad |= f.storage + f.pages > limit;
-        bad |= f.origin == 0 && f.storage != 0;
-        page += f.pages;
+        let (low, high) = (u64_at(record, 0), u64_at(record, 8));
+        let (start, pages, storage) = (low & 0xffff_ffff, low >> 32, high & 0xffff_ffff);
+        // An origin outside the table, or one with reserved bits above it, has a limit that no
+        // extent stays under.
+        let origin = (high >> 32) as usize;
+        let limit = limits.get(origin).copied().unwrap_or(0);
+        nonzero |= start ^ page;
+        nonzero |= if origin == 0 { storage } else { 0 };
+        negative |= pages.wrapping_sub(1) | limit.wrapping_sub(storage + pages);
+        index.push(start);
+        page += pages;
     }
-    (!bad, page)
+    (nonzero == 0 && negative >> 63 == 0, page)
 }
 
 /// The first fault of a block that [`judge`] refused; `at` is where the block begins.

@@ -11,7 +11,7 @@ use std::ops::RangeInclusive;
 use crate::units::{PageCount, PageIndex};
 
 /// How many extents share a bucket on average.
-const EXTENTS_PER_BUCKET: u64 = 8;
+const EXTENTS_PER_BUCKET: u64 = 4;
 
 #[derive(Debug)]
 pub(crate) struct TopIndex {
@@ -25,10 +25,13 @@ pub(crate) struct TopIndex {
 #[derive(Debug)]
 pub(crate) struct TopIndexBuilder {
     shift: u32,
-    first: Vec<u32>,
-    buckets: usize,
-    /// The first page of the bucket whose extent is not known yet.
-    next_page: u64,
+    /// The pages of a bucket less one.
+    round_up: u64,
+    /// The extent that is taken next.
+    position: u32,
+    /// The last extent that begins between the first pages of the bucket before and of this one;
+    /// 0 if none does.
+    begun: Vec<u32>,
 }
 
 impl TopIndexBuilder {
@@ -44,26 +47,36 @@ impl TopIndexBuilder {
             usize::try_from((last_page >> shift) + 1).expect("fewer buckets than extents");
         Self {
             shift,
-            first: Vec::with_capacity(buckets + 1),
-            buckets,
-            next_page: 0,
+            round_up: (1 << shift) - 1,
+            position: 0,
+            begun: vec![0; buckets + 1],
         }
     }
 
-    /// Takes the next extent; they cover the memory without gaps, in order.
+    /// Takes the next extent; they cover the memory without gaps, in order, or else the index
+    /// is never asked.
+    ///
+    /// Branches only where it never does: which extent is the first of a bucket is
+    /// unpredictable.
     #[inline]
-    pub(crate) fn push(&mut self, position: u32, end_page: u64) {
-        while self.next_page < end_page && self.first.len() < self.buckets {
-            self.first.push(position);
-            self.next_page += 1 << self.shift;
+    pub(crate) fn push(&mut self, start_page: u64) {
+        let bucket = (start_page + self.round_up) >> self.shift;
+        if let Some(begun) = self.begun.get_mut(bucket as usize) {
+            *begun = self.position;
         }
+        self.position = self.position.wrapping_add(1);
     }
 
-    pub(crate) fn finish(mut self, last_position: u32) -> TopIndex {
-        self.first.push(last_position);
+    pub(crate) fn finish(self) -> TopIndex {
+        let mut first = self.begun;
+        let mut last = 0;
+        for position in &mut first {
+            last = last.max(*position);
+            *position = last;
+        }
         TopIndex {
             shift: self.shift,
-            first: self.first,
+            first,
         }
     }
 }
@@ -84,10 +97,10 @@ mod tests {
     fn index(ends: &[u64]) -> TopIndex {
         let pages = PageCount::new(*ends.last().unwrap());
         let mut builder = TopIndexBuilder::new(pages, ends.len());
-        for (position, &end) in (0..).zip(ends) {
-            builder.push(position, end);
+        for &start in [0].iter().chain(&ends[..ends.len() - 1]) {
+            builder.push(start);
         }
-        builder.finish(u32::try_from(ends.len() - 1).unwrap())
+        builder.finish()
     }
 
     #[test]

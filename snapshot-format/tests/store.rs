@@ -299,6 +299,9 @@ fn manifest_says_what_the_publisher_said() {
 #[test]
 fn store_is_created_with_its_parents() {
     let dir = tempfile::tempdir().unwrap();
-    let store = BuildStore::open_or_create(&dir.path().join("a/b/builds")).unwrap();
+    let root = dir.path().join("a/b/builds");
+    let store = BuildStore::open_or_create(&root).unwrap();
     assert_eq!(store.list().unwrap(), []);
+    assert_eq!(store.path(&id(1)), root.join("01".repeat(16)));
+    assert!(!store.contains(&id(1)));
 }
