@@ -1,0 +1,26 @@
+//! Compiles `proto/*.proto` to Rust without protoc: protox makes the descriptor, connectrpc's
+//! generator the messages and the service trait. Nothing to do without the `server` feature.
+
+#[cfg(feature = "server")]
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    use protox::prost::Message as _;
+
+    println!("cargo::rerun-if-changed=proto");
+    let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?);
+    let descriptor = out.join("descriptor.bin");
+    let set = protox::compile(["process.proto"], ["proto"])?;
+    std::fs::write(&descriptor, set.encode_to_vec())?;
+    connectrpc_build::Config::new()
+        .descriptor_set(&descriptor)
+        .files(&["process.proto"])
+        .gate_client_feature(true)
+        .include_file("_connectrpc.rs")
+        .emit_rerun_directives(false)
+        .compile()?;
+    Ok(())
+}
+
+#[cfg(not(feature = "server"))]
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+}

@@ -1,0 +1,75 @@
+//! Starting the daemon: machine, socket, reaper, in this order, on one thread.
+
+use std::io::{self, Write as _};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+
+use crate::boot;
+use crate::connections::Connections;
+pub use crate::machine::Machine;
+use crate::process::Processes;
+use crate::routes::{Guest, router};
+use crate::settings::Settings;
+
+/// How long a blocking helper thread outlives its work: an idle guest has one thread.
+const HELPER_THREAD_LINGERS: Duration = Duration::from_millis(10);
+
+/// How to run.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where to listen; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Whose machine it is.
+    pub machine: Machine,
+}
+
+impl Guest {
+    /// Nothing set, nothing running.
+    pub(crate) fn new(machine: Machine) -> Guest {
+        Guest {
+            machine,
+            settings: Settings::default(),
+            processes: Processes::default(),
+            connections: Connections::new(),
+        }
+    }
+}
+
+/// Runs until killed. The address it listens on is the first line of standard output.
+///
+/// # Errors
+/// When the runtime or the socket can't be had.
+pub fn run(options: &Options) -> io::Result<()> {
+    if std::process::id() == 1 {
+        boot::set_up_machine();
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .thread_keep_alive(HELPER_THREAD_LINGERS)
+        .build()?;
+    runtime.block_on(serve(options))
+}
+
+async fn serve(options: &Options) -> io::Result<()> {
+    let guest = Arc::new(Guest::new(options.machine));
+    let listener = TcpListener::bind(options.listen).await?;
+    let mut stdout = io::stdout();
+    // The console may be gone; that is no reason not to serve.
+    let _ = writeln!(stdout, "envd listening on {}", listener.local_addr()?);
+    let _ = stdout.flush();
+
+    let reaper = Arc::clone(&guest);
+    tokio::spawn(async move {
+        if let Err(error) = reaper.processes.reap_for_ever().await {
+            eprintln!("envd: Listening for ended children: {error}");
+        }
+    });
+    guest
+        .connections
+        .serve(listener, router(Arc::clone(&guest)))
+        .await;
+    Ok(())
+}
