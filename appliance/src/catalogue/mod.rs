@@ -1,0 +1,119 @@
+//! The catalogue: what this host has, in SQLite, and the only truth after a crash.
+//!
+//! One thread owns the connection; everybody else sends it closures. A row is written
+//! before the thing it speaks of is used and removed after the thing is gone, so whatever
+//! a crash leaves behind is either in here or garbage.
+
+mod schema;
+pub mod templates;
+
+use std::io;
+use std::path::Path;
+
+use rusqlite::Connection;
+use thiserror::Error;
+use tokio::sync::{mpsc, oneshot};
+
+pub mod builds;
+pub mod sandboxes;
+
+pub use builds::BuildRow;
+pub use sandboxes::SandboxRow;
+pub use templates::TemplateRow;
+
+/// Why the catalogue could not answer.
+#[derive(Debug, Error)]
+pub enum CatalogueError {
+    /// SQLite failed.
+    #[error("The catalogue failed")]
+    Sqlite(#[from] rusqlite::Error),
+    /// A stored value is not what this version writes.
+    #[error("The catalogue holds {value:?} as {column}")]
+    Value {
+        /// Which column.
+        column: &'static str,
+        /// What it holds.
+        value: String,
+    },
+    /// A newer version wrote it.
+    #[error("The catalogue has version {found}; this program knows up to {known}: start the newer one")]
+    Version {
+        /// Its version.
+        found: i64,
+        /// Ours.
+        known: i64,
+    },
+    /// Its thread has ended.
+    #[error("The catalogue's thread has ended")]
+    Gone,
+    /// Its thread could not be started.
+    #[error("Starting the catalogue's thread")]
+    Thread(#[source] io::Error),
+}
+
+type Job = Box<dyn FnOnce(&mut Connection) + Send>;
+
+/// A handle to the catalogue's thread; it ends with its last handle.
+#[derive(Clone, Debug)]
+pub struct Catalogue {
+    jobs: mpsc::Sender<Job>,
+}
+
+impl Catalogue {
+    /// Opens or makes the catalogue at `path`.
+    ///
+    /// # Errors
+    /// The file can't be used, or a newer version wrote it.
+    pub fn open(path: &Path) -> Result<Self, CatalogueError> {
+        let mut connection = Connection::open(path)?;
+        schema::prepare(&mut connection)?;
+        let (jobs, mut inbox) = mpsc::channel::<Job>(256);
+        std::thread::Builder::new()
+            .name("catalogue".into())
+            .spawn(move || {
+                while let Some(job) = inbox.blocking_recv() {
+                    job(&mut connection);
+                }
+            })
+            .map_err(CatalogueError::Thread)?;
+        Ok(Self { jobs })
+    }
+
+    /// Runs a closure on the catalogue's thread.
+    ///
+    /// # Errors
+    /// What the closure says, or that the thread has ended.
+    pub async fn call<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Connection) -> Result<T, CatalogueError> + Send + 'static,
+    ) -> Result<T, CatalogueError> {
+        let (reply, answer) = oneshot::channel();
+        let job: Job = Box::new(move |connection| {
+            let _ = reply.send(work(connection));
+        });
+        self.jobs.send(job).await.map_err(|_| CatalogueError::Gone)?;
+        answer.await.map_err(|_| CatalogueError::Gone)?
+    }
+}
+
+/// A map as a JSON column.
+pub(super) fn to_json(map: &std::collections::BTreeMap<String, String>) -> String {
+    serde_json::to_string(map).unwrap_or_else(|_| "{}".to_owned())
+}
+
+/// A JSON column as a map.
+pub(super) fn from_json(
+    column: &'static str,
+    text: &str,
+) -> Result<std::collections::BTreeMap<String, String>, CatalogueError> {
+    serde_json::from_str(text)
+        .map_err(|_| CatalogueError::Value { column, value: text.to_owned() })
+}
+
+/// A text column as whatever it stands for.
+pub(super) fn parse<T: std::str::FromStr>(
+    column: &'static str,
+    text: &str,
+) -> Result<T, CatalogueError> {
+    text.parse().map_err(|_| CatalogueError::Value { column, value: text.to_owned() })
+}

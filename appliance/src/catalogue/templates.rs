@@ -1,0 +1,85 @@
+//! Rows of templates that were made from sandboxes; those of the configuration file are
+//! not stored.
+
+use http_api::ids::TemplateName;
+use rusqlite::{Connection, Row, params};
+use snapshot_format::BuildId;
+
+use super::{CatalogueError, parse};
+use crate::vmm::GuestShape;
+
+/// One template with memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TemplateRow {
+    /// What sandboxes name it by.
+    pub name: TemplateName,
+    /// The build it points at.
+    pub build: BuildId,
+    /// The guest that is in it.
+    pub shape: GuestShape,
+    /// Unix milliseconds.
+    pub created_at_ms: u64,
+}
+
+/// Stores a new template; `false` when the name is taken.
+///
+/// # Errors
+/// As SQLite's.
+pub fn insert(connection: &Connection, row: &TemplateRow) -> Result<bool, CatalogueError> {
+    let inserted = connection.execute(
+        "INSERT INTO templates (name, build, vcpus, memory_mb, kernel, initrd, cmdline, created_at_ms)
+         VALUES (?1,?2,?3,?4,?5,?6,?7,?8) ON CONFLICT (name) DO NOTHING",
+        params![
+            row.name.as_str(),
+            row.build.to_string(),
+            row.shape.vcpus,
+            row.shape.memory_mb,
+            row.shape.kernel.to_string_lossy(),
+            row.shape.initrd.to_string_lossy(),
+            row.shape.cmdline,
+            row.created_at_ms as i64,
+        ],
+    )?;
+    Ok(inserted == 1)
+}
+
+/// All templates, by name.
+///
+/// # Errors
+/// As SQLite's; a value that no version wrote.
+pub fn all(connection: &Connection) -> Result<Vec<TemplateRow>, CatalogueError> {
+    let mut statement = connection.prepare(
+        "SELECT name, build, vcpus, memory_mb, kernel, initrd, cmdline, created_at_ms
+         FROM templates ORDER BY name",
+    )?;
+    let mut rows = statement.query([])?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next()? {
+        found.push(decode(row)?);
+    }
+    Ok(found)
+}
+
+/// Forgets a template; `false` when there is none of this name.
+///
+/// # Errors
+/// As SQLite's.
+pub fn remove(connection: &Connection, name: &TemplateName) -> Result<bool, CatalogueError> {
+    Ok(connection.execute("DELETE FROM templates WHERE name = ?1", [name.as_str()])? == 1)
+}
+
+fn decode(row: &Row<'_>) -> Result<TemplateRow, CatalogueError> {
+    let text = |index: usize| row.get::<_, String>(index);
+    Ok(TemplateRow {
+        name: parse("templates.name", &text(0)?)?,
+        build: parse("templates.build", &text(1)?)?,
+        shape: GuestShape {
+            vcpus: row.get(2)?,
+            memory_mb: row.get(3)?,
+            kernel: text(4)?.into(),
+            initrd: text(5)?.into(),
+            cmdline: text(6)?,
+        },
+        created_at_ms: row.get::<_, i64>(7)? as u64,
+    })
+}

@@ -1,0 +1,39 @@
+//! Wall-clock time and fresh randomness, the two things that can't be replayed.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use http_api::ids::SandboxId;
+use snapshot_format::BuildId;
+
+/// Milliseconds since 1970.
+#[must_use]
+pub fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Fresh random bytes.
+///
+/// # Panics
+/// The kernel has no randomness to give, which it always has once booted.
+#[must_use]
+pub fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).expect("the kernel gives randomness");
+    bytes
+}
+
+/// An id that no build had before.
+#[must_use]
+pub fn new_build_id() -> BuildId {
+    BuildId::from_bytes(random())
+}
+
+/// An id for a sandbox whose creator chose none: `sb` and 20 letters and digits.
+#[must_use]
+pub fn new_sandbox_id() -> SandboxId {
+    const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+    let letters = random::<20>().map(|byte| char::from(ALPHABET[usize::from(byte % 32)]));
+    let text: String = "sb".chars().chain(letters).collect();
+    text.parse().unwrap_or_else(|error| panic!("a generated id is not valid: {error}"))
+}

@@ -1,0 +1,356 @@
+//! The configuration file: TOML, unknown keys refused, everything but the data
+//! directory's content has a default.
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use http_api::ids::TemplateName;
+use serde::Deserialize;
+use thiserror::Error;
+
+use crate::network::Pool;
+
+/// Why a configuration can't be used.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file can't be read.
+    #[error("Reading configuration {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// It is not the TOML we know.
+    #[error("Configuration {} is wrong:\n{message}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Line, column, key, and what would do.
+        message: String,
+    },
+    /// A value can't be.
+    #[error("Configuration {}: {key} {problem}", path.display())]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// The key, with its table.
+        key: String,
+        /// What is wrong and what would do.
+        problem: String,
+    },
+}
+
+/// What executes guests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AcceleratorChoice {
+    /// KVM if a probe guest runs on it, else emulation.
+    #[default]
+    Auto,
+    /// KVM or nothing.
+    Kvm,
+    /// Emulation.
+    Tcg,
+}
+
+/// The whole file.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Names this daemon's namespaces and links: two on one host differ.
+    #[serde(default = "default_instance")]
+    pub instance: String,
+    /// Where builds, disks and the catalogue are kept.
+    #[serde(default = "default_data_dir")]
+    pub data_dir: PathBuf,
+    /// Where sockets are; empty after every boot.
+    #[serde(default = "default_run_dir")]
+    pub run_dir: PathBuf,
+    /// Threads that own sandboxes; one per CPU when absent.
+    #[serde(default)]
+    pub shards: Option<usize>,
+    /// Listeners.
+    #[serde(default)]
+    pub api: ApiConfig,
+    /// Slots.
+    #[serde(default)]
+    pub network: NetworkConfig,
+    /// Fault serving.
+    #[serde(default)]
+    pub engine: EngineConfig,
+    /// VMMs.
+    #[serde(default)]
+    pub vmm: VmmConfig,
+    /// Templates that boot from a disk.
+    #[serde(default, rename = "template")]
+    pub templates: Vec<TemplateConfig>,
+}
+
+/// `[api]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ApiConfig {
+    /// TCP addresses; loopback only, because there is no authentication on them.
+    pub listen: Vec<SocketAddr>,
+    /// Unix socket; `api.sock` in the run directory when absent.
+    pub socket: Option<PathBuf>,
+}
+
+impl Default for ApiConfig {
+    fn default() -> Self {
+        Self { listen: vec![SocketAddr::from(([127, 0, 0, 1], 3000))], socket: None }
+    }
+}
+
+/// `[network]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NetworkConfig {
+    /// The host's addresses for sandboxes, two each.
+    pub pool: Pool,
+}
+
+impl Default for NetworkConfig {
+    fn default() -> Self {
+        Self { pool: "10.213.0.0/16".parse().expect("the default pool is valid") }
+    }
+}
+
+/// `[engine]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EngineConfig {
+    /// Pages installed around a fault whose content is at hand: 1, 2, 4, … 64.
+    pub window_pages: u64,
+    /// Page reads in flight per worker.
+    pub read_slots: usize,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        let worker = uffd_engine::WorkerOptions::default();
+        Self { window_pages: worker.window_pages, read_slots: worker.read_slots }
+    }
+}
+
+/// `[vmm]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct VmmConfig {
+    /// The QEMU program.
+    pub qemu: PathBuf,
+    /// The preload library; beside the `thaw` program when absent.
+    pub preload: Option<PathBuf>,
+    /// What executes guests.
+    pub accelerator: AcceleratorChoice,
+    /// How long a guest may take from its start to its first answer.
+    pub boot_timeout_s: u64,
+}
+
+impl Default for VmmConfig {
+    fn default() -> Self {
+        Self {
+            qemu: "qemu-system-x86_64".into(),
+            preload: None,
+            accelerator: AcceleratorChoice::Auto,
+            boot_timeout_s: 60,
+        }
+    }
+}
+
+/// `[[template]]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TemplateConfig {
+    /// What sandboxes name it by.
+    pub name: TemplateName,
+    /// Kernel image.
+    pub kernel: PathBuf,
+    /// Initial RAM disk.
+    pub initrd: PathBuf,
+    /// Raw disk image with the root file system.
+    pub disk: PathBuf,
+    /// Added to the kernel's command line.
+    #[serde(default = "default_cmdline")]
+    pub cmdline: String,
+    /// Virtual CPUs unless a request says otherwise.
+    #[serde(default = "default_vcpus")]
+    pub vcpus: u32,
+    /// Memory in MiB unless a request says otherwise.
+    #[serde(default = "default_memory_mb")]
+    pub memory_mb: u32,
+}
+
+fn default_instance() -> String {
+    "thaw".into()
+}
+fn default_data_dir() -> PathBuf {
+    "/var/lib/thaw".into()
+}
+fn default_run_dir() -> PathBuf {
+    "/run/thaw".into()
+}
+fn default_cmdline() -> String {
+    "quiet".into()
+}
+const fn default_vcpus() -> u32 {
+    1
+}
+const fn default_memory_mb() -> u32 {
+    512
+}
+
+/// The limits of a guest's shape, for configuration and requests alike.
+///
+/// # Errors
+/// Which of the two, and what would do.
+pub fn check_shape(vcpus: u32, memory_mb: u32) -> Result<(), (&'static str, String)> {
+    if !(1..=64).contains(&vcpus) {
+        return Err(("vcpus", format!("is {vcpus}; 1 to 64 are possible")));
+    }
+    if !(64..=1 << 20).contains(&memory_mb) {
+        return Err(("memory_mb", format!("is {memory_mb}; 64 to 1048576 are possible")));
+    }
+    Ok(())
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let config: Self = toml::from_str(&text).map_err(|error| ConfigError::Parse {
+            path: path.to_owned(),
+            message: error.to_string(),
+        })?;
+        config.check().map_err(|(key, problem)| ConfigError::Value {
+            path: path.to_owned(),
+            key,
+            problem,
+        })?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), (String, String)> {
+        let name = &self.instance;
+        let plain = name.bytes().all(|b| b.is_ascii_lowercase());
+        if name.is_empty() || name.len() > 8 || !plain {
+            let problem = format!("is {name:?}; 1 to 8 lowercase letters are possible");
+            return Err(("instance".into(), problem));
+        }
+        if self.shards == Some(0) {
+            return Err(("shards".into(), "is 0; at least one is needed".into()));
+        }
+        for address in &self.api.listen {
+            if !address.ip().is_loopback() {
+                let problem = format!(
+                    "has {address}, which is not loopback; TCP has no authentication here, so put \
+                     a proxy with one in front, or use the Unix socket"
+                );
+                return Err(("api.listen".into(), problem));
+            }
+        }
+        let window = self.engine.window_pages;
+        if !window.is_power_of_two() || window > 64 {
+            let problem = format!("is {window}; a power of two up to 64 is possible");
+            return Err(("engine.window_pages".into(), problem));
+        }
+        if !(1..=4096).contains(&self.engine.read_slots) {
+            let problem = format!("is {}; 1 to 4096 are possible", self.engine.read_slots);
+            return Err(("engine.read_slots".into(), problem));
+        }
+        let mut names = std::collections::BTreeSet::new();
+        for template in &self.templates {
+            let key = |field: &str| format!("template {:?}: {field}", template.name.as_str());
+            if !names.insert(&template.name) {
+                return Err((key("name"), "is there twice".into()));
+            }
+            check_shape(template.vcpus, template.memory_mb)
+                .map_err(|(field, problem)| (key(field), problem))?;
+            for (field, file) in [
+                ("kernel", &template.kernel),
+                ("initrd", &template.initrd),
+                ("disk", &template.disk),
+            ] {
+                if !file.is_file() {
+                    return Err((key(field), format!("is {}, which is no file", file.display())));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The Unix socket of the API.
+    #[must_use]
+    pub fn api_socket(&self) -> PathBuf {
+        self.api.socket.clone().unwrap_or_else(|| self.run_dir.join("api.sock"))
+    }
+
+    /// The preload library.
+    #[must_use]
+    pub fn preload(&self) -> PathBuf {
+        self.vmm.preload.clone().unwrap_or_else(|| {
+            let program = std::env::current_exe().unwrap_or_default();
+            program.with_file_name("libuffd_preload.so")
+        })
+    }
+
+    /// How many threads own sandboxes.
+    #[must_use]
+    pub fn shard_count(&self) -> usize {
+        let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        self.shards.unwrap_or(cpus)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Config, ConfigError> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), text).unwrap();
+        Config::read(file.path())
+    }
+
+    #[test]
+    fn an_empty_file_is_a_configuration() {
+        let config = read("").unwrap();
+        assert_eq!(config.instance, "thaw");
+        assert!(config.templates.is_empty());
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_by_name() {
+        let error = read("[engine]\nwindow = 4\n").unwrap_err().to_string();
+        assert!(error.contains("window") && error.contains("window_pages"), "{error}");
+    }
+
+    #[test]
+    fn values_that_cannot_be_are_refused_by_key() {
+        for (text, key) in [
+            ("instance = \"Thaw!\"", "instance"),
+            ("shards = 0", "shards"),
+            ("[api]\nlisten = [\"0.0.0.0:80\"]", "api.listen"),
+            ("[engine]\nwindow_pages = 3", "engine.window_pages"),
+            ("[network]\npool = \"10.0.0.1/16\"", "pool"),
+            ("[[template]]\nname=\"a\"\nkernel=\"/x\"\ninitrd=\"/x\"\ndisk=\"/x\"", "kernel"),
+        ] {
+            let error = read(text).unwrap_err().to_string();
+            assert!(error.contains(key), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let error = Config::read(Path::new("/nonexistent.toml")).unwrap_err().to_string();
+        assert!(error.contains("/nonexistent.toml"));
+    }
+}

@@ -1,0 +1,313 @@
+//! One engine process: its socket, its reader thread, and what is kept for its successor.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, setsockopt,
+    socket, sockopt,
+};
+use nix::sys::time::TimeVal;
+use parking_lot::Mutex;
+use snapshot_format::BuildId;
+use tokio::sync::{mpsc, oneshot};
+use uffd_engine::PageStates;
+use uffd_engine::control::{self, Report, Request};
+use uffd_engine::region::ClaimedRegion;
+use uffd_engine::sys::process::pidfd_open;
+
+use super::topology::Node;
+use super::{EngineError, SessionEvent, control_socket};
+use crate::config::EngineConfig;
+
+type Answer = oneshot::Sender<(Report, Vec<OwnedFd>)>;
+
+/// The number of a request whose answer nobody waits for.
+const UNWATCHED: u64 = 0;
+
+/// What a successor needs to go on with a session.
+#[derive(Debug)]
+pub(super) struct Kept {
+    pub(super) store: PathBuf,
+    pub(super) build: BuildId,
+    pub(super) states: Arc<PageStates>,
+    pub(super) events: mpsc::Sender<SessionEvent>,
+    pub(super) attached: Option<KeptVmm>,
+}
+
+/// The VMM's part of it.
+#[derive(Debug)]
+pub(super) struct KeptVmm {
+    uffd: OwnedFd,
+    pidfd: OwnedFd,
+    regions: Vec<ClaimedRegion>,
+}
+
+impl Kept {
+    /// Takes over what came with a hand-off.
+    pub(super) fn attach(
+        &mut self,
+        peer_pid: i32,
+        regions: Vec<ClaimedRegion>,
+        fds: Vec<OwnedFd>,
+    ) -> Result<(), EngineError> {
+        let refused = |reason: String| EngineError::Refused { reason };
+        let uffd = fds.into_iter().next();
+        let uffd = uffd.ok_or_else(|| refused("it sent no userfaultfd".into()))?;
+        let pidfd = pidfd_open(peer_pid)
+            .map_err(|error| refused(format!("the VMM ended during its hand-off: {error}")))?;
+        self.attached = Some(KeptVmm { uffd, pidfd, regions });
+        Ok(())
+    }
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    connection: Option<OwnedFd>,
+    waiting: HashMap<u64, Answer>,
+    kept: HashMap<String, Kept>,
+}
+
+/// One engine, through all its lives.
+#[derive(Debug)]
+pub(super) struct Link {
+    node: Node,
+    config: EngineConfig,
+    run_dir: PathBuf,
+    next_request: AtomicU64,
+    stopping: AtomicBool,
+    shared: Mutex<Shared>,
+}
+
+impl Link {
+    /// Starts the process and the thread that listens to it.
+    pub(super) fn start(
+        run_dir: &Path,
+        node: Node,
+        config: EngineConfig,
+    ) -> Result<Arc<Self>, EngineError> {
+        let number = node.number;
+        let failed = |source| EngineError::Start { node: number, source };
+        let link = Arc::new(Self {
+            node,
+            config,
+            run_dir: run_dir.to_owned(),
+            next_request: AtomicU64::new(UNWATCHED + 1),
+            stopping: AtomicBool::new(false),
+            shared: Mutex::default(),
+        });
+        let child = link.spawn().map_err(failed)?;
+        let weak = Arc::downgrade(&link);
+        std::thread::Builder::new()
+            .name(format!("engine-{number}"))
+            .spawn(move || supervise(child, &weak))
+            .map_err(failed)?;
+        Ok(link)
+    }
+
+    pub(super) fn node(&self) -> u32 {
+        self.node.number
+    }
+
+    pub(super) fn sessions(&self) -> usize {
+        self.shared.lock().kept.len()
+    }
+
+    fn connection(&self) -> Option<OwnedFd> {
+        self.shared.lock().connection.as_ref()?.try_clone().ok()
+    }
+
+    /// Sends a request; the answer arrives through the returned channel, which closes
+    /// without one when the engine dies.
+    pub(super) fn ask(
+        &self,
+        request: impl FnOnce(u64) -> Request,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<oneshot::Receiver<(Report, Vec<OwnedFd>)>, EngineError> {
+        let number = self.next_request.fetch_add(1, Ordering::Relaxed);
+        let (answer, receiver) = oneshot::channel();
+        let mut shared = self.shared.lock();
+        shared.waiting.insert(number, answer);
+        let sent = match &shared.connection {
+            Some(connection) => control::send(connection.as_fd(), &request(number), fds).is_ok(),
+            None => false,
+        };
+        if !sent {
+            shared.waiting.remove(&number);
+            return Err(EngineError::Lost);
+        }
+        Ok(receiver)
+    }
+
+    /// Remembers a session for a successor.
+    pub(super) fn keep(&self, session: String, kept: Kept) {
+        self.shared.lock().kept.insert(session, kept);
+    }
+
+    /// A session is over.
+    pub(super) fn forget(&self, session: &str) {
+        self.shared.lock().kept.remove(session);
+    }
+
+    /// Starts a process and connects to it.
+    fn spawn(&self) -> io::Result<Child> {
+        let path = control_socket(&self.run_dir, self.node.number);
+        let address = UnixAddr::new(&path)?;
+        end_predecessor(&path, &address)?;
+        let packet = |flags| socket(AddressFamily::Unix, SockType::SeqPacket, flags, None);
+        let listener = packet(SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)?;
+        bind(listener.as_raw_fd(), &address)?;
+        listen(&listener, Backlog::new(4)?)?;
+        let child = Command::new("/proc/self/exe")
+            .arg("engine")
+            .args(["--node", &self.node.number.to_string()])
+            .args(["--cpus", &self.node.cpu_list()])
+            .args(["--window-pages", &self.config.window_pages.to_string()])
+            .args(["--read-slots", &self.config.read_slots.to_string()])
+            .stdin(listener)
+            .stdout(Stdio::null())
+            .spawn()?;
+        let connection = packet(SockFlag::SOCK_CLOEXEC)?;
+        connect(connection.as_raw_fd(), &address)?;
+        self.shared.lock().connection = Some(connection);
+        Ok(child)
+    }
+
+    /// Starts a successor and has it adopt every session.
+    fn replace(&self) -> io::Result<Child> {
+        {
+            // Who waited for an answer of the dead one is told by its channel closing.
+            let mut shared = self.shared.lock();
+            shared.connection = None;
+            shared.waiting.clear();
+        }
+        let child = self.spawn()?;
+        let shared = self.shared.lock();
+        let Some(connection) = &shared.connection else {
+            return Err(io::Error::other("the successor has no connection"));
+        };
+        for (session, kept) in &shared.kept {
+            let Some(vmm) = &kept.attached else { continue };
+            let adopt = Request::Adopt {
+                request: UNWATCHED,
+                session: session.clone(),
+                store: kept.store.clone(),
+                build: kept.build,
+                regions: vmm.regions.clone(),
+            };
+            let fds = [vmm.uffd.as_fd(), vmm.pidfd.as_fd(), kept.states.as_fd()];
+            control::send(connection.as_fd(), &adopt, &fds)?;
+        }
+        let (node, sessions) = (self.node.number, shared.kept.len());
+        tracing::warn!(node, sessions, "An engine ended and was replaced; its guests go on");
+        Ok(child)
+    }
+
+    fn hear(&self, report: Report, fds: Vec<OwnedFd>) {
+        match &report {
+            Report::Failed { session, reason } => {
+                if let Some(kept) = self.shared.lock().kept.get(session) {
+                    let _ = kept.events.try_send(SessionEvent::Failed(reason.clone()));
+                }
+            }
+            // The daemon watches its VMMs itself.
+            Report::Ended { .. } => {}
+            Report::Refused { request: UNWATCHED, reason } => {
+                tracing::error!(node = self.node.number, reason, "A session can't be adopted");
+                self.fail_all(reason);
+            }
+            Report::Attached { request, .. }
+            | Report::Refused { request, .. }
+            | Report::Stats { request, .. }
+            | Report::Detached { request, .. } => {
+                let answer = self.shared.lock().waiting.remove(request);
+                if let Some(answer) = answer {
+                    let _ = answer.send((report, fds));
+                }
+            }
+        }
+    }
+
+    fn fail_all(&self, reason: &str) {
+        let mut shared = self.shared.lock();
+        shared.waiting.clear();
+        for kept in shared.kept.values() {
+            let _ = kept.events.try_send(SessionEvent::Failed(reason.to_owned()));
+        }
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.stopping.store(true, Ordering::Release);
+        if let Some(connection) = &self.shared.lock().connection {
+            let _ = control::send(connection.as_fd(), &Request::Shutdown, &[]);
+        }
+    }
+}
+
+/// The thread of one link: hears its engine, and replaces it when it ends.
+fn supervise(mut child: Child, link: &Weak<Link>) {
+    let mut failures_in_a_row = 0u32;
+    while let Some(connection) = link.upgrade().and_then(|link| link.connection()) {
+        let heard = listen_to(&connection, link);
+        let _ = child.wait();
+        let Some(link) = link.upgrade() else { return };
+        if link.stopping.load(Ordering::Acquire) {
+            return;
+        }
+        // An engine that dies as soon as it starts must not become a fork loop.
+        failures_in_a_row = if heard { 0 } else { failures_in_a_row + 1 };
+        std::thread::sleep(Duration::from_millis(u64::from(20 * failures_in_a_row.min(100))));
+        child = match link.replace() {
+            Ok(child) => child,
+            Err(error) => {
+                tracing::error!(node = link.node(), %error, "No successor for an engine");
+                return link.fail_all(&format!("its engine can't be restarted: {error}"));
+            }
+        };
+    }
+    let _ = child.wait();
+}
+
+/// Hears an engine's reports until its socket closes; whether there were any.
+fn listen_to(connection: &OwnedFd, link: &Weak<Link>) -> bool {
+    let mut heard = false;
+    loop {
+        match control::receive::<Report>(connection.as_fd()) {
+            Ok(Some((report, fds))) => {
+                heard = true;
+                let Some(link) = link.upgrade() else { return heard };
+                link.hear(report, fds);
+            }
+            Ok(None) => return heard,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // A killed peer resets the connection.
+            Err(error) => {
+                tracing::debug!(%error, "An engine's socket closed");
+                return heard;
+            }
+        }
+    }
+}
+
+/// An engine that outlived its daemon serves guests that are gone: it is told to end,
+/// over its own socket.
+fn end_predecessor(path: &Path, address: &UnixAddr) -> io::Result<()> {
+    if !path.exists() {
+        return Ok(());
+    }
+    let probe = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
+    if connect(probe.as_raw_fd(), address).is_ok() {
+        setsockopt(&probe, sockopt::ReceiveTimeout, &TimeVal::new(5, 0))?;
+        control::send(probe.as_fd(), &Request::Shutdown, &[])?;
+        while let Ok(Some(_)) = control::receive::<Report>(probe.as_fd()) {}
+    }
+    std::fs::remove_file(path)
+}

@@ -1,0 +1,224 @@
+//! The daemon's side of its engines: one process per NUMA node, spawned, watched, and
+//! replaced when it dies.
+//!
+//! What a session needs to survive its engine is kept here: a duplicate of its
+//! userfaultfd, the VMM's pidfd, the page-state table and the regions. When an engine's
+//! socket closes, a successor is started at once and adopts every session; the guests'
+//! vCPUs wait in the kernel meanwhile and go on.
+
+mod link;
+pub mod topology;
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use snapshot_format::BuildId;
+use thiserror::Error;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+use uffd_engine::control::{Report, Request};
+use uffd_engine::{PageStates, SessionStats};
+
+use crate::config::EngineConfig;
+use link::{Kept, Link};
+pub use topology::Node;
+
+/// How long an engine may take to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why an engine did not do what it was asked.
+#[derive(Debug, Error)]
+pub enum EngineError {
+    /// Its process could not be started or reached.
+    #[error("Starting the engine of node {node}")]
+    Start {
+        /// Which node.
+        node: u32,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// It refused.
+    #[error("The engine refused: {reason}")]
+    Refused {
+        /// What it said.
+        reason: String,
+    },
+    /// It died before it answered.
+    #[error("The engine ended before it answered; a new one has been started, try again")]
+    Lost,
+    /// It did not answer.
+    #[error("The engine did not answer within {} s", ANSWER_TIMEOUT.as_secs())]
+    Timeout,
+}
+
+/// What an engine says about a session without being asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SessionEvent {
+    /// Some of its memory can't be served any more.
+    Failed(String),
+}
+
+/// All engines of this host. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Engines {
+    links: Arc<Vec<Arc<Link>>>,
+}
+
+impl Engines {
+    /// Starts one engine per node.
+    ///
+    /// # Errors
+    /// One could not be started; the others are ended.
+    pub fn start(
+        run_dir: &Path,
+        nodes: &[Node],
+        config: &EngineConfig,
+    ) -> Result<Self, EngineError> {
+        let mut links = Vec::new();
+        for node in nodes {
+            links.push(Link::start(run_dir, node.clone(), config.clone())?);
+        }
+        Ok(Self { links: Arc::new(links) })
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.links.len()
+    }
+
+    /// Has the least busy engine wait for a VMM at `socket`.
+    ///
+    /// # Errors
+    /// It refused, or is not there.
+    pub fn expect(
+        &self,
+        session: &str,
+        store: &Path,
+        build: BuildId,
+        states: Arc<PageStates>,
+        socket: &Path,
+        deadline: Duration,
+    ) -> Result<(Expected, mpsc::Receiver<SessionEvent>), EngineError> {
+        let idlest = self.links.iter().min_by_key(|link| link.sessions());
+        let link = idlest.ok_or(EngineError::Lost)?.clone();
+        let _ = std::fs::remove_file(socket);
+        let listener = UnixListener::bind(socket)
+            .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
+            .map_err(|source| EngineError::Start { node: link.node(), source })?;
+        let (events, inbox) = mpsc::channel(8);
+        let kept = Kept { store: store.to_owned(), build, states, events, attached: None };
+        let request = |request| Request::Expect {
+            request,
+            session: session.to_owned(),
+            store: kept.store.clone(),
+            build,
+            deadline_ms: u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX),
+        };
+        let answer = link.ask(request, &[listener.as_fd(), kept.states.as_fd()])?;
+        let attachment = Attachment { link, session: session.to_owned(), detached: false };
+        Ok((Expected { attachment, answer, kept, deadline }, inbox))
+    }
+}
+
+/// A hand-off that is waited for. Dropping it calls it off.
+#[derive(Debug)]
+pub struct Expected {
+    attachment: Attachment,
+    answer: oneshot::Receiver<(Report, Vec<OwnedFd>)>,
+    kept: Kept,
+    deadline: Duration,
+}
+
+impl Expected {
+    /// Waits for the VMM's hand-off.
+    ///
+    /// # Errors
+    /// It was refused, did not come, or the engine died; nothing is attached.
+    pub async fn attached(self) -> Result<Attachment, EngineError> {
+        let Self { attachment, answer, mut kept, deadline } = self;
+        match timeout(deadline + ANSWER_TIMEOUT, answer).await {
+            Err(_) => return Err(EngineError::Timeout),
+            Ok(Err(_)) => return Err(EngineError::Lost),
+            Ok(Ok((Report::Attached { peer_pid, regions, .. }, fds))) => {
+                kept.attach(peer_pid, regions, fds)?;
+            }
+            Ok(Ok((report, _))) => return Err(refusal(report)),
+        }
+        attachment.link.keep(attachment.session.clone(), kept);
+        Ok(attachment)
+    }
+}
+
+/// A session that an engine serves. Dropping it detaches without waiting.
+#[derive(Debug)]
+pub struct Attachment {
+    link: Arc<Link>,
+    session: String,
+    detached: bool,
+}
+
+impl Attachment {
+    /// Its counters now. They start anew with a successor engine.
+    ///
+    /// # Errors
+    /// The engine is not there.
+    pub async fn stats(&self) -> Result<SessionStats, EngineError> {
+        let session = self.session.clone();
+        match self.ask(|request| Request::Stats { request, session }).await? {
+            Report::Stats { stats, .. } => Ok(stats),
+            report => Err(refusal(report)),
+        }
+    }
+
+    /// Ends the session; returns its last counters. Only after the VMM's end.
+    ///
+    /// # Errors
+    /// The engine is not there; the session is forgotten all the same.
+    pub async fn detach(mut self) -> Result<SessionStats, EngineError> {
+        self.detached = true;
+        self.link.forget(&self.session);
+        let session = self.session.clone();
+        match self.ask(|request| Request::Detach { request, session }).await? {
+            Report::Detached { stats, .. } => Ok(stats),
+            report => Err(refusal(report)),
+        }
+    }
+
+    async fn ask(&self, request: impl FnOnce(u64) -> Request) -> Result<Report, EngineError> {
+        let answer = self.link.ask(request, &[])?;
+        match timeout(ANSWER_TIMEOUT, answer).await {
+            Err(_) => Err(EngineError::Timeout),
+            Ok(Err(_)) => Err(EngineError::Lost),
+            Ok(Ok((report, _))) => Ok(report),
+        }
+    }
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        if !self.detached {
+            self.link.forget(&self.session);
+            let session = self.session.clone();
+            let _ = self.link.ask(|request| Request::Detach { request, session }, &[]);
+        }
+    }
+}
+
+fn refusal(report: Report) -> EngineError {
+    match report {
+        Report::Refused { reason, .. } => EngineError::Refused { reason },
+        other => EngineError::Refused { reason: format!("unexpected answer {other:?}") },
+    }
+}
+
+/// Where an engine's control socket is.
+#[must_use]
+pub fn control_socket(run_dir: &Path, node: u32) -> PathBuf {
+    run_dir.join(format!("engine-{node}.sock"))
+}

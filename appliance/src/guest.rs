@@ -1,0 +1,276 @@
+//! The host's conversation with `envd` in a guest: HTTP over the sandbox's address.
+//!
+//! Every request has its own connection. A pooled one might lead to whoever got the
+//! address next.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use bytes::Bytes;
+use envd::protocol::envelope::{Decoder, Frame, MAX_PAYLOAD, encode_message};
+use envd::protocol::{
+    self, EndEvent, InitRequest, Output, ProcessConfig, ProcessEvent, StartRequest, StreamMessage,
+};
+use http_api::wire::{ExecRequest, ExecResult};
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http1;
+use hyper::{Method, Request, Response, body::Incoming};
+use hyper_util::rt::TokioIo;
+use thiserror::Error;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep, timeout};
+
+/// The most output of one command that is collected.
+const MAX_OUTPUT_BYTES: usize = 16 << 20;
+/// How long one connection attempt may take: a guest that was just resumed may lose the
+/// first packet, and the kernel would repeat it only after a second.
+const ATTEMPT: Duration = Duration::from_millis(250);
+
+/// Why the guest did not answer as it should.
+#[derive(Debug, Error)]
+pub enum GuestError {
+    /// Nobody answered in time.
+    #[error("The guest did not answer {path} within {seconds:.1} s")]
+    Silent {
+        /// What was asked.
+        path: String,
+        /// How long it had.
+        seconds: f64,
+    },
+    /// It answered with an error.
+    #[error("The guest refused {path} with {status}: {body}")]
+    Refused {
+        /// What was asked.
+        path: String,
+        /// HTTP status or Connect code.
+        status: String,
+        /// What it said.
+        body: String,
+    },
+    /// The connection broke.
+    #[error("The connection to the guest broke at {path}")]
+    Broken {
+        /// What was asked.
+        path: String,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A command printed more than is collected.
+    #[error("The command printed more than {MAX_OUTPUT_BYTES} bytes; redirect its output to a file")]
+    TooMuchOutput,
+}
+
+/// The daemon in one guest.
+#[derive(Clone, Copy, Debug)]
+pub struct Guest {
+    address: SocketAddr,
+}
+
+impl Guest {
+    /// The daemon behind a sandbox's address.
+    #[must_use]
+    pub fn at(address: Ipv4Addr) -> Self {
+        Self { address: SocketAddr::from((address, protocol::PORT)) }
+    }
+
+    /// Waits until it answers `/health`.
+    ///
+    /// # Errors
+    /// It did not within `patience`.
+    pub async fn wait_until_up(&self, patience: Duration) -> Result<(), GuestError> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let asked = self.call(Method::GET, protocol::HEALTH_PATH, Bytes::new(), Duration::from_secs(5));
+            match asked.await {
+                Ok(_) => return Ok(()),
+                Err(error) if Instant::now() >= deadline => return Err(error),
+                // Refused at once while the guest is up and its daemon isn't: don't spin.
+                Err(_) => sleep(Duration::from_millis(20)).await,
+            }
+        }
+    }
+
+    /// Tells it who and when it is. The answer comes after its random numbers were
+    /// reseeded and its clock was set.
+    ///
+    /// # Errors
+    /// See [`GuestError`].
+    pub async fn init(&self, request: &InitRequest, patience: Duration) -> Result<(), GuestError> {
+        let body = serde_json::to_vec(request).unwrap_or_default();
+        self.call(Method::POST, protocol::INIT_PATH, body.into(), patience).await.map(|_| ())
+    }
+
+    /// Has it write back and let go of what a snapshot need not hold.
+    ///
+    /// # Errors
+    /// See [`GuestError`].
+    pub async fn prepare(&self, patience: Duration) -> Result<(), GuestError> {
+        let path = format!("{}?timeout_ms={}", protocol::PREPARE_PATH, patience.as_millis());
+        let grace = patience + Duration::from_secs(1);
+        self.call(Method::POST, &path, Bytes::new(), grace).await.map(|_| ())
+    }
+
+    /// Runs a command and collects its output.
+    ///
+    /// # Errors
+    /// See [`GuestError`]; a command that fails is no error.
+    pub async fn exec(&self, request: &ExecRequest) -> Result<ExecResult, GuestError> {
+        let patience = Duration::from_millis(request.timeout_ms) + Duration::from_secs(5);
+        let running = self.exec_unbounded(request);
+        timeout(patience, running).await.unwrap_or_else(|_| Err(silent(protocol::START_PATH, patience)))
+    }
+
+    async fn exec_unbounded(&self, request: &ExecRequest) -> Result<ExecResult, GuestError> {
+        let path = protocol::START_PATH;
+        let start = StartRequest {
+            process: ProcessConfig {
+                cmd: request.cmd.clone(),
+                args: request.args.clone(),
+                envs: request.env.clone(),
+                cwd: request.cwd.clone(),
+            },
+            tag: None,
+            stdin: Some(false),
+        };
+        let message = serde_json::to_vec(&start).map_err(|error| broken(path, error))?;
+        let body = encode_message(&message).map_err(|error| broken(path, error))?;
+        let http = Request::builder()
+            .method(Method::POST)
+            .uri(path)
+            .header("host", self.address.to_string())
+            .header("content-type", protocol::STREAM_CONTENT_TYPE)
+            .header("connect-protocol-version", "1")
+            .header(protocol::TIMEOUT_HEADER, request.timeout_ms.to_string())
+            .body(Full::new(Bytes::from(body)))
+            .map_err(|error| broken(path, error))?;
+        let mut response = self.send(path, http).await?;
+        let mut decoder = Decoder::new(MAX_PAYLOAD);
+        let mut collected = Collected::default();
+        while let Some(frame) = response.body_mut().frame().await {
+            let frame = frame.map_err(|error| broken(path, error))?;
+            let Some(data) = frame.data_ref() else { continue };
+            decoder.push(data);
+            while let Some(frame) = decoder.next_frame().map_err(|error| broken(path, error))? {
+                if let Some(result) = collected.take(frame)? {
+                    return Ok(result);
+                }
+            }
+        }
+        decoder.finish().map_err(|error| broken(path, error))?;
+        Err(broken(path, std::io::Error::other("the stream ended without the command's end")))
+    }
+
+    /// One plain request and its whole answer.
+    async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        patience: Duration,
+    ) -> Result<Bytes, GuestError> {
+        let exchange = async {
+            let request = Request::builder()
+                .method(method)
+                .uri(path)
+                .header("host", self.address.to_string())
+                .header("content-type", "application/json")
+                .body(Full::new(body))
+                .map_err(|error| broken(path, error))?;
+            let response = self.send(path, request).await?;
+            let body = response.into_body().collect().await;
+            Ok(body.map_err(|error| broken(path, error))?.to_bytes())
+        };
+        timeout(patience, exchange).await.unwrap_or_else(|_| Err(silent(path, patience)))
+    }
+
+    async fn send(
+        &self,
+        path: &str,
+        request: Request<Full<Bytes>>,
+    ) -> Result<Response<Incoming>, GuestError> {
+        let stream = self.connect().await.map_err(|error| broken(path, error))?;
+        let handshake = http1::handshake(TokioIo::new(stream)).await;
+        let (mut sender, connection) = handshake.map_err(|error| broken(path, error))?;
+        tokio::spawn(connection);
+        let response = sender.send_request(request).await.map_err(|error| broken(path, error))?;
+        if !response.status().is_success() {
+            let status = response.status().to_string();
+            let body = response.into_body().collect().await;
+            let body = body.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+            let body = String::from_utf8_lossy(&body).into_owned();
+            return Err(GuestError::Refused { path: path.to_owned(), status, body });
+        }
+        Ok(response)
+    }
+
+    async fn connect(&self) -> std::io::Result<TcpStream> {
+        loop {
+            match timeout(ATTEMPT, TcpStream::connect(self.address)).await {
+                Ok(Ok(stream)) => {
+                    stream.set_nodelay(true)?;
+                    return Ok(stream);
+                }
+                Ok(Err(error)) => return Err(error),
+                // Lost, not refused: the next attempt's packet goes out at once.
+                Err(_) => {}
+            }
+        }
+    }
+}
+
+/// What a command has said so far.
+#[derive(Default)]
+struct Collected {
+    stdout: Vec<u8>,
+    stderr: Vec<u8>,
+}
+
+impl Collected {
+    fn take(&mut self, frame: Frame) -> Result<Option<ExecResult>, GuestError> {
+        let path = protocol::START_PATH;
+        let message = match frame {
+            Frame::Message(message) => message,
+            Frame::End(end) => {
+                let error = end.error.unwrap_or_default();
+                return Err(GuestError::Refused {
+                    path: path.to_owned(),
+                    status: error.code,
+                    body: error.message,
+                });
+            }
+        };
+        let message: StreamMessage =
+            serde_json::from_slice(&message).map_err(|error| broken(path, error))?;
+        match message.event {
+            ProcessEvent::Start(_) | ProcessEvent::Keepalive(_) => {}
+            ProcessEvent::Data(Output::Stdout(bytes)) => self.stdout.extend_from_slice(&bytes),
+            ProcessEvent::Data(Output::Stderr(bytes)) => self.stderr.extend_from_slice(&bytes),
+            ProcessEvent::End(end) => return Ok(Some(self.result(end))),
+        }
+        if self.stdout.len() + self.stderr.len() > MAX_OUTPUT_BYTES {
+            return Err(GuestError::TooMuchOutput);
+        }
+        Ok(None)
+    }
+
+    fn result(&self, end: EndEvent) -> ExecResult {
+        ExecResult {
+            exit_code: end.exit_code,
+            status: end.status,
+            stdout: String::from_utf8_lossy(&self.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&self.stderr).into_owned(),
+        }
+    }
+}
+
+fn broken(
+    path: &str,
+    source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+) -> GuestError {
+    GuestError::Broken { path: path.to_owned(), source: source.into() }
+}
+
+fn silent(path: &str, patience: Duration) -> GuestError {
+    GuestError::Silent { path: path.to_owned(), seconds: patience.as_secs_f64() }
+}

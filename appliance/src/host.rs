@@ -1,0 +1,142 @@
+//! What all sandboxes of this host share. Everything here is a handle that may be used
+//! from any shard; none of it is locked across a wait.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use http_api::ids::SandboxId;
+use parking_lot::{Mutex, RwLock};
+use snapshot_format::{BuildId, BuildStore};
+
+use crate::catalogue::{Catalogue, CatalogueError, builds};
+use crate::disks::Disks;
+use crate::engines::Engines;
+use crate::network::Slots;
+use crate::template::Templates;
+use crate::vmm::Driver;
+
+/// The host.
+pub struct Host {
+    /// Directory of builds, disks and the catalogue.
+    pub data_dir: PathBuf,
+    /// Directory of sockets.
+    pub run_dir: PathBuf,
+    /// How long a guest may take to its first answer.
+    pub boot_timeout: Duration,
+    /// What this host has.
+    pub catalogue: Catalogue,
+    /// Fault-serving processes.
+    pub engines: Engines,
+    /// The VMM.
+    pub driver: Arc<dyn Driver>,
+    /// Network slots.
+    pub slots: Slots,
+    /// Disk copies.
+    pub disks: Disks,
+    /// Builds.
+    pub store: BuildStore,
+    /// What sandboxes can start from.
+    pub templates: RwLock<Templates>,
+    /// Set once: nothing new is started any more.
+    pub draining: AtomicBool,
+    /// Builds that exist or soon will, and are in nobody's row yet.
+    pub unrecorded: Mutex<BTreeSet<BuildId>>,
+}
+
+impl Host {
+    /// Where a sandbox keeps its disk while it has a VMM.
+    #[must_use]
+    pub fn sandbox_data(&self, id: &SandboxId) -> PathBuf {
+        self.data_dir.join("sandboxes").join(id.as_str())
+    }
+
+    /// Where a sandbox keeps its sockets while it has a VMM.
+    #[must_use]
+    pub fn sandbox_run(&self, id: &SandboxId) -> PathBuf {
+        self.run_dir.join("sandboxes").join(id.as_str())
+    }
+
+    /// A new build's id, which the garbage collection leaves alone until it is dropped.
+    #[must_use]
+    pub fn reserve_build(self: &Arc<Self>) -> Reservation {
+        let id = crate::clock::new_build_id();
+        self.unrecorded.lock().insert(id);
+        Reservation { host: self.clone(), id }
+    }
+
+    /// Removes the builds that nobody needs any more.
+    ///
+    /// # Errors
+    /// The catalogue can't say which; a build that can't be removed is logged and stays.
+    pub async fn collect_garbage(&self) -> Result<(), CatalogueError> {
+        // Listed before anything is asked: what is published later is not in the list.
+        let reserved = self.unrecorded.lock().clone();
+        let Ok(present) = self.store.list() else { return Ok(()) };
+        let needed = self.catalogue.call(|connection| builds::needed(connection)).await?;
+        let reserved_since = self.unrecorded.lock().clone();
+        for id in present {
+            if needed.contains(&id) || reserved.contains(&id) || reserved_since.contains(&id) {
+                continue;
+            }
+            match self.store.remove(&id) {
+                Ok(()) => {
+                    tracing::debug!(build_id = %id, "Removed a build that nobody needs");
+                    self.catalogue.call(move |connection| builds::remove(connection, id)).await?;
+                }
+                Err(error) => {
+                    tracing::warn!(build_id = %id, %error, "A build can't be removed");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The recorded identities of a build's data files and of those it refers to.
+    ///
+    /// # Errors
+    /// The catalogue failed.
+    pub async fn identities(
+        &self,
+        id: BuildId,
+    ) -> Result<BTreeMap<BuildId, String>, CatalogueError> {
+        let lookup = move |connection: &mut rusqlite::Connection| {
+            let mut found = BTreeMap::new();
+            let mut wanted = vec![id];
+            while let Some(id) = wanted.pop() {
+                if let Some(row) = builds::get(connection, id)? {
+                    if found.insert(id, row.identity).is_none() {
+                        wanted.extend(row.uses);
+                    }
+                }
+            }
+            Ok(found)
+        };
+        self.catalogue.call(lookup).await
+    }
+}
+
+/// Keeps a build from being collected before it is in the catalogue.
+pub struct Reservation {
+    host: Arc<Host>,
+    /// The build.
+    pub id: BuildId,
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.host.unrecorded.lock().remove(&self.id);
+    }
+}
+
+/// Removes a directory that may not be there.
+pub fn remove_dir(path: &std::path::Path) {
+    if let Err(error) = fs::remove_dir_all(path)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::warn!(path = %path.display(), %error, "A directory can't be removed");
+    }
+}

@@ -1,0 +1,94 @@
+//! The thread that builds slots and takes them down, and the handle to it.
+
+use std::io;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::address::{Pool, SlotIndex};
+use super::slot::{self, Slot, SlotError};
+use super::{address, namespace};
+
+enum Order {
+    Build(SlotIndex, oneshot::Sender<Result<Slot, SlotError>>),
+    TakeDown(SlotIndex, oneshot::Sender<Result<(), SlotError>>),
+}
+
+/// A handle to the slot thread; it ends with its last handle.
+#[derive(Clone, Debug)]
+pub struct Slots {
+    orders: mpsc::Sender<Order>,
+    pool: Pool,
+}
+
+impl Slots {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// The thread or its runtime can't be made.
+    pub fn start(instance: &str, pool: Pool) -> io::Result<Self> {
+        let (orders, mut inbox) = mpsc::channel(64);
+        let instance = instance.to_owned();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        std::thread::Builder::new().name("slots".into()).spawn(move || {
+            while let Some(order) = inbox.blocking_recv() {
+                match order {
+                    Order::Build(index, reply) => {
+                        let _ = reply.send(slot::build(&runtime, &instance, pool, index));
+                    }
+                    Order::TakeDown(index, reply) => {
+                        let _ = reply.send(slot::take_down(&runtime, &instance, index));
+                    }
+                }
+            }
+        })?;
+        Ok(Self { orders, pool })
+    }
+
+    /// The addresses that slots are made of.
+    #[must_use]
+    pub fn pool(&self) -> Pool {
+        self.pool
+    }
+
+    /// Builds a slot.
+    ///
+    /// # Errors
+    /// Which step failed; nothing of it is left.
+    pub async fn build(&self, index: SlotIndex) -> Result<Slot, SlotError> {
+        let (reply, answer) = oneshot::channel();
+        let sent = self.orders.send(Order::Build(index, reply)).await;
+        match (sent, answer.await) {
+            (Ok(()), Ok(result)) => result,
+            _ => Err(gone(index)),
+        }
+    }
+
+    /// Takes a slot down.
+    ///
+    /// # Errors
+    /// Which step failed.
+    pub async fn take_down(&self, index: SlotIndex) -> Result<(), SlotError> {
+        let (reply, answer) = oneshot::channel();
+        let sent = self.orders.send(Order::TakeDown(index, reply)).await;
+        match (sent, answer.await) {
+            (Ok(()), Ok(result)) => result,
+            _ => Err(gone(index)),
+        }
+    }
+}
+
+fn gone(slot: SlotIndex) -> SlotError {
+    let source = io::Error::other("the slot thread has ended");
+    SlotError { slot, operation: "asking for it", source }
+}
+
+/// The slots of this instance that exist on the host.
+///
+/// # Errors
+/// `/run/netns` can't be read.
+pub fn existing(instance: &str) -> io::Result<Vec<SlotIndex>> {
+    let prefix = address::namespace(instance, SlotIndex(0));
+    let prefix = prefix.trim_end_matches('0');
+    let names = namespace::list(prefix)?;
+    Ok(names.iter().filter_map(|name| name[prefix.len()..].parse().ok().map(SlotIndex)).collect())
+}

@@ -1,0 +1,220 @@
+//! After a crash: what the catalogue says against what the host has.
+//!
+//! [`plan`] is pure: rows and findings in, decisions out. What is applied then never
+//! guesses: a process is ours if it sits in one of our slots' network namespaces, and it is
+//! killed by pidfd after that was looked at again.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use http_api::ids::SandboxId;
+use http_api::wire::SandboxState;
+use nix::poll::{PollFd, PollFlags, poll};
+use snapshot_format::{BuildId, BuildStore, Generation};
+use uffd_engine::sys::process::{pidfd_open, pidfd_signal};
+
+use crate::catalogue::SandboxRow;
+use crate::network::namespace;
+use crate::sandbox::snapshot::{LABEL_PURPOSE, LABEL_SANDBOX, Purpose};
+
+/// A build that was published but not recorded before the daemon ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unrecorded {
+    /// Its id.
+    pub id: BuildId,
+    /// How many diffs lie under it.
+    pub generation: Generation,
+    /// Pages it stores.
+    pub stored_pages: u64,
+}
+
+/// What becomes of a sandbox.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// It is as its row says.
+    Keep,
+    /// Its pause had published its build: it is paused.
+    Paused(Unrecorded),
+    /// Its resume had not ended: its build is untouched and it is paused still.
+    StillPaused,
+    /// Nobody was told that it exists, or it was being deleted: its row goes.
+    Forget,
+    /// It ran, and can't be taken over.
+    Fail(&'static str),
+}
+
+/// Decides about every sandbox. `unrecorded` are builds made by a pause, by sandbox.
+#[must_use]
+pub fn plan(
+    rows: &[SandboxRow],
+    unrecorded: &BTreeMap<SandboxId, Unrecorded>,
+) -> Vec<(SandboxId, Decision)> {
+    rows.iter().map(|row| (row.id.clone(), decide(row, unrecorded.get(&row.id)))).collect()
+}
+
+fn decide(row: &SandboxRow, unrecorded: Option<&Unrecorded>) -> Decision {
+    match (row.state, unrecorded) {
+        (SandboxState::Paused | SandboxState::Failed, _) => Decision::Keep,
+        (SandboxState::Creating | SandboxState::Destroying, _) => Decision::Forget,
+        (SandboxState::Resuming, _) if row.build.is_some() => Decision::StillPaused,
+        // The row may say `running`: states on the way are written when they settle.
+        (SandboxState::Pausing | SandboxState::Running, Some(build)) => {
+            Decision::Paused(build.clone())
+        }
+        (SandboxState::Pausing | SandboxState::Resuming, _) => {
+            Decision::Fail("The daemon ended while it was on its way to disk or back")
+        }
+        (SandboxState::Running | SandboxState::Snapshotting, _) => {
+            Decision::Fail("The daemon ended while it was running, and its VMM had to be ended")
+        }
+    }
+}
+
+/// The builds in the store that a pause published and nobody recorded.
+///
+/// # Errors
+/// The store can't be listed; a build that can't be opened is none.
+pub fn find_unrecorded(
+    store: &BuildStore,
+    recorded: impl Fn(BuildId) -> bool,
+) -> Result<BTreeMap<SandboxId, Unrecorded>, snapshot_format::FormatError> {
+    let mut found = BTreeMap::new();
+    for id in store.list()? {
+        if recorded(id) {
+            continue;
+        }
+        let Ok(build) = store.open(&id) else { continue };
+        let labels = &build.manifest().labels;
+        let of_pause = labels.get(LABEL_PURPOSE).map(String::as_str) == Some(Purpose::Pause.name());
+        let sandbox = labels.get(LABEL_SANDBOX).and_then(|id| id.parse::<SandboxId>().ok());
+        if let (true, Some(sandbox)) = (of_pause, sandbox) {
+            let generation = build.map().generation();
+            let stored_pages = build.map().own_build().data_pages.get();
+            found.insert(sandbox, Unrecorded { id, generation, stored_pages });
+        }
+    }
+    Ok(found)
+}
+
+/// Ends every process that sits in a network namespace of this name; returns how many.
+///
+/// # Errors
+/// `/proc` can't be read, or a process can't be signalled.
+pub fn end_processes_in(name: &str) -> io::Result<usize> {
+    let Ok(target) = fs::metadata(namespace::path(name)) else { return Ok(0) };
+    let is_inside = |pid: i32| {
+        fs::metadata(format!("/proc/{pid}/ns/net"))
+            .is_ok_and(|m| (m.dev(), m.ino()) == (target.dev(), target.ino()))
+    };
+    let mut ended = 0;
+    for pid in process_ids()? {
+        if pid == std::process::id() as i32 || !is_inside(pid) {
+            continue;
+        }
+        let Ok(pidfd) = pidfd_open(pid) else { continue };
+        // The number may have changed hands between the look and the open.
+        if is_inside(pid) && pidfd_signal(pidfd.as_fd(), libc::SIGKILL)? {
+            ended += 1;
+            let _ = poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], 5000u16);
+        }
+    }
+    Ok(ended)
+}
+
+fn process_ids() -> io::Result<Vec<i32>> {
+    let mut pids = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        if let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) {
+            pids.push(pid);
+        }
+    }
+    Ok(pids)
+}
+
+/// Empties a directory, making it if need be.
+///
+/// # Errors
+/// It can't be made or written.
+pub fn empty_dir(dir: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    fs::create_dir_all(dir)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::network::SlotIndex;
+    use crate::vmm::GuestShape;
+
+    fn row(id: &str, state: SandboxState, build: bool) -> SandboxRow {
+        SandboxRow {
+            id: id.parse().unwrap(),
+            template: "base".parse().unwrap(),
+            shape: GuestShape {
+                vcpus: 1,
+                memory_mb: 256,
+                kernel: "/k".into(),
+                initrd: "/i".into(),
+                cmdline: String::new(),
+            },
+            slot: SlotIndex(0),
+            state,
+            build: build.then(|| BuildId::from_bytes([1; 16])),
+            reason: None,
+            created_at_ms: 0,
+            env: BTreeMap::new(),
+            labels: BTreeMap::new(),
+        }
+    }
+
+    fn decision(state: SandboxState, build: bool, unrecorded: bool) -> Decision {
+        let published = Unrecorded {
+            id: BuildId::from_bytes([2; 16]),
+            generation: Generation::new(1),
+            stored_pages: 5,
+        };
+        let found = if unrecorded {
+            BTreeMap::from([("a".parse().unwrap(), published)])
+        } else {
+            BTreeMap::new()
+        };
+        plan(&[row("a", state, build)], &found).remove(0).1
+    }
+
+    #[test]
+    fn a_paused_sandbox_needs_no_process() {
+        assert_eq!(decision(SandboxState::Paused, true, false), Decision::Keep);
+    }
+
+    #[test]
+    fn a_pause_that_published_its_build_counts() {
+        for state in [SandboxState::Pausing, SandboxState::Running] {
+            assert!(matches!(decision(state, true, true), Decision::Paused(_)), "{state}");
+        }
+    }
+
+    #[test]
+    fn an_older_build_is_never_taken_for_what_ran() {
+        for state in [SandboxState::Running, SandboxState::Pausing, SandboxState::Snapshotting] {
+            assert!(matches!(decision(state, true, false), Decision::Fail(_)), "{state}");
+        }
+    }
+
+    #[test]
+    fn a_resume_that_did_not_end_leaves_it_paused() {
+        assert_eq!(decision(SandboxState::Resuming, true, false), Decision::StillPaused);
+    }
+
+    #[test]
+    fn what_nobody_was_told_of_goes() {
+        assert_eq!(decision(SandboxState::Creating, false, false), Decision::Forget);
+        assert_eq!(decision(SandboxState::Destroying, true, false), Decision::Forget);
+    }
+}

@@ -1,0 +1,70 @@
+//! A sandbox from a disk: copy it, boot the kernel, wait for the guest's daemon.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use envd::protocol::{InitRequest, Timestamp};
+use tokio::time::Instant;
+
+use super::OperationError;
+use super::live::{Live, give_back, make_place};
+use crate::catalogue::SandboxRow;
+use crate::guest::Guest;
+use crate::host::Host;
+use crate::vmm::Machine;
+
+/// Boots a guest; on failure nothing of it is left.
+pub(super) async fn boot(
+    host: &Arc<Host>,
+    row: &SandboxRow,
+    image: PathBuf,
+) -> Result<Live, OperationError> {
+    let mut machine = None;
+    let result = try_boot(host, row, image, &mut machine).await;
+    match (result, machine) {
+        (Ok(disk), Some(machine)) => Ok(Live { machine, session: None, disk }),
+        (result, machine) => {
+            let live = machine.map(|machine| Live { machine, session: None, disk: PathBuf::new() });
+            give_back(host, row, live).await;
+            Err(result.err().unwrap_or(OperationError::Worker))
+        }
+    }
+}
+
+async fn try_boot(
+    host: &Arc<Host>,
+    row: &SandboxRow,
+    image: PathBuf,
+    machine: &mut Option<Box<dyn Machine>>,
+) -> Result<PathBuf, OperationError> {
+    let (place, slot) = make_place(host, row, image).await?;
+    let machine = machine.insert(host.driver.boot(&row.shape, &place).await?);
+    introduce(host, row, &Guest::at(slot.address), machine.as_ref()).await?;
+    Ok(place.disk)
+}
+
+/// Waits for the guest's daemon and tells it who and when it is. After this returns, its
+/// clock is right and its random numbers are its own.
+pub(super) async fn introduce(
+    host: &Host,
+    row: &SandboxRow,
+    guest: &Guest,
+    machine: &dyn Machine,
+) -> Result<(), OperationError> {
+    let deadline = Instant::now() + host.boot_timeout;
+    let console = machine.console();
+    let introduced = async {
+        guest.wait_until_up(host.boot_timeout).await?;
+        let request = InitRequest {
+            env_vars: Some(row.env.clone()),
+            timestamp: Some(Timestamp::now()),
+            hostname: Some(row.id.to_string()),
+            entropy: Some(crate::clock::random::<64>().to_vec()),
+            ..InitRequest::default()
+        };
+        guest.init(&request, deadline.saturating_duration_since(Instant::now())).await
+    };
+    introduced
+        .await
+        .map_err(|source| OperationError::Boot { source, console: console.tail() })
+}

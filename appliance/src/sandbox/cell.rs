@@ -1,0 +1,130 @@
+//! What everybody may see of a sandbox, and the one place where its state changes.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use http_api::wire::{Sandbox, SandboxState};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::state::{Denied, Operation, begin};
+use crate::catalogue::SandboxRow;
+use crate::network::Pool;
+
+/// A sandbox as seen from outside; shared by its shard and its owner.
+#[derive(Clone, Debug)]
+pub struct Cell {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    row: Mutex<SandboxRow>,
+    generation: Mutex<Option<u32>>,
+    address: Ipv4Addr,
+    state: watch::Sender<SandboxState>,
+    gone: watch::Sender<bool>,
+}
+
+impl Cell {
+    /// A sandbox as its row says.
+    #[must_use]
+    pub fn new(row: SandboxRow, generation: Option<u32>, pool: Pool) -> Self {
+        let address = pool.sandbox_end(row.slot);
+        let state = watch::Sender::new(row.state);
+        let inner = Inner {
+            row: Mutex::new(row),
+            generation: Mutex::new(generation),
+            address,
+            state,
+            gone: watch::Sender::new(false),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Judges an operation and, if it may be, moves to the state it happens in.
+    ///
+    /// # Errors
+    /// The state forbids it; nothing has changed.
+    pub fn begin(&self, operation: Operation) -> Result<(), Denied> {
+        let mut row = self.inner.row.lock();
+        row.state = begin(row.state, operation)?;
+        self.inner.state.send_replace(row.state);
+        Ok(())
+    }
+
+    /// Moves on; the reason stays until the next move.
+    pub fn settle(&self, state: SandboxState, reason: Option<String>) {
+        let mut row = self.inner.row.lock();
+        // A delete that came meanwhile is not undone by what it waits for.
+        if row.state != SandboxState::Destroying {
+            row.state = state;
+        }
+        row.reason = reason;
+        self.inner.state.send_replace(row.state);
+    }
+
+    /// Changes what the row says besides its state.
+    pub fn update(&self, change: impl FnOnce(&mut SandboxRow)) {
+        change(&mut self.inner.row.lock());
+    }
+
+    /// Records the generation of its newest build.
+    pub fn set_generation(&self, generation: Option<u32>) {
+        *self.inner.generation.lock() = generation;
+    }
+
+    /// The row as it is now.
+    #[must_use]
+    pub fn row(&self) -> SandboxRow {
+        self.inner.row.lock().clone()
+    }
+
+    /// The state now.
+    #[must_use]
+    pub fn state(&self) -> SandboxState {
+        self.inner.row.lock().state
+    }
+
+    /// Tells of every change of state.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<SandboxState> {
+        self.inner.state.subscribe()
+    }
+
+    /// Where the host reaches its guest.
+    #[must_use]
+    pub fn address(&self) -> Ipv4Addr {
+        self.inner.address
+    }
+
+    /// Nothing of it is left.
+    pub fn set_gone(&self) {
+        self.inner.gone.send_replace(true);
+    }
+
+    /// Whether nothing of it is left.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        *self.inner.gone.borrow()
+    }
+
+    /// As it goes over the wire.
+    #[must_use]
+    pub fn view(&self) -> Sandbox {
+        let row = self.row();
+        Sandbox {
+            id: row.id,
+            state: row.state,
+            template: row.template,
+            vcpus: row.shape.vcpus,
+            memory_mb: row.shape.memory_mb,
+            address: self.inner.address.to_string(),
+            created_at_ms: row.created_at_ms,
+            build: row.build.map(|build| build.to_string()),
+            generation: *self.inner.generation.lock(),
+            reason: row.reason,
+            labels: row.labels,
+        }
+    }
+}

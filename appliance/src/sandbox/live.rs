@@ -1,0 +1,111 @@
+//! What a sandbox has while it has a VMM, and giving all of it back.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::mpsc;
+use uffd_engine::PageStates;
+
+use crate::catalogue::SandboxRow;
+use crate::engines::{Attachment, SessionEvent};
+use crate::host::{Host, remove_dir};
+use crate::network::Slot;
+use crate::vmm::{Machine, Place};
+
+use super::OperationError;
+
+/// The part of a restored guest that its engine serves.
+pub(super) struct Session {
+    pub(super) attachment: Attachment,
+    pub(super) states: Arc<PageStates>,
+    pub(super) events: mpsc::Receiver<SessionEvent>,
+}
+
+/// A sandbox with a VMM.
+pub(super) struct Live {
+    pub(super) machine: Box<dyn Machine>,
+    /// `None` for a guest that was booted.
+    pub(super) session: Option<Session>,
+    pub(super) disk: PathBuf,
+}
+
+impl Live {
+    /// Waits until the VMM ends or its engine gives up, and says which.
+    pub(super) async fn end(&mut self) -> String {
+        let exited = async {
+            let pidfd = self.machine.pidfd().try_clone_to_owned();
+            let watched = pidfd.and_then(|fd| AsyncFd::with_interest(fd, Interest::READABLE));
+            match watched {
+                Ok(pidfd) => {
+                    let _ = pidfd.readable().await;
+                }
+                Err(_) => std::future::pending().await,
+            }
+        };
+        let failed = async {
+            match self.session.as_mut().map(|session| &mut session.events) {
+                Some(events) => match events.recv().await {
+                    Some(SessionEvent::Failed(reason)) => reason,
+                    None => std::future::pending().await,
+                },
+                None => std::future::pending().await,
+            }
+        };
+        let console = self.machine.console();
+        tokio::select! {
+            () = exited => format!("Its VMM ended: {}", console.tail()),
+            reason = failed => reason,
+        }
+    }
+}
+
+/// What a VMM needs on the host: directories, a slot, a disk. Each part is made before it
+/// is needed and given back by [`give_back`], whatever was reached.
+pub(super) async fn make_place(
+    host: &Arc<Host>,
+    row: &SandboxRow,
+    image: PathBuf,
+) -> Result<(Place, Slot), OperationError> {
+    let (data, run) = (host.sandbox_data(&row.id), host.sandbox_run(&row.id));
+    for dir in [&data, &run] {
+        remove_dir(dir);
+        std::fs::create_dir_all(dir).map_err(|source| OperationError::File {
+            operation: format!("Making directory {}", dir.display()),
+            source,
+        })?;
+    }
+    let disk = data.join("rootfs.img");
+    let copy = {
+        let (disks, disk) = (host.disks.clone(), disk.clone());
+        tokio::task::spawn_blocking(move || disks.copy(&image, &disk))
+    };
+    let (slot, copied) = tokio::join!(host.slots.build(row.slot), copy);
+    copied.map_err(|_| OperationError::Worker)??;
+    let slot = slot?;
+    let place = Place {
+        name: row.id.to_string(),
+        run_dir: run,
+        namespace: slot.namespace.clone(),
+        disk,
+    };
+    Ok((place, slot))
+}
+
+/// Ends the VMM if there is one and removes what [`make_place`] made.
+pub(super) async fn give_back(host: &Arc<Host>, row: &SandboxRow, live: Option<Live>) {
+    if let Some(mut live) = live {
+        live.machine.kill().await;
+        if let Some(session) = live.session
+            && let Err(error) = session.attachment.detach().await
+        {
+            tracing::warn!(sandbox_id = %row.id, %error, "Its session could not be detached");
+        }
+    }
+    if let Err(error) = host.slots.take_down(row.slot).await {
+        tracing::warn!(sandbox_id = %row.id, slot = row.slot.0, %error, "Its slot is left over");
+    }
+    remove_dir(&host.sandbox_run(&row.id));
+    remove_dir(&host.sandbox_data(&row.id));
+}

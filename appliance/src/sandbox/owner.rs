@@ -1,0 +1,387 @@
+//! The task that owns one sandbox: takes jobs one after the other, and notices when the
+//! VMM ends between them.
+//!
+//! A job's state was entered (and judged) before it got here. Whatever happens to it, the
+//! job ends in a settled state and with an answer, even when nobody waits for it any more.
+
+use std::sync::Arc;
+
+use http_api::ApiError;
+use http_api::ids::TemplateName;
+use http_api::wire::{MemoryStats, Sandbox, SandboxState, Snapshot, SnapshotKind};
+use snapshot_format::PageSize;
+use tokio::sync::{mpsc, oneshot};
+
+use super::cell::Cell;
+use super::live::{Live, give_back};
+use super::snapshot::{Purpose, Taken, take};
+use super::{OperationError, boot, restore};
+use crate::catalogue::{TemplateRow, builds, sandboxes, templates};
+use crate::guest::Guest;
+use crate::host::Host;
+use crate::template::{Origin, Template};
+
+/// Where an answer goes.
+pub type Reply<T> = oneshot::Sender<Result<T, ApiError>>;
+
+/// One thing to do to a sandbox.
+#[derive(Debug)]
+pub enum Job {
+    /// Write it to disk and end its VMM.
+    Pause(Reply<Sandbox>),
+    /// Bring it back.
+    Resume(Reply<Sandbox>),
+    /// Make a template of it.
+    Snapshot(TemplateName, Reply<Snapshot>),
+    /// Say what its memory did.
+    Memory(Reply<MemoryStats>),
+    /// Remove it.
+    Destroy(Reply<()>),
+}
+
+/// The task's state.
+pub struct Owner {
+    host: Arc<Host>,
+    cell: Cell,
+    live: Option<Live>,
+}
+
+impl Owner {
+    /// The owner of a sandbox that has no VMM now.
+    #[must_use]
+    pub fn new(host: Arc<Host>, cell: Cell) -> Self {
+        Self { host, cell, live: None }
+    }
+
+    /// Creates the sandbox from its template, then serves it.
+    pub async fn create(
+        mut self,
+        template: Template,
+        reply: Reply<Sandbox>,
+        jobs: mpsc::Receiver<Job>,
+    ) {
+        let row = self.cell.row();
+        let made = match template.origin {
+            Origin::Disk(image) => boot::boot(&self.host, &row, image).await,
+            Origin::Memory(build) => restore::restore(&self.host, &row, build).await,
+        };
+        match made {
+            Ok(live) => {
+                self.live = Some(live);
+                self.cell.set_generation(self.generation().await);
+                self.settle(SandboxState::Running, None).await;
+                let _ = reply.send(Ok(self.cell.view()));
+                self.serve(jobs).await;
+            }
+            Err(error) => {
+                let error = error.into_api("The sandbox was not created");
+                self.forget().await;
+                let _ = reply.send(Err(error));
+                refuse_all(jobs, &row.id);
+            }
+        }
+    }
+
+    /// Takes jobs until the sandbox is gone.
+    pub async fn serve(mut self, mut jobs: mpsc::Receiver<Job>) {
+        loop {
+            let job = match &mut self.live {
+                Some(live) => tokio::select! {
+                    biased;
+                    job = jobs.recv() => job,
+                    reason = live.end() => {
+                        self.vmm_ended(reason).await;
+                        continue;
+                    }
+                },
+                None => jobs.recv().await,
+            };
+            match job {
+                None => return self.leave().await,
+                Some(Job::Pause(reply)) => {
+                    let result = self.pause().await;
+                    let _ = reply.send(result);
+                }
+                Some(Job::Resume(reply)) => {
+                    let result = self.resume().await;
+                    let _ = reply.send(result);
+                }
+                Some(Job::Snapshot(name, reply)) => {
+                    let result = self.snapshot(name).await;
+                    let _ = reply.send(result);
+                }
+                Some(Job::Memory(reply)) => {
+                    let result = self.memory().await;
+                    let _ = reply.send(result);
+                }
+                Some(Job::Destroy(reply)) => {
+                    self.destroy().await;
+                    let _ = reply.send(Ok(()));
+                    return refuse_all(jobs, &self.cell.row().id);
+                }
+            }
+        }
+    }
+
+    async fn pause(&mut self) -> Result<Sandbox, ApiError> {
+        let row = self.cell.row();
+        let Some(mut live) = self.live.take() else { return Err(self.no_vmm().await) };
+        let guest = Guest::at(self.cell.address());
+        let paused = match take(&self.host, &row, &mut live, &guest, Purpose::Pause).await {
+            Ok(taken) => self.record_pause(taken).await,
+            Err(error) => Err(error),
+        };
+        match paused {
+            Ok(()) => {
+                give_back(&self.host, &row, Some(live)).await;
+                self.settle(SandboxState::Paused, None).await;
+                self.collect_garbage().await;
+                Ok(self.cell.view())
+            }
+            Err(error) => Err(self.back_to_running(live, error).await),
+        }
+    }
+
+    /// From here on the sandbox is its build: one transaction says so.
+    async fn record_pause(&self, taken: Taken) -> Result<(), OperationError> {
+        let Taken { row: build, reservation } = taken;
+        let mut row = self.cell.row();
+        row.state = SandboxState::Paused;
+        row.build = Some(build.id);
+        row.reason = None;
+        let (id, generation) = (build.id, build.generation);
+        let record = move |connection: &mut rusqlite::Connection| {
+            builds::put(connection, &build)?;
+            sandboxes::put(connection, &row)
+        };
+        if let Err(error) = self.host.catalogue.call(record).await {
+            let _ = self.host.store.remove(&id);
+            return Err(error.into());
+        }
+        drop(reservation);
+        self.cell.update(|row| row.build = Some(id));
+        self.cell.set_generation(Some(generation.get()));
+        Ok(())
+    }
+
+    async fn resume(&mut self) -> Result<Sandbox, ApiError> {
+        let row = self.cell.row();
+        let Some(build) = row.build else { return Err(self.no_vmm().await) };
+        match restore::restore(&self.host, &row, build).await {
+            Ok(live) => {
+                self.live = Some(live);
+                self.settle(SandboxState::Running, None).await;
+                Ok(self.cell.view())
+            }
+            Err(error) => {
+                let error = error.into_api("The sandbox stays paused and its build is untouched");
+                self.settle(SandboxState::Paused, Some(error.to_string())).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn snapshot(&mut self, name: TemplateName) -> Result<Snapshot, ApiError> {
+        let row = self.cell.row();
+        let Some(mut live) = self.live.take() else {
+            // Paused: its build is the snapshot.
+            let Some(build) = row.build else { return Err(self.no_vmm().await) };
+            let unchanged = "The sandbox stays paused";
+            return self.add_template(name, build).await.map_err(|error| error.into_api(unchanged));
+        };
+        let guest = Guest::at(self.cell.address());
+        let taken = take(&self.host, &row, &mut live, &guest, Purpose::Template).await;
+        let made = match taken {
+            Ok(taken) => self.record_snapshot(name, taken).await,
+            Err(error) => Err(error),
+        };
+        match made {
+            Ok(snapshot) => match live.machine.go_on().await {
+                Ok(()) => {
+                    self.live = Some(live);
+                    self.settle(SandboxState::Running, None).await;
+                    Ok(snapshot)
+                }
+                Err(error) => Err(self.back_to_running(live, error.into()).await),
+            },
+            Err(error) => Err(self.back_to_running(live, error).await),
+        }
+    }
+
+    async fn record_snapshot(
+        &self,
+        name: TemplateName,
+        taken: Taken,
+    ) -> Result<Snapshot, OperationError> {
+        let Taken { row: build, reservation } = taken;
+        let id = build.id;
+        let put = move |connection: &mut rusqlite::Connection| builds::put(connection, &build);
+        self.host.catalogue.call(put).await?;
+        let snapshot = self.add_template(name, id).await;
+        drop(reservation);
+        if snapshot.is_err() {
+            self.collect_garbage().await;
+        }
+        snapshot
+    }
+
+    async fn add_template(
+        &self,
+        name: TemplateName,
+        build: snapshot_format::BuildId,
+    ) -> Result<Snapshot, OperationError> {
+        let taken = OperationError::NameTaken { name: name.to_string() };
+        let shape = self.cell.row().shape;
+        let created_at_ms = crate::clock::now_ms();
+        let row = TemplateRow { name: name.clone(), build, shape, created_at_ms };
+        let stored = row.clone();
+        let insert = move |connection: &mut rusqlite::Connection| {
+            if !templates::insert(connection, &stored)? {
+                return Ok(None);
+            }
+            builds::get(connection, build)
+        };
+        // A name of the configuration counts as taken, too.
+        if self.host.templates.read().contains_key(&name) {
+            return Err(taken);
+        }
+        let Some(build_row) = self.host.catalogue.call(insert).await? else { return Err(taken) };
+        self.host.templates.write().insert(name.clone(), Template::from(row.clone()));
+        Ok(Snapshot {
+            name,
+            kind: SnapshotKind::Memory,
+            build: Some(build.to_string()),
+            generation: Some(build_row.generation.get()),
+            vcpus: row.shape.vcpus,
+            memory_mb: row.shape.memory_mb,
+            diff_pages: Some(build_row.stored_pages),
+            created_at_ms,
+        })
+    }
+
+    /// The generation of its newest build, as the catalogue has it.
+    async fn generation(&self) -> Option<u32> {
+        let build = self.cell.row().build?;
+        let lookup = move |connection: &mut rusqlite::Connection| builds::get(connection, build);
+        Some(self.host.catalogue.call(lookup).await.ok()??.generation.get())
+    }
+
+    async fn memory(&self) -> Result<MemoryStats, ApiError> {
+        let row = self.cell.row();
+        let page_bytes = PageSize::Size4K.bytes();
+        let guest_pages = row.shape.memory_bytes() / page_bytes;
+        let mut stats = MemoryStats { guest_pages, page_bytes, ..MemoryStats::default() };
+        if let Some(build) = row.build {
+            let lookup = move |connection: &mut rusqlite::Connection| builds::get(connection, build);
+            let found = self.host.catalogue.call(lookup).await;
+            let found = found.map_err(|error| ApiError::failed("catalogue_failed", &error))?;
+            stats.diff_pages = found.map(|build| build.stored_pages);
+        }
+        match &self.live {
+            None => {}
+            Some(Live { session: None, .. }) => stats.resident_pages = guest_pages,
+            Some(Live { session: Some(session), .. }) => {
+                let served = session.attachment.stats().await;
+                let served = served.map_err(|error| ApiError::failed("engine_failed", &error))?;
+                stats.resident_pages = served.pages_installed;
+                stats.faults = served.faults;
+                stats.fault_us_p50 = served.service_us_p50;
+                stats.fault_us_p99 = served.service_us_p99;
+                stats.fault_us_max = served.service_us_max;
+            }
+        }
+        Ok(stats)
+    }
+
+    async fn destroy(&mut self) {
+        let row = self.cell.row();
+        if let Some(live) = self.live.take() {
+            give_back(&self.host, &row, Some(live)).await;
+        }
+        self.forget().await;
+        tracing::info!(sandbox_id = %row.id, "Deleted");
+    }
+
+    /// The last of it: its row, and the builds that only it needed.
+    async fn forget(&self) {
+        let id = self.cell.row().id;
+        let removed = id.clone();
+        let remove = move |connection: &mut rusqlite::Connection| {
+            sandboxes::remove(connection, &removed)
+        };
+        if let Err(error) = self.host.catalogue.call(remove).await {
+            tracing::error!(sandbox_id = %id, %error, "Its row is left over");
+        }
+        self.cell.set_gone();
+        self.collect_garbage().await;
+    }
+
+    /// A failed operation on a live guest: it goes on as if nothing had been asked.
+    async fn back_to_running(&mut self, mut live: Live, error: OperationError) -> ApiError {
+        match live.machine.go_on().await {
+            Ok(()) => {
+                self.live = Some(live);
+                let error = error.into_api("The sandbox goes on running");
+                self.settle(SandboxState::Running, Some(error.to_string())).await;
+                error
+            }
+            Err(second) => {
+                let reason = format!("{error}; then its guest could not go on: {second}");
+                self.live = Some(live);
+                self.vmm_ended(reason).await;
+                error.into_api("The sandbox has failed: its guest could not go on")
+            }
+        }
+    }
+
+    /// The VMM is gone or useless: give everything back and say why.
+    async fn vmm_ended(&mut self, reason: String) {
+        let row = self.cell.row();
+        tracing::warn!(sandbox_id = %row.id, reason, "Failed");
+        give_back(&self.host, &row, self.live.take()).await;
+        self.settle(SandboxState::Failed, Some(reason)).await;
+    }
+
+    async fn no_vmm(&mut self) -> ApiError {
+        let reason = "The sandbox has neither a VMM nor a build".to_owned();
+        self.settle(SandboxState::Failed, Some(reason.clone())).await;
+        ApiError::Failed { code: "internal", detail: reason }
+    }
+
+    /// The daemon stops: what still runs (because it could not be paused) is ended.
+    async fn leave(&mut self) {
+        if self.live.is_some() {
+            self.vmm_ended("The daemon stopped and it could not be paused".into()).await;
+        }
+    }
+
+    async fn settle(&self, state: SandboxState, reason: Option<String>) {
+        self.cell.settle(state, reason);
+        let row = self.cell.row();
+        let id = row.id.clone();
+        let put = move |connection: &mut rusqlite::Connection| sandboxes::put(connection, &row);
+        if let Err(error) = self.host.catalogue.call(put).await {
+            tracing::error!(sandbox_id = %id, %error, "Its state could not be stored");
+        }
+    }
+
+    async fn collect_garbage(&self) {
+        if let Err(error) = self.host.collect_garbage().await {
+            tracing::warn!(%error, "Builds that nobody needs may be left over");
+        }
+    }
+}
+
+/// Jobs that came too late.
+fn refuse_all(mut jobs: mpsc::Receiver<Job>, id: &http_api::ids::SandboxId) {
+    jobs.close();
+    let error = || ApiError::NotFound { what: "sandbox", name: id.to_string() };
+    while let Ok(job) = jobs.try_recv() {
+        match job {
+            Job::Pause(reply) | Job::Resume(reply) => drop(reply.send(Err(error()))),
+            Job::Snapshot(_, reply) => drop(reply.send(Err(error()))),
+            Job::Memory(reply) => drop(reply.send(Err(error()))),
+            Job::Destroy(reply) => drop(reply.send(Ok(()))),
+        }
+    }
+}

@@ -1,0 +1,350 @@
+//! `thaw serve`: puts the daemon together, runs it, and takes it apart.
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use http_api::ids::SandboxId;
+use http_api::wire::SandboxState;
+use parking_lot::{Mutex, RwLock};
+use snapshot_format::BuildStore;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+
+use crate::catalogue::{Catalogue, SandboxRow, builds, sandboxes, templates};
+use crate::config::Config;
+use crate::disks::Disks;
+use crate::engines::{Engines, topology};
+use crate::gateway::Gateway;
+use crate::host::Host;
+use crate::network::{Slots, slots};
+use crate::reconcile::{self, Decision};
+use crate::sandbox::Cell;
+use crate::sandbox::snapshot::describe;
+use crate::shard::{Request, Shard};
+use crate::template::{Template, Templates};
+use crate::vmm::{Driver, launch, qemu};
+
+/// Requests that one shard may have waiting.
+const MAILBOX: usize = 1024;
+
+/// Runs the daemon until it is told to stop.
+///
+/// # Errors
+/// What is missing or taken, and what to do about it.
+pub fn run(config: &Config) -> Result<()> {
+    let main = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (host, cells) = main.block_on(assemble(config))?;
+    let listeners = bind_all(config)?;
+
+    let shard_count = config.shard_count();
+    let mut per_shard: Vec<Vec<Cell>> = (0..shard_count).map(|_| Vec::new()).collect();
+    for cell in cells {
+        per_shard[Gateway::owner_of(&cell.row().id, shard_count)].push(cell);
+    }
+    let (senders, mailboxes): (Vec<_>, Vec<_>) =
+        (0..shard_count).map(|_| mpsc::channel::<Request>(MAILBOX)).unzip();
+    let gateway = Gateway::new(host.clone(), senders);
+    let (stop, stopping) = watch::channel(false);
+
+    let mut threads = Vec::new();
+    let parts = per_shard.into_iter().zip(mailboxes).zip(listeners);
+    for (number, ((cells, mailbox), sockets)) in parts.enumerate() {
+        let (host, gateway, stopping) = (host.clone(), gateway.clone(), stopping.clone());
+        let thread = std::thread::Builder::new().name(format!("shard-{number}"));
+        threads.push(thread.spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(async move {
+                let shard = Shard::new(host, cells);
+                let serving = serve_http(sockets, gateway, stopping);
+                let (served, ()) = tokio::join!(serving, shard.run(mailbox));
+                served
+            })
+        })?);
+    }
+    tracing::info!(
+        vmm = host.driver.info().name,
+        accelerator = host.driver.info().accelerator,
+        reason = host.driver.info().reason,
+        disks = host.disks.reason,
+        shards = shard_count,
+        engines = host.engines.count(),
+        listen = ?config.api.listen,
+        socket = %config.api_socket().display(),
+        "Ready"
+    );
+
+    main.block_on(async {
+        wait_for_signal().await?;
+        tracing::info!("Stopping: pausing what runs");
+        gateway.drain().await;
+        anyhow::Ok(())
+    })?;
+    // Listeners end, gateways with them, then mailboxes, then shards.
+    stop.send_replace(true);
+    drop(gateway);
+    for thread in threads {
+        match thread.join() {
+            Ok(result) => result.context("A shard failed")?,
+            Err(_) => bail!("A shard panicked"),
+        }
+    }
+    let _ = fs::remove_file(config.api_socket());
+    tracing::info!("Stopped");
+    Ok(())
+}
+
+async fn wait_for_signal() -> io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+/// Everything but shards and listeners.
+async fn assemble(config: &Config) -> Result<(Arc<Host>, Vec<Cell>)> {
+    for dir in [&config.data_dir, &config.run_dir] {
+        check_writable(dir)?;
+    }
+    check_userfaultfd()?;
+    launch::prepare_host().context("Preparing /run for VMM disks; is it writable?")?;
+    let catalogue = Catalogue::open(&config.data_dir.join("catalogue.db"))
+        .with_context(|| format!("Opening the catalogue in {}", config.data_dir.display()))?;
+    let store = BuildStore::open_or_create(&config.data_dir.join("builds"))
+        .context("Opening the store of builds")?;
+    let driver = pick_driver(config).await?;
+    let disks = Disks::probe(&config.data_dir)
+        .with_context(|| format!("Trying to copy disks in {}", config.data_dir.display()))?;
+    let slots = Slots::start(&config.instance, config.network.pool)?;
+    let rows = recover(config, &catalogue, &store, &slots).await?;
+    let engines = Engines::start(&config.run_dir, &topology::nodes(), &config.engine)
+        .context("Starting the engines")?;
+
+    let mut all: Templates =
+        config.templates.iter().map(Template::from).map(|t| (t.name.clone(), t)).collect();
+    for row in catalogue.call(|connection| templates::all(connection)).await? {
+        all.entry(row.name.clone()).or_insert_with(|| row.into());
+    }
+    let mut cells = Vec::new();
+    for row in rows {
+        let generation = match row.build {
+            Some(id) => {
+                let found = catalogue.call(move |connection| builds::get(connection, id)).await?;
+                found.map(|build| build.generation.get())
+            }
+            None => None,
+        };
+        cells.push(Cell::new(row, generation, config.network.pool));
+    }
+    let host = Arc::new(Host {
+        data_dir: config.data_dir.clone(),
+        run_dir: config.run_dir.clone(),
+        boot_timeout: Duration::from_secs(config.vmm.boot_timeout_s),
+        catalogue,
+        engines,
+        driver,
+        slots,
+        disks,
+        store,
+        templates: RwLock::new(all),
+        draining: AtomicBool::new(false),
+        unrecorded: Mutex::default(),
+    });
+    host.collect_garbage().await?;
+    Ok((host, cells))
+}
+
+fn check_writable(dir: &Path) -> Result<()> {
+    let what_to_do = || {
+        format!(
+            "Directory {} can't be written; make it, or set data_dir and run_dir to ones that can",
+            dir.display()
+        )
+    };
+    fs::create_dir_all(dir).with_context(what_to_do)?;
+    let probe = dir.join(".probe");
+    fs::write(&probe, b"").with_context(what_to_do)?;
+    fs::remove_file(&probe).with_context(what_to_do)
+}
+
+fn check_userfaultfd() -> Result<()> {
+    use uffd_engine::sys::uffd::{FEATURE_EVENT_REMOVE, FEATURE_MISSING_SHMEM, Uffd};
+    Uffd::create(FEATURE_EVENT_REMOVE | FEATURE_MISSING_SHMEM).map(|_| ()).context(
+        "userfaultfd can't be used: run as root, or allow /dev/userfaultfd to this user; the \
+         kernel needs CONFIG_USERFAULTFD (5.11 or later)",
+    )
+}
+
+async fn pick_driver(config: &Config) -> Result<Arc<dyn Driver>> {
+    let kernel = config.templates.first().map(|template| template.kernel.clone());
+    let kernel = kernel.unwrap_or_else(|| PathBuf::from("/vmlinuz"));
+    let preload = config.preload();
+    let cache = config.data_dir.join("kvm-probe.json");
+    let vmm = &config.vmm;
+    let qemu = qemu::probe::probe(&vmm.qemu, &preload, vmm.accelerator, &kernel, &cache);
+    Ok(Arc::new(qemu.await.context("No VMM can be used")?))
+}
+
+/// Brings the catalogue and the host together after whatever happened last time.
+async fn recover(
+    config: &Config,
+    catalogue: &Catalogue,
+    store: &BuildStore,
+    slots: &Slots,
+) -> Result<Vec<SandboxRow>> {
+    for slot in slots::existing(&config.instance).context("Looking for slots")? {
+        let name = crate::network::address::namespace(&config.instance, slot);
+        let ended = reconcile::end_processes_in(&name).context("Ending left-over VMMs")?;
+        slots.take_down(slot).await.context("Removing a left-over slot")?;
+        tracing::warn!(slot = slot.0, processes = ended, "Removed what an earlier run left");
+    }
+    for dir in [config.data_dir.join("sandboxes"), config.run_dir.join("sandboxes")] {
+        reconcile::empty_dir(&dir).with_context(|| format!("Emptying {}", dir.display()))?;
+    }
+    let unfinished = store.remove_staging().context("Removing unfinished builds")?;
+    if !unfinished.is_empty() {
+        tracing::warn!(count = unfinished.len(), "Removed builds that were never finished");
+    }
+
+    let rows = catalogue.call(|connection| sandboxes::all(connection)).await?;
+    let known = catalogue.call(|connection| builds::all_ids(connection)).await?;
+    let unrecorded = reconcile::find_unrecorded(store, |id| known.contains(&id))
+        .context("Looking for builds that were not recorded")?;
+    for (id, decision) in reconcile::plan(&rows, &unrecorded) {
+        apply(catalogue, store, &rows, id, decision).await?;
+    }
+    Ok(catalogue.call(|connection| sandboxes::all(connection)).await?)
+}
+
+async fn apply(
+    catalogue: &Catalogue,
+    store: &BuildStore,
+    rows: &[SandboxRow],
+    id: SandboxId,
+    decision: Decision,
+) -> Result<()> {
+    let Some(mut row) = rows.iter().find(|row| row.id == id).cloned() else { return Ok(()) };
+    let mut build = None;
+    match decision {
+        Decision::Keep => return Ok(()),
+        Decision::Forget => {
+            tracing::warn!(sandbox_id = %id, state = %row.state, "Forgot a half-made sandbox");
+            catalogue.call(move |connection| sandboxes::remove(connection, &id)).await?;
+            return Ok(());
+        }
+        Decision::StillPaused => row.state = SandboxState::Paused,
+        Decision::Paused(published) => {
+            row.state = SandboxState::Paused;
+            row.build = Some(published.id);
+            build = Some(describe(store, published.id, published.stored_pages)?);
+        }
+        Decision::Fail(reason) => {
+            row.state = SandboxState::Failed;
+            row.reason = Some(reason.to_owned());
+        }
+    }
+    tracing::warn!(sandbox_id = %row.id, state = %row.state, reason = row.reason, "Recovered");
+    let store_it = move |connection: &mut rusqlite::Connection| {
+        if let Some(build) = &build {
+            builds::put(connection, build)?;
+        }
+        sandboxes::put(connection, &row)
+    };
+    Ok(catalogue.call(store_it).await?)
+}
+
+/// The sockets one shard listens on.
+struct Sockets {
+    tcp: Vec<std::net::TcpListener>,
+    unix: Option<std::os::unix::net::UnixListener>,
+}
+
+/// One TCP listener per address and shard; the Unix socket is the first shard's.
+fn bind_all(config: &Config) -> Result<Vec<Sockets>> {
+    let path = config.api_socket();
+    let mut unix = Some(bind_unix(&path)?);
+    let mut all = Vec::new();
+    for shard in 0..config.shard_count() {
+        let mut tcp = Vec::new();
+        for address in &config.api.listen {
+            // The first one shares its port with nobody outside this process.
+            if shard == 0 {
+                bind_tcp(*address, false).map(drop).with_context(|| {
+                    format!("{address} can't be listened on; is another daemon running there? Set api.listen")
+                })?;
+            }
+            let listener = bind_tcp(*address, true);
+            tcp.push(listener.with_context(|| format!("Listening on {address}"))?);
+        }
+        all.push(Sockets { tcp, unix: unix.take() });
+    }
+    Ok(all)
+}
+
+fn bind_tcp(address: SocketAddr, shared: bool) -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(shared)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    if shared {
+        socket.listen(1024)?;
+    }
+    Ok(socket.into())
+}
+
+fn bind_unix(path: &Path) -> Result<std::os::unix::net::UnixListener> {
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        bail!(
+            "Another daemon answers on {}; stop it, or set run_dir or api.socket",
+            path.display()
+        );
+    }
+    let _ = fs::remove_file(path);
+    let listener = std::os::unix::net::UnixListener::bind(path)
+        .with_context(|| format!("Socket {} can't be made; set api.socket", path.display()))?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// Serves the API on a shard's sockets until told to stop.
+async fn serve_http(
+    sockets: Sockets,
+    gateway: Gateway,
+    stopping: watch::Receiver<bool>,
+) -> io::Result<()> {
+    let router = http_api::router(gateway);
+    let mut servers = tokio::task::JoinSet::new();
+    let until_stopped = |mut stopping: watch::Receiver<bool>| async move {
+        let _ = stopping.wait_for(|stop| *stop).await;
+    };
+    for listener in sockets.tcp {
+        let listener = TcpListener::from_std(listener)?;
+        let serving = axum::serve(listener, router.clone())
+            .with_graceful_shutdown(until_stopped(stopping.clone()));
+        servers.spawn(async move { serving.await });
+    }
+    if let Some(listener) = sockets.unix {
+        let listener = UnixListener::from_std(listener)?;
+        let serving = axum::serve(listener, router.clone())
+            .with_graceful_shutdown(until_stopped(stopping.clone()));
+        servers.spawn(async move { serving.await });
+    }
+    drop(router);
+    until_stopped(stopping).await;
+    // Idle connections don't hold the daemon up for ever.
+    let finished = async { while servers.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(Duration::from_secs(5), finished).await;
+    servers.shutdown().await;
+    Ok(())
+}

@@ -1,0 +1,213 @@
+//! One core's thread of the daemon: its runtime, its listener, and the sandboxes it owns.
+//!
+//! A sandbox belongs to the shard that its id hashes to, for ever. Requests arrive at any
+//! shard and reach the owner through its bounded mailbox; here they are judged, and handed
+//! to the sandbox's own task. Nothing in this loop waits.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use http_api::ApiError;
+use http_api::ids::{SandboxId, TemplateName};
+use http_api::wire::{MemoryStats, Sandbox, SandboxState, Snapshot};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::catalogue::SandboxRow;
+use crate::host::Host;
+use crate::sandbox::state::{Operation, begin};
+use crate::sandbox::{Cell, Job, Owner, Reply};
+use crate::template::Template;
+
+/// Jobs that one sandbox may have waiting.
+const JOBS_PER_SANDBOX: usize = 16;
+
+/// The way to a running guest, for as long as it stays running.
+#[derive(Debug)]
+pub struct Route {
+    /// Where its daemon answers.
+    pub address: Ipv4Addr,
+    /// Tells when it no longer runs.
+    pub state: watch::Receiver<SandboxState>,
+}
+
+/// What a shard is asked.
+#[derive(Debug)]
+pub enum Request {
+    /// Make a sandbox; its row is in the catalogue.
+    Create(Box<SandboxRow>, Box<Template>, Reply<Sandbox>),
+    /// All of this shard's.
+    List(Reply<Vec<Sandbox>>),
+    /// One.
+    Get(SandboxId, Reply<Sandbox>),
+    /// To disk.
+    Pause(SandboxId, Reply<Sandbox>),
+    /// Back.
+    Resume(SandboxId, Reply<Sandbox>),
+    /// A template of it.
+    Snapshot(SandboxId, TemplateName, Reply<Snapshot>),
+    /// What its memory did.
+    Memory(SandboxId, Reply<MemoryStats>),
+    /// The way to its guest.
+    Route(SandboxId, Reply<Route>),
+    /// Away with it.
+    Destroy(SandboxId, Reply<()>),
+    /// Pause all that run and take no more; answered when no VMM is left.
+    Drain(Reply<()>),
+}
+
+struct Entry {
+    cell: Cell,
+    jobs: mpsc::Sender<Job>,
+}
+
+/// The shard's state.
+pub struct Shard {
+    host: Arc<Host>,
+    entries: BTreeMap<SandboxId, Entry>,
+    owners: JoinSet<SandboxId>,
+}
+
+impl Shard {
+    /// A shard that owns these sandboxes, none of which has a VMM.
+    #[must_use]
+    pub fn new(host: Arc<Host>, sandboxes: Vec<Cell>) -> Self {
+        let mut shard = Self { host, entries: BTreeMap::new(), owners: JoinSet::new() };
+        for cell in sandboxes {
+            let owner = Owner::new(shard.host.clone(), cell.clone());
+            shard.adopt(cell, |jobs| owner.serve(jobs));
+        }
+        shard
+    }
+
+    /// Serves requests until the mailbox closes, then waits for the owners.
+    pub async fn run(mut self, mut mailbox: mpsc::Receiver<Request>) {
+        loop {
+            tokio::select! {
+                request = mailbox.recv() => match request {
+                    Some(request) => self.answer(request),
+                    None => break,
+                },
+                Some(ended) = self.owners.join_next() => {
+                    if let Ok(id) = ended {
+                        self.entries.remove(&id);
+                    }
+                }
+            }
+        }
+        self.entries.clear();
+        while self.owners.join_next().await.is_some() {}
+    }
+
+    fn answer(&mut self, request: Request) {
+        match request {
+            Request::Create(row, template, reply) => self.create(*row, *template, reply),
+            Request::List(reply) => {
+                let present = self.entries.values().filter(|entry| !entry.cell.is_gone());
+                let _ = reply.send(Ok(present.map(|entry| entry.cell.view()).collect()));
+            }
+            Request::Get(id, reply) => {
+                let _ = reply.send(self.find(&id).map(|entry| entry.cell.view()));
+            }
+            Request::Pause(id, reply) => self.hand_on(&id, Operation::Pause, reply, Job::Pause),
+            Request::Resume(id, reply) => self.hand_on(&id, Operation::Resume, reply, Job::Resume),
+            Request::Snapshot(id, name, reply) => {
+                self.hand_on(&id, Operation::Snapshot, reply, |reply| Job::Snapshot(name, reply));
+            }
+            Request::Destroy(id, reply) => {
+                self.hand_on(&id, Operation::Destroy, reply, Job::Destroy);
+            }
+            Request::Memory(id, reply) => match self.find(&id) {
+                Ok(entry) => send(entry, Job::Memory(reply)),
+                Err(error) => drop(reply.send(Err(error))),
+            },
+            Request::Route(id, reply) => {
+                let _ = reply.send(self.route(&id));
+            }
+            Request::Drain(reply) => self.drain(reply),
+        }
+    }
+
+    fn create(&mut self, row: SandboxRow, template: Template, reply: Reply<Sandbox>) {
+        let generation = None;
+        let cell = Cell::new(row, generation, self.host.slots.pool());
+        let owner = Owner::new(self.host.clone(), cell.clone());
+        self.adopt(cell, |jobs| owner.create(template, reply, jobs));
+    }
+
+    fn adopt<F>(&mut self, cell: Cell, task: impl FnOnce(mpsc::Receiver<Job>) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let (jobs, inbox) = mpsc::channel(JOBS_PER_SANDBOX);
+        let id = cell.row().id;
+        let (task, ended) = (task(inbox), id.clone());
+        self.owners.spawn(async move {
+            task.await;
+            ended
+        });
+        self.entries.insert(id, Entry { cell, jobs });
+    }
+
+    fn find(&self, id: &SandboxId) -> Result<&Entry, ApiError> {
+        match self.entries.get(id) {
+            Some(entry) if !entry.cell.is_gone() => Ok(entry),
+            _ => Err(ApiError::NotFound { what: "sandbox", name: id.to_string() }),
+        }
+    }
+
+    /// Judges an operation, enters its state and gives it to the owner.
+    fn hand_on<T>(
+        &self,
+        id: &SandboxId,
+        operation: Operation,
+        reply: Reply<T>,
+        job: impl FnOnce(Reply<T>) -> Job,
+    ) {
+        let judged = self.find(id).and_then(|entry| {
+            let room = entry.jobs.capacity() > 0;
+            if !room {
+                let detail = "The sandbox has too many requests waiting; try again".into();
+                return Err(ApiError::Busy { detail });
+            }
+            entry.cell.begin(operation)?;
+            Ok(entry)
+        });
+        match judged {
+            Ok(entry) => send(entry, job(reply)),
+            Err(error) => drop(reply.send(Err(error))),
+        }
+    }
+
+    fn route(&self, id: &SandboxId) -> Result<Route, ApiError> {
+        let entry = self.find(id)?;
+        begin(entry.cell.state(), Operation::Exec)?;
+        Ok(Route { address: entry.cell.address(), state: entry.cell.watch() })
+    }
+
+    /// Every running sandbox is paused by its own task; who answers is a task that waits.
+    fn drain(&self, reply: Reply<()>) {
+        let mut answers = Vec::new();
+        for entry in self.entries.values() {
+            if entry.cell.begin(Operation::Pause).is_ok() {
+                let (answer, receiver) = tokio::sync::oneshot::channel();
+                send(entry, Job::Pause(answer));
+                answers.push((entry.cell.row().id, receiver));
+            }
+        }
+        tokio::spawn(async move {
+            for (id, answer) in answers {
+                if let Ok(Err(error)) = answer.await {
+                    tracing::error!(sandbox_id = %id, %error, "It could not be paused");
+                }
+            }
+            let _ = reply.send(Ok(()));
+        });
+    }
+}
+
+/// The mailbox of a sandbox has room, or its owner has ended and the reply is dropped.
+fn send(entry: &Entry, job: Job) {
+    let _ = entry.jobs.try_send(job);
+}

@@ -1,0 +1,4 @@
+//! Everything of this crate that needs `unsafe`: kernel interfaces without a safe wrapper.
+
+pub mod reflink;
+pub mod tap;

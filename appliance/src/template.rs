@@ -1,0 +1,143 @@
+//! Templates: what a sandbox can start from.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use http_api::ApiError;
+use http_api::ids::TemplateName;
+use http_api::wire::CreateSandbox;
+use snapshot_format::BuildId;
+
+use crate::catalogue::TemplateRow;
+use crate::config::{TemplateConfig, check_shape};
+use crate::vmm::GuestShape;
+
+/// Where a template's sandboxes come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// They boot from a copy of this image.
+    Disk(PathBuf),
+    /// They are restored from this build.
+    Memory(BuildId),
+}
+
+/// One template.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Template {
+    /// Its name.
+    pub name: TemplateName,
+    /// Its guest.
+    pub shape: GuestShape,
+    /// What its sandboxes start from.
+    pub origin: Origin,
+    /// Unix milliseconds; zero for those of the configuration.
+    pub created_at_ms: u64,
+}
+
+impl From<&TemplateConfig> for Template {
+    fn from(config: &TemplateConfig) -> Self {
+        Self {
+            name: config.name.clone(),
+            shape: GuestShape {
+                vcpus: config.vcpus,
+                memory_mb: config.memory_mb,
+                kernel: config.kernel.clone(),
+                initrd: config.initrd.clone(),
+                cmdline: config.cmdline.clone(),
+            },
+            origin: Origin::Disk(config.disk.clone()),
+            created_at_ms: 0,
+        }
+    }
+}
+
+impl From<TemplateRow> for Template {
+    fn from(row: TemplateRow) -> Self {
+        Self {
+            name: row.name,
+            shape: row.shape,
+            origin: Origin::Memory(row.build),
+            created_at_ms: row.created_at_ms,
+        }
+    }
+}
+
+impl Template {
+    /// The guest that a request gets.
+    ///
+    /// # Errors
+    /// A number that can't be, or that differs from what a memory template has baked in.
+    pub fn shape_for(&self, request: &CreateSandbox) -> Result<GuestShape, ApiError> {
+        let mut shape = self.shape.clone();
+        let asked = [
+            ("vcpus", request.vcpus, &mut shape.vcpus),
+            ("memory_mb", request.memory_mb, &mut shape.memory_mb),
+        ];
+        for (field, wanted, has) in asked {
+            let Some(wanted) = wanted else { continue };
+            if matches!(self.origin, Origin::Memory(_)) && wanted != *has {
+                let detail = format!(
+                    "is {wanted}, but template {:?} has memory with {has} baked in; leave it out \
+                     or ask for {has}",
+                    self.name.as_str()
+                );
+                return Err(ApiError::BadRequest { field: field.into(), detail });
+            }
+            *has = wanted;
+        }
+        check_shape(shape.vcpus, shape.memory_mb)
+            .map_err(|(field, detail)| ApiError::BadRequest { field: field.into(), detail })?;
+        Ok(shape)
+    }
+}
+
+/// All templates, by name.
+pub type Templates = BTreeMap<TemplateName, Template>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn template(origin: Origin) -> Template {
+        Template {
+            name: "t".parse().unwrap(),
+            shape: GuestShape {
+                vcpus: 1,
+                memory_mb: 512,
+                kernel: "/k".into(),
+                initrd: "/i".into(),
+                cmdline: String::new(),
+            },
+            origin,
+            created_at_ms: 0,
+        }
+    }
+
+    fn request(vcpus: Option<u32>, memory_mb: Option<u32>) -> CreateSandbox {
+        let body = serde_json::json!({ "template": "t", "vcpus": vcpus, "memory_mb": memory_mb });
+        serde_json::from_value(body).unwrap()
+    }
+
+    fn field(result: Result<GuestShape, ApiError>) -> String {
+        match result {
+            Err(ApiError::BadRequest { field, .. }) => field,
+            other => panic!("expected a 400, got {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_memory_templates_shape_cannot_be_changed_or_ignored() {
+        let memory = template(Origin::Memory(BuildId::from_bytes([1; 16])));
+        assert_eq!(field(memory.shape_for(&request(Some(2), None))), "vcpus");
+        assert_eq!(field(memory.shape_for(&request(None, Some(256)))), "memory_mb");
+        assert!(memory.shape_for(&request(Some(1), Some(512))).is_ok());
+    }
+
+    #[test]
+    fn a_disk_templates_shape_is_a_default() {
+        let disk = template(Origin::Disk("/d".into()));
+        assert_eq!(disk.shape_for(&request(Some(2), Some(256))).unwrap().memory_mb, 256);
+        assert_eq!(field(disk.shape_for(&request(Some(0), None))), "vcpus");
+        assert_eq!(field(disk.shape_for(&request(None, Some(1)))), "memory_mb");
+    }
+}

@@ -1,0 +1,96 @@
+//! `thaw snapshot`: builds seen from the command line.
+
+use std::io::{IsTerminal, Write};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use snapshot_format::{
+    BuildId, BuildStore, Inspection, VerifyOptions, VerifyProgress, verify_with,
+};
+
+use crate::args::SnapshotCommand;
+
+/// Runs one of them.
+///
+/// # Errors
+/// The directory is no build, or can't be read.
+pub fn snapshot(command: SnapshotCommand) -> Result<ExitCode> {
+    match command {
+        SnapshotCommand::Inspect { dir, json } => inspect(&dir, json),
+        SnapshotCommand::Verify { dir, ancestors, json } => verify(&dir, ancestors, json),
+    }
+}
+
+/// A build's directory is named by its id and lies in its store.
+fn locate(dir: &Path) -> Result<(BuildStore, BuildId)> {
+    let dir = dir
+        .canonicalize()
+        .with_context(|| format!("{} is not there; name a build's directory", dir.display()))?;
+    let name = dir.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let id = name.parse().with_context(|| {
+        format!("{} is no build: its name is not a build id (32 hexadecimal digits)", dir.display())
+    })?;
+    let root = dir.parent().unwrap_or(Path::new("/"));
+    Ok((BuildStore::open_or_create(root)?, id))
+}
+
+fn inspect(dir: &Path, json: bool) -> Result<ExitCode> {
+    let (store, id) = locate(dir)?;
+    let inspection = Inspection::of(&store.open(&id)?)?;
+    if json {
+        println!("{}", serde_json::to_string_pretty(&inspection)?);
+    } else {
+        print!("{inspection}");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn verify(dir: &Path, ancestors: bool, json: bool) -> Result<ExitCode> {
+    let (store, id) = locate(dir)?;
+    let mut progress = Progress::default();
+    let report = verify_with(&store, &id, VerifyOptions { ancestors }, &mut |step| progress.show(&step));
+    progress.clear();
+    if json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        for fault in &report.faults {
+            println!("{fault}");
+        }
+        let verdict = if report.is_clean() { "intact" } else { "DAMAGED" };
+        println!(
+            "build {id}: {verdict}, {} files, {} bytes read, {} faults",
+            report.files,
+            report.bytes,
+            report.faults.len() as u64 + report.faults_omitted as u64
+        );
+    }
+    Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// A line on a terminal, from two seconds on.
+#[derive(Default)]
+struct Progress {
+    started: Option<Instant>,
+    shown: bool,
+}
+
+impl Progress {
+    fn show(&mut self, step: &VerifyProgress<'_>) {
+        let started = *self.started.get_or_insert_with(Instant::now);
+        if started.elapsed() < Duration::from_secs(2) || !std::io::stderr().is_terminal() {
+            return;
+        }
+        self.shown = true;
+        let percent = 100 * step.done / step.total.max(1);
+        eprint!("\r{}: {percent} % ", step.file.display());
+        let _ = std::io::stderr().flush();
+    }
+
+    fn clear(&self) {
+        if self.shown {
+            eprint!("\r\x1b[K");
+        }
+    }
+}

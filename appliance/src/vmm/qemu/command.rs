@@ -1,0 +1,160 @@
+//! QEMU's command line, as a value.
+//!
+//! The same arguments boot and restore a guest, but for `-incoming`: QEMU refuses a device
+//! state of a machine that was put together differently.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use crate::network::address::{GATEWAY, GUEST, GUEST_MAC, GUEST_PREFIX, TAP};
+use crate::vmm::launch::{DISK_PATH, Launch, descriptor};
+use crate::vmm::{GuestShape, Place};
+
+/// What executes the guest's instructions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accelerator {
+    /// The hardware.
+    Kvm,
+    /// QEMU's emulation.
+    Tcg,
+}
+
+impl Accelerator {
+    /// As QEMU calls it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+        }
+    }
+
+    const fn arguments(self) -> [&'static str; 4] {
+        match self {
+            Self::Kvm => ["-accel", "kvm", "-cpu", "host"],
+            Self::Tcg => ["-accel", "tcg,thread=multi", "-cpu", "max"],
+        }
+    }
+}
+
+/// Which descriptor of the launch is the RAM file.
+pub const RAM_FD: usize = 0;
+/// Which is the listening control socket.
+pub const QMP_FD: usize = 1;
+
+/// How a guest's memory and devices start.
+#[derive(Clone, Copy, Debug)]
+pub enum Start<'a> {
+    /// From the kernel.
+    Boot,
+    /// From a device state that comes over QMP, with memory handed over to an engine.
+    Restore {
+        /// The preload library.
+        preload: &'a Path,
+        /// Where the engine listens.
+        handoff: &'a Path,
+        /// `device:inode` of the RAM file.
+        ram_inode: &'a str,
+    },
+}
+
+/// The launch of one QEMU.
+#[must_use]
+pub fn launch(
+    program: &Path,
+    accelerator: Accelerator,
+    shape: &GuestShape,
+    place: &Place,
+    start: Start<'_>,
+) -> Launch {
+    let memory = shape.memory_mb;
+    let mut args: Vec<String> = Vec::new();
+    let mut add = |parts: &[&str]| args.extend(parts.iter().map(|part| (*part).to_owned()));
+    add(&["-name", &format!("thaw-{}", place.name)]);
+    add(&accelerator.arguments());
+    add(&["-M", "pc,memory-backend=ram"]);
+    add(&["-m", &memory.to_string(), "-smp", &shape.vcpus.to_string()]);
+    let ram = descriptor(RAM_FD);
+    add(&[
+        "-object",
+        &format!("memory-backend-file,id=ram,size={memory}M,mem-path=/proc/self/fd/{ram},share=on"),
+    ]);
+    add(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
+    add(&["-serial", "stdio"]);
+    let qmp = descriptor(QMP_FD);
+    add(&["-chardev", &format!("socket,id=qmp,fd={qmp},server=on,wait=off")]);
+    add(&["-mon", "chardev=qmp,mode=control"]);
+    add(&["-kernel", &shape.kernel.to_string_lossy()]);
+    add(&["-initrd", &shape.initrd.to_string_lossy()]);
+    let network = format!("thaw.ip={GUEST}/{GUEST_PREFIX} thaw.gw={GATEWAY}");
+    add(&["-append", &format!("console=ttyS0 panic=-1 {network} {}", shape.cmdline)]);
+    add(&[
+        "-drive",
+        &format!("if=none,id=disk,file={DISK_PATH},format=raw,cache=writeback,aio=threads"),
+    ]);
+    add(&["-device", "virtio-blk-pci,drive=disk"]);
+    add(&["-netdev", &format!("tap,id=net,ifname={TAP},script=no,downscript=no")]);
+    add(&["-device", &format!("virtio-net-pci,romfile=,netdev=net,mac={GUEST_MAC}")]);
+    let mut env = BTreeMap::new();
+    if let Start::Restore { preload, handoff, ram_inode } = start {
+        add(&["-incoming", "defer"]);
+        env.insert("LD_PRELOAD".to_owned(), preload.to_string_lossy().into_owned());
+        env.insert("THAW_UFFD_SOCKET".to_owned(), handoff.to_string_lossy().into_owned());
+        env.insert("THAW_RAM_INODE".to_owned(), ram_inode.to_owned());
+    }
+    Launch {
+        program: program.to_owned(),
+        args,
+        env,
+        namespace: place.namespace.clone(),
+        disk: place.disk.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape() -> GuestShape {
+        GuestShape {
+            vcpus: 2,
+            memory_mb: 256,
+            kernel: "/k".into(),
+            initrd: "/i".into(),
+            cmdline: "quiet".into(),
+        }
+    }
+
+    fn place() -> Place {
+        Place {
+            name: "s1".into(),
+            run_dir: "/run/x".into(),
+            namespace: "/run/netns/x".into(),
+            disk: "/data/disk".into(),
+        }
+    }
+
+    #[test]
+    fn a_restore_differs_from_a_boot_only_where_qemu_allows() {
+        let program = Path::new("qemu");
+        let boot = launch(program, Accelerator::Tcg, &shape(), &place(), Start::Boot);
+        let start = Start::Restore {
+            preload: Path::new("/p.so"),
+            handoff: Path::new("/h"),
+            ram_inode: "1:2",
+        };
+        let restore = launch(program, Accelerator::Tcg, &shape(), &place(), start);
+        assert!(boot.env.is_empty());
+        assert_eq!(restore.args[..boot.args.len()], boot.args[..]);
+        assert_eq!(restore.args[boot.args.len()..], ["-incoming", "defer"]);
+    }
+
+    #[test]
+    fn clones_see_their_disk_under_one_path() {
+        let a = launch(Path::new("q"), Accelerator::Kvm, &shape(), &place(), Start::Boot);
+        let other = Place { disk: "/data/other".into(), ..place() };
+        let b = launch(Path::new("q"), Accelerator::Kvm, &shape(), &other, Start::Boot);
+        assert_eq!(a.args, b.args);
+        assert_ne!(a.disk, b.disk);
+    }
+}

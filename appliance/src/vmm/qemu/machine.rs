@@ -1,0 +1,202 @@
+//! One QEMU: its process, its control socket, its RAM.
+
+use std::fs::File;
+use std::future::Future;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+
+use async_trait::async_trait;
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+use super::Qemu;
+use super::command::{self, Start};
+use super::qmp::{Qmp, QmpError};
+use crate::vmm::console::Console;
+use crate::vmm::process::VmmProcess;
+use crate::vmm::{COMMAND_TIMEOUT, GuestShape, Machine, Place, VmmError};
+
+/// A running QEMU.
+#[derive(Debug)]
+pub struct QemuMachine {
+    name: String,
+    process: VmmProcess,
+    qmp: Qmp,
+    ram: File,
+}
+
+impl QemuMachine {
+    /// Starts QEMU and connects to it. Without `handoff` the guest boots and runs at once;
+    /// with it, its memory is served by whoever listens there and a device state is awaited.
+    pub(super) async fn start(
+        driver: &Qemu,
+        shape: &GuestShape,
+        place: &Place,
+        handoff: Option<&Path>,
+    ) -> Result<Self, VmmError> {
+        let failed = |source| VmmError::Start { name: place.name.clone(), source };
+        let ram = ram_file(shape.memory_bytes()).map_err(failed)?;
+        let metadata = ram.metadata().map_err(failed)?;
+        let ram_inode = format!("{}:{}", metadata.dev(), metadata.ino());
+        let start = handoff.map_or(Start::Boot, |handoff| Start::Restore {
+            preload: &driver.preload,
+            handoff,
+            ram_inode: &ram_inode,
+        });
+        let launch = command::launch(&driver.program, driver.accelerator, shape, place, start);
+        // Bound before QEMU runs, so that connecting needs no polling.
+        let socket = place.run_dir.join("qmp.sock");
+        let _ = std::fs::remove_file(&socket);
+        let listener = UnixListener::bind(&socket).map_err(failed)?;
+        let fds = [ram.as_fd(), listener.as_fd()];
+        let process = VmmProcess::start(&launch, &fds).await.map_err(failed)?;
+        drop(listener);
+        let greeting = async {
+            let stream = UnixStream::connect(&socket).await?;
+            Qmp::greet(stream).await
+        };
+        let qmp = finish(&place.name, "the greeting", process.console(), greeting).await?;
+        let mut machine = Self { name: place.name.clone(), process, qmp, ram };
+        machine.configure_migration().await?;
+        Ok(machine)
+    }
+
+    /// The RAM is a shared file that outlives the stream: only devices are migrated.
+    async fn configure_migration(&mut self) -> Result<(), VmmError> {
+        let on = |capability| json!({ "capability": capability, "state": true });
+        let capabilities = json!({ "capabilities": [on("x-ignore-shared"), on("events")] });
+        self.run("migrate-set-capabilities", capabilities).await?;
+        self.run("migrate-set-parameters", json!({ "max-bandwidth": 1u64 << 40 })).await
+    }
+
+    /// Loads a device state; the guest is stopped after it.
+    pub(super) async fn load(&mut self, state: Vec<u8>) -> Result<(), VmmError> {
+        let console = self.process.console().clone();
+        let name = self.name.clone();
+        let loading = async {
+            let (mut ours, theirs) = UnixStream::pair()?;
+            self.lend("state", &theirs).await?;
+            drop(theirs);
+            self.qmp.execute("migrate-incoming", json!({ "uri": "fd:state" })).await?;
+            let feeding = async {
+                // A QEMU that gives up closes its end; its event says why.
+                let _ = ours.write_all(&state).await;
+                drop(ours);
+            };
+            let (result, ()) = tokio::join!(migration_end(&mut self.qmp), feeding);
+            result
+        };
+        finish(&name, "loading its state", &console, loading).await
+    }
+
+    /// Gives QEMU a descriptor under a name.
+    async fn lend(&mut self, name: &str, fd: &UnixStream) -> Result<(), QmpError> {
+        let arguments = json!({ "fdname": name });
+        self.qmp.execute_with("getfd", arguments, &[fd.as_fd()]).await.map(|_| ())
+    }
+
+    async fn run(&mut self, command: &str, arguments: Value) -> Result<(), VmmError> {
+        let console = self.process.console().clone();
+        let executed = self.qmp.execute(command, arguments);
+        finish(&self.name, command, &console, executed).await.map(|_| ())
+    }
+}
+
+#[async_trait]
+impl Machine for QemuMachine {
+    async fn stop(&mut self) -> Result<(), VmmError> {
+        self.run("stop", json!({})).await
+    }
+
+    async fn save(&mut self) -> Result<Vec<u8>, VmmError> {
+        let console = self.process.console().clone();
+        let name = self.name.clone();
+        let saving = async {
+            let (mut ours, theirs) = UnixStream::pair()?;
+            self.lend("state", &theirs).await?;
+            drop(theirs);
+            self.qmp.execute("migrate", json!({ "uri": "fd:state" })).await?;
+            let mut state = Vec::with_capacity(512 << 10);
+            let reading = async { ours.read_to_end(&mut state).await };
+            let (ended, read) = tokio::join!(migration_end(&mut self.qmp), reading);
+            ended?;
+            read?;
+            Ok(state)
+        };
+        finish(&name, "saving its state", &console, saving).await
+    }
+
+    async fn go_on(&mut self) -> Result<(), VmmError> {
+        self.run("cont", json!({})).await
+    }
+
+    fn memory(&self) -> &File {
+        &self.ram
+    }
+
+    fn pidfd(&self) -> BorrowedFd<'_> {
+        self.process.as_fd()
+    }
+
+    fn pid(&self) -> i32 {
+        self.process.pid()
+    }
+
+    fn console(&self) -> Console {
+        self.process.console().clone()
+    }
+
+    async fn kill(&mut self) {
+        self.process.kill().await;
+    }
+}
+
+/// Waits until a migration has ended, either way.
+async fn migration_end(qmp: &mut Qmp) -> Result<(), QmpError> {
+    let ended = |data: &Value| matches!(data["status"].as_str(), Some("completed" | "failed"));
+    let data = qmp.wait_for("MIGRATION", ended).await?;
+    if data["status"] == "completed" {
+        return Ok(());
+    }
+    let answer = qmp.execute("query-migrate", json!({})).await?;
+    let reason = answer["error-desc"].as_str().unwrap_or("the migration failed");
+    Err(QmpError::Refused(reason.to_owned()))
+}
+
+/// Memory that only descriptors hold: nothing is left of it when its holders are gone.
+fn ram_file(bytes: u64) -> io::Result<File> {
+    let ram = File::from(memfd_create(c"thaw-ram", MFdFlags::MFD_CLOEXEC)?);
+    ram.set_len(bytes)?;
+    Ok(ram)
+}
+
+/// Bounds an exchange with QEMU and gives its failure a name.
+async fn finish<T>(
+    name: &str,
+    command: &str,
+    console: &Console,
+    exchange: impl Future<Output = Result<T, QmpError>>,
+) -> Result<T, VmmError> {
+    let (name, command) = (name.to_owned(), command.to_owned());
+    match timeout(COMMAND_TIMEOUT, exchange).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(QmpError::Refused(answer))) => Err(VmmError::Refused { name, command, answer }),
+        Ok(Err(QmpError::Closed)) => Err(VmmError::Ended { name, console: console.tail() }),
+        Ok(Err(QmpError::Io(source))) if is_hangup(&source) => {
+            Err(VmmError::Ended { name, console: console.tail() })
+        }
+        Ok(Err(QmpError::Io(source))) => Err(VmmError::Io { name, command, source }),
+        Err(_) => Err(VmmError::Timeout { name, command, seconds: COMMAND_TIMEOUT.as_secs() }),
+    }
+}
+
+fn is_hangup(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset};
+    matches!(error.kind(), BrokenPipe | ConnectionReset | ConnectionRefused)
+}

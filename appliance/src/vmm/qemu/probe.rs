@@ -1,0 +1,193 @@
+//! Which QEMU, and does KVM run guests here?
+//!
+//! `/dev/kvm` may be there, answer every ioctl, run a few instructions, and still never
+//! bring a stock kernel up (nested and paravirtual KVMs do this). So the question is put
+//! the only way that counts: the kernel that guests will use is started on KVM, and has to
+//! get to the point where it finds that it has no root. It panics there, and QEMU ends.
+//! The answer is kept for as long as neither the host's boot, nor QEMU, nor that kernel
+//! changes.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use http_api::wire::VmmInfo;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use tokio::process::Command;
+use tokio::time::timeout;
+
+use super::Qemu;
+use super::command::Accelerator;
+use crate::config::AcceleratorChoice;
+
+/// A kernel reaches its end in well under a second on hardware; this is for slow hosts.
+const PROBE_TIME: Duration = Duration::from_secs(10);
+
+/// Why QEMU can't be used.
+#[derive(Debug, Error)]
+pub enum ProbeError {
+    /// The program doesn't run.
+    #[error("Running {} --version: install QEMU (Debian: apt-get install qemu-system-x86) or set vmm.qemu", program.display())]
+    NoQemu {
+        /// As configured.
+        program: PathBuf,
+        /// Why it doesn't.
+        #[source]
+        source: io::Error,
+    },
+    /// The preload library isn't there.
+    #[error("The preload library {} is not there: build it (cargo build --release -p uffd-preload) or set vmm.preload", path.display())]
+    NoPreload {
+        /// As configured.
+        path: PathBuf,
+    },
+    /// The configuration insists on KVM.
+    #[error("vmm.accelerator is \"kvm\", but {reason}")]
+    NoKvm {
+        /// What the probe found.
+        reason: String,
+    },
+}
+
+/// What a probe of KVM found, and for what.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Finding {
+    key: String,
+    runs: bool,
+    reason: String,
+}
+
+/// Finds QEMU and decides what executes the guests.
+///
+/// # Errors
+/// What is missing and what to do about it.
+pub async fn probe(
+    program: &Path,
+    preload: &Path,
+    choice: AcceleratorChoice,
+    kernel: &Path,
+    cache: &Path,
+) -> Result<Qemu, ProbeError> {
+    let version = version(program).await?;
+    if !preload.is_file() {
+        return Err(ProbeError::NoPreload { path: preload.to_owned() });
+    }
+    let (accelerator, reason) = match choice {
+        AcceleratorChoice::Tcg => (Accelerator::Tcg, "emulation was configured".to_owned()),
+        AcceleratorChoice::Auto | AcceleratorChoice::Kvm => {
+            let finding = kvm_runs_guests(program, &version, kernel, cache).await;
+            match (finding.runs, choice) {
+                (true, _) => (Accelerator::Kvm, finding.reason),
+                (false, AcceleratorChoice::Kvm) => {
+                    return Err(ProbeError::NoKvm { reason: finding.reason });
+                }
+                (false, _) => (Accelerator::Tcg, format!("emulation, because {}", finding.reason)),
+            }
+        }
+    };
+    let info = VmmInfo {
+        name: "qemu".into(),
+        version,
+        accelerator: accelerator.name().into(),
+        reason,
+    };
+    Ok(Qemu { program: program.to_owned(), preload: preload.to_owned(), accelerator, info })
+}
+
+async fn version(program: &Path) -> Result<String, ProbeError> {
+    let failed = |source| ProbeError::NoQemu { program: program.to_owned(), source };
+    let output = Command::new(program).arg("--version").output().await.map_err(failed)?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let version = text.lines().next().and_then(|line| line.split("version ").nth(1));
+    let version = version.and_then(|rest| rest.split_whitespace().next());
+    version.map(str::to_owned).ok_or_else(|| failed(io::Error::other("it printed no version")))
+}
+
+async fn kvm_runs_guests(program: &Path, version: &str, kernel: &Path, cache: &Path) -> Finding {
+    let key = cache_key(version, kernel);
+    if let Some(finding) = cached(cache, &key) {
+        return finding;
+    }
+    if let Err(error) = fs::File::options().read(true).write(true).open("/dev/kvm") {
+        let reason = format!("/dev/kvm can't be used ({error})");
+        return Finding { key, runs: false, reason };
+    }
+    tracing::info!(
+        seconds_at_most = PROBE_TIME.as_secs(),
+        "Starting a guest on KVM to see whether it runs"
+    );
+    let started = Instant::now();
+    let (runs, reason) = match run_guest(program, kernel).await {
+        Ok(true) => (true, format!("a probe guest ran on KVM in {:.1?}", started.elapsed())),
+        Ok(false) => {
+            let seconds = PROBE_TIME.as_secs();
+            (false, format!("/dev/kvm is there but a probe guest did not get up in {seconds} s"))
+        }
+        Err(error) => (false, format!("a probe guest could not be started on KVM ({error})")),
+    };
+    let finding = Finding { key, runs, reason };
+    if let Ok(bytes) = serde_json::to_vec(&finding) {
+        let _ = fs::write(cache, bytes);
+    }
+    finding
+}
+
+fn cache_key(version: &str, kernel: &Path) -> String {
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let file = fs::metadata(kernel).map(|m| (m.len(), m.mtime())).unwrap_or_default();
+    format!("{} {version} {} {file:?}", boot.trim(), kernel.display())
+}
+
+fn cached(cache: &Path, key: &str) -> Option<Finding> {
+    let finding: Finding = serde_json::from_slice(&fs::read(cache).ok()?).ok()?;
+    (finding.key == key).then_some(finding)
+}
+
+/// Whether the kernel got as far as missing its root.
+async fn run_guest(program: &Path, kernel: &Path) -> io::Result<bool> {
+    let mut command = Command::new(program);
+    command
+        .args(["-accel", "kvm", "-cpu", "host", "-M", "pc", "-m", "256", "-smp", "1"])
+        .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
+        .args(["-serial", "stdio"])
+        .arg("-kernel")
+        .arg(kernel)
+        .args(["-append", "console=ttyS0 panic=-1"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    let child = command.spawn()?;
+    match timeout(PROBE_TIME, child.wait_with_output()).await {
+        Err(_) => Ok(false),
+        Ok(output) => {
+            let output = output?;
+            if String::from_utf8_lossy(&output.stdout).contains("Kernel panic - not syncing") {
+                return Ok(true);
+            }
+            let error = String::from_utf8_lossy(&output.stderr);
+            Err(io::Error::other(error.lines().last().unwrap_or("it ended early").to_owned()))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_finding_is_kept_only_for_what_it_was_found_with() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = dir.path().join("kvm.json");
+        let finding = Finding { key: "a".into(), runs: true, reason: "r".into() };
+        fs::write(&cache, serde_json::to_vec(&finding).unwrap()).unwrap();
+        assert_eq!(cached(&cache, "a"), Some(finding));
+        assert_eq!(cached(&cache, "b"), None);
+        fs::write(&cache, "{").unwrap();
+        assert_eq!(cached(&cache, "a"), None);
+    }
+}
