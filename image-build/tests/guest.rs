@@ -68,6 +68,26 @@ fn guest_boots_and_runs_a_command() {
     );
     assert_eq!(lines[6..], ["1", "1"], "{output}");
 
+    // A clock that is a day off, as after a long pause, is stepped before the reply.
+    let tomorrow = Timestamp::now().system_time() + Duration::from_secs(86_400);
+    let init = InitRequest {
+        timestamp: Some(tomorrow.into()),
+        ..InitRequest::default()
+    };
+    let body = serde_json::to_vec(&init).unwrap();
+    assert_eq!(
+        guest
+            .request("POST", protocol::INIT_PATH, "application/json", &body)
+            .0,
+        204
+    );
+    let guest_time: u64 = guest.run("date +%s").0.trim().parse().unwrap();
+    let expected = Timestamp::from(tomorrow).since_epoch().as_secs();
+    assert!(
+        guest_time.abs_diff(expected) <= 30,
+        "expected {expected}, guest {guest_time}"
+    );
+
     let (status, answer) = guest.request("POST", protocol::PREPARE_PATH, "application/json", b"");
     assert_eq!(status, 204, "{}", String::from_utf8_lossy(&answer));
 }
