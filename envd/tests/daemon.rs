@@ -2,6 +2,7 @@
 
 mod client;
 
+use std::io::Read as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -314,11 +315,17 @@ fn bad_init_names_its_field_and_changes_nothing() {
 #[test]
 fn prepare_answers_and_lets_connections_go() {
     let daemon = Daemon::start();
+    let mut idle = daemon.keep_open();
     assert_eq!(
         daemon
             .call("POST", "/snapshot/prepare?timeout_ms=500", &[], "")
             .status,
         204
+    );
+    assert_eq!(
+        idle.read(&mut [0; 16]).unwrap(),
+        0,
+        "the idle connection was closed"
     );
     assert_eq!(
         daemon

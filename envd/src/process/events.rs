@@ -59,8 +59,9 @@ impl Events {
         let silence = self.keep_alive.map(|interval| Instant::now() + interval);
         tokio::select! {
             biased;
-            event = self.heard.recv() => Some(self.said(event)),
+            // First, or a process that always has something to say would never be cut.
             () = reached(self.cut_at) => Some(self.cut()),
+            event = self.heard.recv() => Some(self.said(event)),
             () = reached(silence) => Some(Ok(message(KeepAlive::default()))),
         }
     }
@@ -179,6 +180,25 @@ mod tests {
         assert_eq!((killed.exit_code, killed.exited), (-1, false));
         assert_eq!(killed.status, "signal: killed");
         assert_eq!(end(35).status, "signal: signal 35", "a real-time signal");
+    }
+
+    #[tokio::test]
+    async fn stream_is_cut_in_the_middle_of_output() {
+        let audience = super::super::audience::Audience::default();
+        let heard = audience.join().unwrap();
+        audience
+            .tell(Event::Stdout(bytes::Bytes::from_static(b"x")))
+            .await;
+        let cut_at = Instant::now().checked_sub(Duration::from_millis(10));
+        let mut events = Events {
+            pid: None,
+            heard,
+            keep_alive: None,
+            cut_at,
+            state: State::Open,
+        };
+        assert!(events.next().await.is_some_and(|item| item.is_err()));
+        assert!(events.next().await.is_none());
     }
 
     #[tokio::test(start_paused = true)]

@@ -80,16 +80,21 @@ impl Processes {
     }
 
     fn launch(&self, order: Order) -> io::Result<(Arc<Running>, mpsc::Receiver<Event>)> {
-        let Order {
-            launch,
-            config,
-            tag,
-            stdin,
-            deadline,
-        } = order;
-        let mut command = command(launch, stdin)?;
-        let (mut child, exit) = self.0.children.spawn(&mut command)?;
+        let mut command = command(&order.launch, order.stdin)?;
+        let (child, exit) = self.0.children.spawn(&mut command)?;
+        let pid = child.id();
+        self.supervise(child, exit, order).inspect_err(|_| {
+            // Nobody would ever hear of it; it is ours and unreaped, or gone, which is as good.
+            let _ = self.0.children.signal_group(pid, Signal::SIGKILL);
+        })
+    }
 
+    fn supervise(
+        &self,
+        mut child: Child,
+        exit: oneshot::Receiver<ExitStatus>,
+        order: Order,
+    ) -> io::Result<(Arc<Running>, mpsc::Receiver<Event>)> {
         let audience = Arc::new(Audience::default());
         let heard = audience.join();
         let (ended, ended_seen) = watch::channel(false);
@@ -100,8 +105,8 @@ impl Processes {
             .map(pipe::Sender::from_owned_fd);
         let process = Arc::new(Running {
             pid: child.id(),
-            tag,
-            config,
+            tag: order.tag,
+            config: order.config,
             stdin: tokio::sync::Mutex::new(stdin.transpose()?),
             audience,
         });
@@ -112,7 +117,7 @@ impl Processes {
             exit,
             ended,
             told,
-            deadline,
+            deadline: order.deadline,
         };
         tokio::spawn(supervisor.run());
         // A new audience takes everyone.
@@ -162,17 +167,17 @@ fn has_tag(running: &BTreeMap<u32, Arc<Running>>, tag: &str) -> bool {
         .any(|process| process.tag.as_deref() == Some(tag))
 }
 
-fn command(launch: Launch, stdin: bool) -> io::Result<Command> {
+fn command(launch: &Launch, stdin: bool) -> io::Result<Command> {
     let mut command = Command::new(&launch.program);
     command
-        .args(launch.arguments)
+        .args(&launch.arguments)
         .env_clear()
-        .envs(launch.environment)
+        .envs(&launch.environment)
         .stdin(if stdin { Stdio::piped() } else { Stdio::null() })
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    let directory = CString::new(launch.directory).map_err(io::Error::other)?;
-    sys::launch::prepare(&mut command, launch.credentials, directory);
+    let directory = CString::new(launch.directory.as_str()).map_err(io::Error::other)?;
+    sys::launch::prepare(&mut command, launch.credentials.clone(), directory);
     Ok(command)
 }
 

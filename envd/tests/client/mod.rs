@@ -85,6 +85,22 @@ impl Daemon {
         stream
     }
 
+    /// A connection that has had its answer and stays open.
+    pub(crate) fn keep_open(&self) -> TcpStream {
+        let mut stream = TcpStream::connect(&self.address).expect("a connection");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        stream
+            .write_all(b"GET /health HTTP/1.1\r\nhost: guest\r\n\r\n")
+            .expect("it is sent");
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"}") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).expect("an answer");
+            answer.extend(byte);
+        }
+        stream
+    }
+
     /// A plain request.
     pub(crate) fn call(
         &self,
