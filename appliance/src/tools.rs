@@ -38,13 +38,42 @@ fn locate(dir: &Path) -> Result<(BuildStore, BuildId)> {
 
 fn inspect(dir: &Path, json: bool) -> Result<ExitCode> {
     let (store, id) = locate(dir)?;
-    let inspection = Inspection::of(&store.open(&id)?)?;
+    let inspection = Inspection::of(&store.open(&id)?);
     if json {
         println!("{}", serde_json::to_string_pretty(&inspection)?);
     } else {
-        print!("{inspection}");
+        print_table(&inspection);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn print_table(found: &Inspection) {
+    let parent = found.parent.map_or_else(|| "none".to_owned(), |parent| parent.to_string());
+    let share = |pages: u64| 100.0 * pages as f64 / found.memory_pages.get().max(1) as f64;
+    println!("build       {}", found.build_id);
+    println!("parent      {parent}");
+    println!("generation  {}", found.generation.get());
+    println!("memory      {} pages of {} bytes", found.memory_pages.get(), found.page_size.bytes());
+    for (name, pages) in [
+        ("zero", found.zero_pages),
+        ("own", found.own_pages),
+        ("inherited", found.inherited_pages),
+    ] {
+        println!("  {name:<10}{:>12} {:>6.1} %", pages.get(), share(pages.get()));
+    }
+    println!("extents     {} in {} bytes of map", found.extents, found.map_bytes);
+    println!("files       {} bytes", found.total_bytes);
+    println!("\n{:<34}{:>11}{:>13}{:>13}{:>10}", "builds", "generation", "data pages", "referenced", "extents");
+    for build in &found.builds {
+        println!(
+            "{:<34}{:>11}{:>13}{:>13}{:>10}",
+            build.build_id.to_string(),
+            build.generation.get(),
+            build.data_pages.get(),
+            build.referenced_pages.get(),
+            build.extents
+        );
+    }
 }
 
 fn verify(dir: &Path, ancestors: bool, json: bool) -> Result<ExitCode> {

@@ -134,7 +134,8 @@ async fn links(
     pool: Pool,
     index: SlotIndex,
 ) -> io::Result<()> {
-    let peer = LinkMessageBuilder::<LinkUnspec>::new_with_name(outer)
+    let peer = LinkMessageBuilder::<LinkUnspec>::new()
+        .name(outer)
         .setns_by_fd(home.as_raw_fd())
         .build();
     let veth = LinkMessageBuilder::<LinkVeth>::new(INNER_LINK, outer)
@@ -172,7 +173,7 @@ async fn bring_up(
         let request = handle.address().add(link, IpAddr::V4(address), prefix);
         request.execute().await.map_err(into_io)?;
     }
-    let mut change = LinkMessageBuilder::<LinkUnspec>::new_with_index(link).up();
+    let mut change = LinkMessageBuilder::<LinkUnspec>::new().index(link).up();
     if let Some(mac) = mac {
         change = change.address(mac.to_vec());
     }

@@ -13,6 +13,9 @@ use crate::guest::Guest;
 use crate::host::Host;
 use crate::vmm::Machine;
 
+/// What envd prints first.
+const GUEST_IS_UP: &str = "envd listening on";
+
 /// Boots a guest; on failure nothing of it is left.
 pub(super) async fn boot(
     host: &Arc<Host>,
@@ -39,7 +42,17 @@ async fn try_boot(
 ) -> Result<PathBuf, OperationError> {
     let (place, slot) = make_place(host, row, image).await?;
     let machine = machine.insert(host.driver.boot(&row.shape, &place).await?);
-    introduce(host, row, &Guest::at(slot.address), machine.as_ref()).await?;
+    let pid = machine.pid();
+    let console = machine.console();
+    let guest = Guest::at(slot.address);
+    // Its daemon says on the console when it is there, which beats asking again and again;
+    // a guest that prints nothing is found by asking.
+    tokio::select! {
+        _ = console.wait_for(GUEST_IS_UP) => {}
+        _ = guest.wait_until_up(host.boot_timeout) => {}
+    }
+    tracing::info!(sandbox_id = %row.id, slot = row.slot.0, pid, "Booted");
+    introduce(host, row, &guest, machine.as_ref()).await?;
     Ok(place.disk)
 }
 

@@ -97,7 +97,7 @@ impl OperationError {
 }
 
 /// Whether the disk is full, however deep in the chain that is.
-fn out_of_space(error: &dyn std::error::Error) -> bool {
+fn out_of_space(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut cause = Some(error);
     while let Some(error) = cause {
         if let Some(io) = error.downcast_ref::<std::io::Error>()

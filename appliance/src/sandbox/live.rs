@@ -3,8 +3,6 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 use uffd_engine::PageStates;
 
@@ -12,6 +10,7 @@ use crate::catalogue::SandboxRow;
 use crate::engines::{Attachment, SessionEvent};
 use crate::host::{Host, remove_dir};
 use crate::network::Slot;
+use crate::sys::readiness::Readable;
 use crate::vmm::{Machine, Place};
 
 use super::OperationError;
@@ -36,10 +35,9 @@ impl Live {
     pub(super) async fn end(&mut self) -> String {
         let exited = async {
             let pidfd = self.machine.pidfd().try_clone_to_owned();
-            let watched = pidfd.and_then(|fd| AsyncFd::with_interest(fd, Interest::READABLE));
-            match watched {
+            match pidfd.and_then(Readable::new) {
                 Ok(pidfd) => {
-                    let _ = pidfd.readable().await;
+                    let _ = pidfd.wait().await;
                 }
                 Err(_) => std::future::pending().await,
             }

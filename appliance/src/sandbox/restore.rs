@@ -87,6 +87,7 @@ async fn try_restore(
         sandbox_id = %row.id,
         build_id = %build,
         slot = row.slot.0,
+        pid = machine.pid(),
         checked_us = checked_at.as_micros() as u64,
         placed_us = placed_at.as_micros() as u64,
         running_us = running_at.as_micros() as u64,

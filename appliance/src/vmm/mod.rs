@@ -139,7 +139,7 @@ pub trait Driver: Send + Sync {
 
 /// One running VMM.
 #[async_trait]
-pub trait Machine: Send {
+pub trait Machine: Send + Sync {
     /// Stops the vCPUs.
     ///
     /// # Errors

@@ -2,16 +2,15 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use uffd_engine::control;
 use uffd_engine::sys::process::{pidfd_open, pidfd_signal};
 
 use super::console::Console;
 use super::launch::{self, Launch, LaunchFailure};
+use crate::sys::readiness::Readable;
 
 /// A running VMM process. Dropping it kills the process.
 #[derive(Debug)]
@@ -42,17 +41,12 @@ impl VmmProcess {
         let process = Self { child, pidfd, console: Console::record(reader) };
         launch::send(ours.as_fd(), launch, fds)?;
         set_nonblocking(&ours)?;
-        let ours = AsyncFd::with_interest(ours, Interest::READABLE)?;
-        loop {
-            let mut ready = ours.readable().await?;
-            match control::receive::<LaunchFailure>(ours.get_ref().as_fd()) {
-                // The socket closed on exec.
-                Ok(None) => return Ok(process),
-                Ok(Some((failure, _))) => return Err(io::Error::other(failure.reason)),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
-                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(process),
-                Err(error) => return Err(error),
-            }
+        match Readable::new(ours)?.read(control::receive::<LaunchFailure>).await {
+            // The socket closed on exec.
+            Ok(None) => Ok(process),
+            Ok(Some((failure, _))) => Err(io::Error::other(failure.reason)),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(process),
+            Err(error) => Err(error),
         }
     }
 
@@ -72,9 +66,9 @@ impl VmmProcess {
     pub async fn kill(&mut self) {
         let _ = pidfd_signal(self.pidfd.as_fd(), libc::SIGKILL);
         if let Ok(pidfd) = self.pidfd.try_clone()
-            && let Ok(pidfd) = AsyncFd::with_interest(pidfd, Interest::READABLE)
+            && let Ok(pidfd) = Readable::new(pidfd)
         {
-            let _ = pidfd.readable().await;
+            let _ = pidfd.wait().await;
         }
         let _ = self.child.wait();
     }

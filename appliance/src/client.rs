@@ -1,0 +1,140 @@
+//! The API as seen from the command line: one request, one connection, over the daemon's
+//! Unix socket.
+
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use http_api::problem::Problem;
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http1;
+use hyper::{Method, Request};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use thiserror::Error;
+use tokio::net::UnixStream;
+
+/// Why a request was not met.
+#[derive(Debug, Error)]
+pub enum ClientError {
+    /// Nobody listens there.
+    #[error("No daemon answers on {}; is it running?", socket.display())]
+    Connect {
+        /// The socket.
+        socket: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The daemon refused.
+    #[error("{} ({}, {})", .0.detail, .0.status, .0.code)]
+    Refused(Box<Problem>),
+    /// The connection broke.
+    #[error("The daemon's connection broke at {path}")]
+    Broken {
+        /// What was asked.
+        path: String,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// The way to one daemon.
+#[derive(Clone, Debug)]
+pub struct Client {
+    socket: PathBuf,
+}
+
+impl Client {
+    /// The daemon that listens on this socket.
+    #[must_use]
+    pub fn new(socket: &Path) -> Self {
+        Self { socket: socket.to_owned() }
+    }
+
+    /// `GET`.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        self.call(Method::GET, path, Bytes::new()).await
+    }
+
+    /// `POST`.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, ClientError> {
+        let body = serde_json::to_vec(body).map_err(|error| broken(path, error))?;
+        self.call(Method::POST, path, body.into()).await
+    }
+
+    /// `DELETE`.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn delete(&self, path: &str) -> Result<(), ClientError> {
+        self.call(Method::DELETE, path, Bytes::new()).await
+    }
+
+    /// Whether the daemon takes requests.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn ready(&self) -> Result<(), ClientError> {
+        self.exchange(Method::GET, "/readyz", Bytes::new()).await.map(|_| ())
+    }
+
+    async fn call<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<T, ClientError> {
+        let answer = self.exchange(method, path, body).await?;
+        let answer: &[u8] = if answer.is_empty() { b"null" } else { &answer };
+        serde_json::from_slice(answer).map_err(|error| broken(path, error))
+    }
+
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<Bytes, ClientError> {
+        let stream = UnixStream::connect(&self.socket).await;
+        let stream = stream
+            .map_err(|source| ClientError::Connect { socket: self.socket.clone(), source })?;
+        let handshake = http1::handshake(TokioIo::new(stream)).await;
+        let (mut sender, connection) = handshake.map_err(|error| broken(path, error))?;
+        tokio::spawn(connection);
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "thaw")
+            .header("content-type", "application/json")
+            .body(Full::new(body))
+            .map_err(|error| broken(path, error))?;
+        let response = sender.send_request(request).await.map_err(|error| broken(path, error))?;
+        let status = response.status();
+        let collected = response.into_body().collect().await;
+        let bytes = collected.map_err(|error| broken(path, error))?.to_bytes();
+        if status.is_success() {
+            return Ok(bytes);
+        }
+        let problem = serde_json::from_slice(&bytes).map_err(|error| broken(path, error))?;
+        Err(ClientError::Refused(Box::new(problem)))
+    }
+}
+
+fn broken(
+    path: &str,
+    source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+) -> ClientError {
+    ClientError::Broken { path: path.to_owned(), source: source.into() }
+}

@@ -1,0 +1,105 @@
+//! The sandbox host's program: the daemon, the engine it starts, the launcher that becomes
+//! a VMM, and tools.
+//!
+//! ```text
+//!   http-api ──▶ gateway ──▶ shard (one per core) ──▶ sandbox::Owner (one task each)
+//!                                                        │       │        │       │
+//!                                              catalogue  network  disks   engines  vmm
+//! ```
+//!
+//! # Architecture invariant
+//! Page contents are none of its business: it moves builds, descriptors and processes, and
+//! `snapshot-format` and `uffd-engine` look inside. A request is judged before anything is
+//! touched; whatever is touched is given back by one function, however far it got.
+
+pub mod args;
+pub mod config;
+pub mod clock;
+
+pub mod catalogue;
+pub mod template;
+pub mod integrity;
+
+pub mod network;
+pub mod disks;
+pub mod vmm;
+pub mod engines;
+pub mod guest;
+
+pub mod host;
+pub mod sandbox;
+pub mod reconcile;
+
+pub mod shard;
+pub mod gateway;
+pub mod serve;
+
+pub mod client;
+pub mod tools;
+pub mod selftest;
+
+pub mod sys;
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+use args::{Args, Command, EngineArgs};
+
+/// The program; returns its exit status.
+#[must_use]
+pub fn main() -> ExitCode {
+    let args = Args::parse();
+    if let Command::Launch = args.command {
+        return ExitCode::from(vmm::launch::run());
+    }
+    let filter = EnvFilter::try_from_env("THAW_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    match run(args.command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("thaw: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Serve { config } => {
+            serve::run(&config::Config::read(&config)?)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::CheckConfig { config } => {
+            config::Config::read(&config)?;
+            println!("{} is fine", config.display());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Snapshot(command) => tools::snapshot(command),
+        Command::Try(args) => selftest::run(&args),
+        Command::Engine(args) => engine(args),
+        Command::Launch => Ok(ExitCode::FAILURE),
+    }
+}
+
+/// The engine's control socket is its standard input.
+fn engine(args: EngineArgs) -> Result<ExitCode> {
+    use std::os::fd::AsFd;
+    if engines::topology::nodes().len() > 1 {
+        uffd_engine::sys::process::bind_memory_to_node(args.node)
+            .with_context(|| format!("Binding memory to node {}", args.node))?;
+    }
+    let listener = std::io::stdin().as_fd().try_clone_to_owned()?;
+    let options = uffd_engine::server::EngineOptions {
+        cpus: args.cpus,
+        worker: uffd_engine::WorkerOptions {
+            read_slots: args.read_slots,
+            window_pages: args.window_pages,
+        },
+    };
+    uffd_engine::server::run(&listener, &options)
+        .with_context(|| format!("Engine of node {}", args.node))?;
+    Ok(ExitCode::SUCCESS)
+}
