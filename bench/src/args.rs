@@ -94,9 +94,18 @@ pub(crate) struct FloorArgs {
     /// Copy each page from its place in this file instead of from one hot page.
     #[arg(long)]
     pub(crate) source: Option<PathBuf>,
-    /// Ask whether the source is in the page cache before each copy.
-    #[arg(long, requires = "source")]
-    pub(crate) mincore: bool,
+    /// How to make sure that the source is in the page cache, before each copy.
+    #[arg(long, value_enum, requires = "source")]
+    pub(crate) ask: Option<Ask>,
+}
+
+/// Ways not to wait for the disk in a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Ask {
+    /// Ask `mincore`, then copy from the mapping.
+    Mincore,
+    /// Read into one hot page with `RWF_NOWAIT`, then copy from that.
+    Nowait,
 }
 
 #[derive(Debug, clap::Args)]

@@ -15,7 +15,7 @@
 //! so that no round pays for pages that the hypervisor has to find first.
 
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -120,7 +120,7 @@ fn recycle(pages: u64) -> Result<()> {
     Ok(())
 }
 
-fn prepare(socket: &PathBuf, pages: u64, seed: u64, words: Words) -> Result<Guest> {
+fn prepare(socket: &Path, pages: u64, seed: u64, words: Words) -> Result<Guest> {
     let memory = GuestMemory::anonymous(pages * PAGE_BYTES).context("Mapping memory")?;
     let uffd = Uffd::create(FEATURE_EVENT_REMOVE).context(NO_UFFD)?;
     memory.register(&uffd).context("Registering memory")?;
@@ -137,9 +137,8 @@ fn prepare(socket: &PathBuf, pages: u64, seed: u64, words: Words) -> Result<Gues
 
 /// The measurement: nothing but clock readings around one load of a word.
 fn touch_all(guest: &Guest) -> Result<Pass> {
-    let mut touch_ns = Vec::with_capacity(guest.order.len());
-    // Its pages must be there before the first touch is timed.
-    touch_ns.resize(guest.order.len(), 0);
+    // Written, not just zeroed: its pages must be there before the first touch is timed.
+    let mut touch_ns = vec![u32::MAX; guest.order.len()];
     let begun = Instant::now();
     for (page, ns) in guest.order.iter().zip(&mut touch_ns) {
         let before = Instant::now();

@@ -124,7 +124,7 @@ fn line_of(f: &mut Formatter<'_>, title: &str, quotients: &Quotients) -> fmt::Re
         .collect();
     writeln!(
         f,
-        "  {title:34} {:.3}   median of rounds: {}",
+        "  {title:37} {:.3}   median of rounds: {}",
         quotients.median,
         rounds.join(" ")
     )

@@ -6,7 +6,9 @@
 //! engine has to do besides: wait for many things at once, copy from where the page really is,
 //! and ask whether it is there.
 
+use std::ffi::OsString;
 use std::fs::File;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -22,7 +24,7 @@ use uffd_engine::sys::process::die_with_parent;
 use uffd_engine::sys::ring::{Ring, Token};
 
 use super::{PATIENCE, Served, Subject};
-use crate::args::FloorArgs;
+use crate::args::{Ask, FloorArgs};
 use crate::child::{self, Child};
 use crate::config::PAGE_BYTES;
 use crate::placement;
@@ -31,26 +33,48 @@ use crate::sys::copy_page::{copy_page, read_fault};
 use crate::sys::page_source::PageSource;
 
 /// Which of an engine's costs a floor has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FloorKind {
     /// None.
     Bare,
     /// Waits in an io_uring with a multishot poll.
     Ring,
-    /// And copies each page from the mapped build.
-    RingSource,
-    /// And asks `mincore` before.
-    RingSourceMincore,
+    /// And copies each page from the mapped build, in this way.
+    RingSource(Option<Ask>),
 }
 
 impl FloorKind {
+    /// The costs of ours one after the other, and what could replace the last.
+    pub(crate) const EXPLAINING: [Self; 4] = [
+        Self::Ring,
+        Self::RingSource(None),
+        Self::RingSource(Some(Ask::Mincore)),
+        Self::RingSource(Some(Ask::Nowait)),
+    ];
+
     fn name(self) -> &'static str {
         match self {
             Self::Bare => "floor",
             Self::Ring => "floor+ring",
-            Self::RingSource => "floor+ring+source",
-            Self::RingSourceMincore => "floor+ring+source+mincore",
+            Self::RingSource(None) => "floor+ring+source",
+            Self::RingSource(Some(Ask::Mincore)) => "floor+ring+source+mincore",
+            Self::RingSource(Some(Ask::Nowait)) => "floor+ring+nowait-read",
         }
+    }
+
+    fn args(self, source: &Source) -> Vec<OsString> {
+        let mut args = Vec::new();
+        if self != Self::Bare {
+            args.push("--ring".into());
+        }
+        if let Self::RingSource(ask) = self {
+            args.extend(["--source".into(), source.data().as_os_str().to_owned()]);
+            args.extend(ask.map(|ask| match ask {
+                Ask::Mincore => "--ask=mincore".into(),
+                Ask::Nowait => "--ask=nowait".into(),
+            }));
+        }
+        args
     }
 }
 
@@ -80,17 +104,10 @@ impl Floor {
         cpu: usize,
     ) -> Result<Self> {
         let socket = sockets.join(kind.name());
-        let mut args = vec!["floor".into(), "--cpu".into(), cpu.to_string().into()];
+        let mut args: Vec<OsString> = vec!["floor".into()];
+        args.extend(["--cpu".into(), cpu.to_string().into()]);
         args.extend(["--socket".into(), socket.clone().into_os_string()]);
-        if kind >= FloorKind::Ring {
-            args.push("--ring".into());
-        }
-        if kind >= FloorKind::RingSource {
-            args.extend(["--source".into(), source.data().as_os_str().to_owned()]);
-        }
-        if kind >= FloorKind::RingSourceMincore {
-            args.push("--mincore".into());
-        }
+        args.extend(kind.args(source));
         let mut child = Child::spawn(kind.name(), args)?;
         match child.receive(PATIENCE)? {
             Note::Ready => Ok(Self {
@@ -113,10 +130,9 @@ impl Subject for Floor {
     }
 
     fn words(&self) -> Words {
-        if self.kind >= FloorKind::RingSource {
-            Words::OfBuild
-        } else {
-            Words::Hot
+        match self.kind {
+            FloorKind::Bare | FloorKind::Ring => Words::Hot,
+            FloorKind::RingSource(_) => Words::OfBuild,
         }
     }
 
@@ -150,17 +166,13 @@ pub(crate) fn run(args: &FloorArgs) -> Result<()> {
     child::say(&Note::Ready)?;
     loop {
         // As fresh for each session as the engine's mapping is.
-        let source = match &args.source {
-            None => PageSource::hot(Words::Hot.of(0))?,
-            Some(path) => PageSource::file(&File::open(path)?)?,
-        };
+        let source = open_source(args).context("Opening the build")?;
         let (connection, _) = listener.accept().context("Accepting a hand-off")?;
         let (uffd, region) = receive(&connection)?;
-        let session = Session {
+        let mut session = Session {
             uffd: uffd.as_fd(),
             region,
             source,
-            asks: args.mincore,
         };
         child::say(&Note::Attached)?;
         let faults = if args.ring {
@@ -172,16 +184,27 @@ pub(crate) fn run(args: &FloorArgs) -> Result<()> {
     }
 }
 
+fn open_source(args: &FloorArgs) -> io::Result<PageSource> {
+    let Some(path) = &args.source else {
+        return PageSource::hot(Words::Hot.of(0));
+    };
+    let file = File::open(path)?;
+    match args.ask {
+        None => PageSource::mapped(&file),
+        Some(Ask::Mincore) => PageSource::asked(&file),
+        Some(Ask::Nowait) => PageSource::read(file),
+    }
+}
+
 struct Session<'fd> {
     uffd: BorrowedFd<'fd>,
     region: ClaimedRegion,
     source: PageSource,
-    asks: bool,
 }
 
 impl Session<'_> {
     /// Serves every page once, which is all that a round asks for.
-    fn serve(&self) -> Result<u64> {
+    fn serve(&mut self) -> Result<u64> {
         let pages = self.region.size / PAGE_BYTES;
         let mut faults = 0;
         let mut waiting = [PollFd::new(self.uffd, PollFlags::POLLIN)];
@@ -193,7 +216,7 @@ impl Session<'_> {
     }
 
     /// The same, waiting as the engine's workers do.
-    fn serve_in_ring(&self) -> Result<u64> {
+    fn serve_in_ring(&mut self) -> Result<u64> {
         let pages = self.region.size / PAGE_BYTES;
         let mut ring = Ring::new(8, ReadBuffers::new(1, PAGE_BYTES as usize)?)?;
         let token = Token {
@@ -215,15 +238,13 @@ impl Session<'_> {
         Ok(faults)
     }
 
-    fn answer(&self) -> Result<u64> {
+    fn answer(&mut self) -> Result<u64> {
         let Some(address) = read_fault(self.uffd).context("Reading a fault")? else {
             return Ok(0);
         };
-        let page = self.source.page((address - self.region.base) / PAGE_BYTES);
-        if self.asks && !self.source.is_resident(page) {
-            bail!("The build is not in the page cache");
-        }
-        copy_page(self.uffd, address, page).context("Copying a page")?;
+        let page = (address - self.region.base) / PAGE_BYTES;
+        let from = self.source.page(page).context("Finding a page")?;
+        copy_page(self.uffd, address, from).context("Copying a page")?;
         Ok(1)
     }
 }

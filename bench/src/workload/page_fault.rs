@@ -71,11 +71,7 @@ fn start(config: &PageFault, sockets: &Path, source: &Source) -> Result<Vec<Box<
     let cpu = config.cpus.worker;
     let mut kinds = vec![FloorKind::Bare];
     if config.explain {
-        kinds.extend([
-            FloorKind::Ring,
-            FloorKind::RingSource,
-            FloorKind::RingSourceMincore,
-        ]);
+        kinds.extend(FloorKind::EXPLAINING);
     }
     let mut subjects: Vec<Box<dyn Subject>> = Vec::new();
     for kind in kinds {
