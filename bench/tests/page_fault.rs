@@ -81,7 +81,7 @@ fn a_tiny_run_reports_every_subject_and_its_ratio_to_the_floor() {
         let round = &subject["rounds"][0];
         assert!(round["pass_us_per_page"].is_f64(), "{subject}");
         if subject["window_pages"] == 1 {
-            assert_eq!(round["faults"], 256, "{subject}");
+            assert!(round["faults"].as_u64() >= Some(256), "{subject}");
             assert_eq!(subject["fault_us"]["count"], 256);
             for percentile in ["p50", "p90", "p99", "p99_9", "max"] {
                 assert!(subject["fault_us"][percentile].is_f64(), "{subject}");
