@@ -1,2 +1,57 @@
-//! Placeholder.
-fn main() {}
+//! Measures Thaw against baselines: `cargo run --release -p bench -- page-fault`.
+//!
+//! ```text
+//!   page-fault ──spawns──▶ one process per subject ◀── hand-off ── the faulter process
+//!       │                  (floor, engine, …)                        │ touches, times, checks
+//!       └── rounds: floor, ours, floor, ours, … ──▶ report ◀─────────┘
+//! ```
+//!
+//! A *workload* asks for pages in some way, a *subject* serves them, a *report* says what
+//! came out and on what machine. Workloads know subjects only as something that takes a
+//! hand-off at a socket, so another handler slots in without the workload knowing.
+//!
+//! # Architecture invariant
+//! This crate measures; it can't change what it measures. It drives subjects through the
+//! interfaces that the daemon uses too, from outside their processes.
+
+mod args;
+mod config;
+
+mod workload;
+
+mod faulter;
+mod order;
+mod subject;
+
+mod child;
+mod placement;
+mod source;
+
+mod host;
+mod report;
+
+mod sys;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::{Args, Command};
+
+fn main() -> ExitCode {
+    let done = match Args::parse().command {
+        Command::PageFault(args) => {
+            config::PageFault::new(args).and_then(|config| workload::page_fault::run(&config))
+        }
+        Command::Faulter(args) => faulter::run(&args),
+        Command::Floor(args) => subject::floor::run(&args),
+        Command::Engine(args) => subject::ours::run(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

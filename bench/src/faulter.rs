@@ -1,0 +1,158 @@
+//! The process whose memory is served: it hands memory over as a VMM does, touches each page
+//! once, and says how long every touch took.
+//!
+//! ```text
+//!   driver                          faulter
+//!     │ Prepare {socket, …} ──────▶   │  maps, registers, hands off to the subject
+//!     │ ◀───────────── HandedOver     │
+//!     │ Go ───────────────────────▶   │  touches: closed loop, one outstanding fault
+//!     │ ◀──────────────── Touched     │  every latency, in the order of the touches
+//!     │ Release ──────────────────▶   │  unmaps
+//! ```
+//!
+//! Each round has memory of its own: a page given back would have to come back as zero, not as
+//! the build's. But the host's pages are recycled: as many are written and freed just before,
+//! so that no round pays for pages that the hypervisor has to find first.
+
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+use uffd_engine::sys::process::die_with_parent;
+use uffd_engine::sys::uffd::{FEATURE_EVENT_REMOVE, Uffd};
+use uffd_engine::vmm_side::{self, GuestMemory};
+
+use crate::args::FaulterArgs;
+use crate::config::PAGE_BYTES;
+use crate::source::Words;
+use crate::{child, order, placement};
+
+/// What the driver tells the faulter.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Task {
+    /// Hand new memory over.
+    Prepare {
+        /// Where the subject listens.
+        socket: PathBuf,
+        pages: u64,
+        /// Of the order of touches.
+        seed: u64,
+        words: Words,
+    },
+    /// Touch all of it.
+    Go,
+    /// Let go of it.
+    Release,
+}
+
+/// What the faulter answers.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Answer {
+    HandedOver,
+    Touched(Pass),
+    Released,
+}
+
+/// One pass over the memory.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Pass {
+    /// From before the first touch to after the last.
+    pub(crate) total_ns: u64,
+    /// Of each touch, in their order.
+    pub(crate) touch_ns: Vec<u32>,
+}
+
+/// Memory that somebody serves. Fields in the order in which they have to go.
+struct Guest {
+    memory: GuestMemory,
+    _uffd: Uffd,
+    _connection: UnixStream,
+    order: Vec<u64>,
+    words: Words,
+}
+
+/// Why there is no userfaultfd, in words that say what to do.
+pub(crate) const NO_UFFD: &str = "Opening a userfaultfd: this bench needs one. Run as root, or give \
+     this user /dev/userfaultfd, or set the sysctl vm.unprivileged_userfaultfd to 1; in a \
+     container, its seccomp profile must allow the call";
+
+/// The hidden `faulter` subcommand.
+pub(crate) fn run(args: &FaulterArgs) -> Result<()> {
+    die_with_parent()?;
+    placement::pin(args.cpu)?;
+    let mut guest = None;
+    while let Some(task) = child::hear()? {
+        let answer = match task {
+            Task::Prepare {
+                socket,
+                pages,
+                seed,
+                words,
+            } => {
+                recycle(pages)?;
+                guest = Some(prepare(&socket, pages, seed, words)?);
+                Answer::HandedOver
+            }
+            Task::Go => {
+                let guest = guest.as_ref().context("There is no memory to touch")?;
+                Answer::Touched(touch_all(guest)?)
+            }
+            Task::Release => {
+                guest = None;
+                Answer::Released
+            }
+        };
+        child::say(&answer)?;
+    }
+    Ok(())
+}
+
+/// Leaves as many pages as will be needed at the top of the kernel's free lists.
+fn recycle(pages: u64) -> Result<()> {
+    let memory = GuestMemory::anonymous(pages * PAGE_BYTES).context("Mapping memory")?;
+    for page in 0..pages {
+        memory.write(page * PAGE_BYTES, 1);
+    }
+    Ok(())
+}
+
+fn prepare(socket: &Path, pages: u64, seed: u64, words: Words) -> Result<Guest> {
+    let memory = GuestMemory::anonymous(pages * PAGE_BYTES).context("Mapping memory")?;
+    let uffd = Uffd::create(FEATURE_EVENT_REMOVE).context(NO_UFFD)?;
+    memory.register(&uffd).context("Registering memory")?;
+    let connection =
+        vmm_side::hand_off(socket, &uffd, &[memory.as_region()]).context("Handing memory over")?;
+    Ok(Guest {
+        memory,
+        _uffd: uffd,
+        _connection: connection,
+        order: order::shuffled(pages, seed),
+        words,
+    })
+}
+
+/// The measurement: nothing but clock readings around one load of a word.
+fn touch_all(guest: &Guest) -> Result<Pass> {
+    // Written, not just zeroed: its pages must be there before the first touch is timed.
+    let mut touch_ns = vec![u32::MAX; guest.order.len()];
+    let begun = Instant::now();
+    for (page, ns) in guest.order.iter().zip(&mut touch_ns) {
+        let before = Instant::now();
+        let word = guest.memory.read(page * PAGE_BYTES);
+        let took = before.elapsed();
+        *ns = u32::try_from(took.as_nanos()).unwrap_or(u32::MAX);
+        if word != guest.words.of(*page) {
+            bail!(
+                "Wrong content: page {page} begins with {word:#x}, expected {:#x}",
+                guest.words.of(*page)
+            );
+        }
+    }
+    let total_ns = u64::try_from(begun.elapsed().as_nanos())?;
+    ensure!(touch_ns.iter().all(|ns| *ns > 0), "The clock stands still");
+    Ok(Pass { total_ns, touch_ns })
+}

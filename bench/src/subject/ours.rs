@@ -1,0 +1,207 @@
+//! Our engine, as the daemon runs it: a process of its own with a pinned worker, told over
+//! the control socket what to expect.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket,
+};
+use serde::{Deserialize, Serialize};
+use snapshot_format::{BuildId, PageCount};
+use uffd_engine::control::{self, Report, Request};
+use uffd_engine::server::{self, EngineOptions};
+use uffd_engine::sys::process::die_with_parent;
+use uffd_engine::{PageStates, WorkerOptions};
+
+use super::{PATIENCE, Served, Subject};
+use crate::args::EngineArgs;
+use crate::child::{self, Child};
+use crate::placement;
+use crate::source::{Source, Words};
+
+/// What the engine process says before it serves.
+#[derive(Debug, Serialize, Deserialize)]
+struct Ready;
+
+/// An engine process with one worker, and the daemon's end of its control socket.
+#[derive(Debug)]
+pub(crate) struct Ours {
+    name: String,
+    window_pages: u64,
+    _child: Child,
+    control: OwnedFd,
+    sockets: PathBuf,
+    store: PathBuf,
+    build: BuildId,
+    pages: u64,
+    sessions: u64,
+    /// What a daemon keeps while a session lives.
+    kept: Option<(PageStates, Vec<OwnedFd>)>,
+}
+
+impl Ours {
+    /// How many pages an engine installs around a fault unless told otherwise.
+    pub(crate) fn default_window() -> u64 {
+        WorkerOptions::default().window_pages
+    }
+
+    /// Starts an engine that serves `pages` pages from `source`.
+    pub(crate) fn start(
+        window_pages: u64,
+        sockets: &Path,
+        source: &Source,
+        pages: u64,
+        cpu: usize,
+    ) -> Result<Self> {
+        let name = match window_pages {
+            1 => "ours".to_owned(),
+            window => format!("ours-window-{window}"),
+        };
+        let path = sockets.join(format!("{name}-control"));
+        let mut child = Child::spawn(
+            "engine",
+            [
+                "engine".as_ref(),
+                "--cpu".as_ref(),
+                cpu.to_string().as_ref(),
+                "--window-pages".as_ref(),
+                window_pages.to_string().as_ref(),
+                "--control".as_ref(),
+                path.as_os_str(),
+            ],
+        )?;
+        let Ready = child.receive(PATIENCE)?;
+        let control = packet_socket(SockFlag::empty())?;
+        connect(control.as_raw_fd(), &UnixAddr::new(&path)?).context("Connecting to the engine")?;
+        Ok(Self {
+            name,
+            window_pages,
+            _child: child,
+            control,
+            sockets: sockets.to_path_buf(),
+            store: source.store_root().to_path_buf(),
+            build: source.build(),
+            pages,
+            sessions: 0,
+            kept: None,
+        })
+    }
+
+    fn session(&self) -> String {
+        format!("{}-{}", self.name, self.sessions)
+    }
+
+    fn report(&self) -> Result<(Report, Vec<OwnedFd>)> {
+        if !child::readable(self.control.as_fd(), PATIENCE)? {
+            bail!("The engine reported nothing for {} s", PATIENCE.as_secs());
+        }
+        let report = control::receive(self.control.as_fd()).context("Listening to the engine")?;
+        report.context("The engine has ended; what it said is above")
+    }
+}
+
+impl Subject for Ours {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn window_pages(&self) -> u64 {
+        self.window_pages
+    }
+
+    fn words(&self) -> Words {
+        Words::OfBuild
+    }
+
+    fn expect(&mut self) -> Result<PathBuf> {
+        self.sessions += 1;
+        let session = self.session();
+        let path = self.sockets.join(&session);
+        let listener = UnixListener::bind(&path).context("Listening for a hand-off")?;
+        listener.set_nonblocking(true)?;
+        let states = PageStates::create(PageCount::new(self.pages))?;
+        let request = Request::Expect {
+            request: self.sessions,
+            session,
+            store: self.store.clone(),
+            build: self.build,
+            deadline_ms: u64::try_from(PATIENCE.as_millis())?,
+        };
+        let fds = [listener.as_fd(), states.as_fd()];
+        control::send(self.control.as_fd(), &request, &fds).context("Telling the engine")?;
+        self.kept = Some((states, Vec::new()));
+        Ok(path)
+    }
+
+    fn attached(&mut self) -> Result<()> {
+        match self.report()? {
+            (Report::Attached { .. }, fds) => {
+                if let Some((_, kept)) = &mut self.kept {
+                    *kept = fds;
+                }
+                Ok(())
+            }
+            (Report::Refused { reason, .. }, _) => bail!("The engine refused: {reason}"),
+            (other, _) => bail!("The engine said {other:?} instead of attaching"),
+        }
+    }
+
+    fn detach(&mut self) -> Result<Served> {
+        let request = Request::Detach {
+            request: self.sessions,
+            session: self.session(),
+        };
+        control::send(self.control.as_fd(), &request, &[]).context("Telling the engine")?;
+        let stats = match self.report()?.0 {
+            Report::Detached { stats, .. } => stats,
+            Report::Failed { reason, .. } => bail!("The engine failed the session: {reason}"),
+            other => bail!("The engine said {other:?} instead of detaching"),
+        };
+        self.kept = None;
+        if stats.pages_installed != self.pages {
+            bail!(
+                "The engine says that it installed {} of {} pages",
+                stats.pages_installed,
+                self.pages
+            );
+        }
+        Ok(Served {
+            faults: stats.faults,
+            pages_from_disk: stats.pages_read,
+        })
+    }
+}
+
+/// The hidden `engine` subcommand.
+pub(crate) fn run(args: &EngineArgs) -> Result<()> {
+    die_with_parent()?;
+    // The engine pins its worker itself. Here it is only found out whether that will work, in
+    // words that say what to do; the control thread stays free.
+    std::thread::scope(|scope| scope.spawn(|| placement::pin(args.cpu)).join())
+        .map_err(|_| anyhow::anyhow!("Pinning panicked"))??;
+    let listener = packet_socket(SockFlag::SOCK_NONBLOCK)?;
+    bind(listener.as_raw_fd(), &UnixAddr::new(&args.control)?)?;
+    listen(&listener, Backlog::new(1)?)?;
+    child::say(&Ready)?;
+    let options = EngineOptions {
+        cpus: vec![args.cpu],
+        worker: WorkerOptions {
+            window_pages: args.window_pages,
+            ..WorkerOptions::default()
+        },
+    };
+    server::run(&listener, &options).context("Running the engine")
+}
+
+fn packet_socket(flags: SockFlag) -> Result<OwnedFd> {
+    let flags = flags | SockFlag::SOCK_CLOEXEC;
+    Ok(socket(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        flags,
+        None,
+    )?)
+}

@@ -1,0 +1,3 @@
+//! Ways of asking for pages.
+
+pub(crate) mod page_fault;
