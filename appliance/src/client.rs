@@ -50,7 +50,9 @@ impl Client {
     /// The daemon that listens on this socket.
     #[must_use]
     pub fn new(socket: &Path) -> Self {
-        Self { socket: socket.to_owned() }
+        Self {
+            socket: socket.to_owned(),
+        }
     }
 
     /// `GET`.
@@ -87,7 +89,9 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub async fn ready(&self) -> Result<(), ClientError> {
-        self.exchange(Method::GET, "/readyz", Bytes::new()).await.map(|_| ())
+        self.exchange(Method::GET, "/readyz", Bytes::new())
+            .await
+            .map(|_| ())
     }
 
     async fn call<T: DeserializeOwned>(
@@ -108,8 +112,10 @@ impl Client {
         body: Bytes,
     ) -> Result<Bytes, ClientError> {
         let stream = UnixStream::connect(&self.socket).await;
-        let stream = stream
-            .map_err(|source| ClientError::Connect { socket: self.socket.clone(), source })?;
+        let stream = stream.map_err(|source| ClientError::Connect {
+            socket: self.socket.clone(),
+            source,
+        })?;
         let handshake = http1::handshake(TokioIo::new(stream)).await;
         let (mut sender, connection) = handshake.map_err(|error| broken(path, error))?;
         tokio::spawn(connection);
@@ -120,7 +126,10 @@ impl Client {
             .header("content-type", "application/json")
             .body(Full::new(body))
             .map_err(|error| broken(path, error))?;
-        let response = sender.send_request(request).await.map_err(|error| broken(path, error))?;
+        let response = sender
+            .send_request(request)
+            .await
+            .map_err(|error| broken(path, error))?;
         let status = response.status();
         let collected = response.into_body().collect().await;
         let bytes = collected.map_err(|error| broken(path, error))?.to_bytes();
@@ -132,9 +141,9 @@ impl Client {
     }
 }
 
-fn broken(
-    path: &str,
-    source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
-) -> ClientError {
-    ClientError::Broken { path: path.to_owned(), source: source.into() }
+fn broken(path: &str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ClientError {
+    ClientError::Broken {
+        path: path.to_owned(),
+        source: source.into(),
+    }
 }

@@ -8,7 +8,9 @@ use snapshot_format::BuildId;
 /// Milliseconds since 1970.
 #[must_use]
 pub fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -35,5 +37,6 @@ pub fn new_sandbox_id() -> SandboxId {
     const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
     let letters = random::<20>().map(|byte| char::from(ALPHABET[usize::from(byte % 32)]));
     let text: String = "sb".chars().chain(letters).collect();
-    text.parse().unwrap_or_else(|error| panic!("a generated id is not valid: {error}"))
+    text.parse()
+        .unwrap_or_else(|error| panic!("a generated id is not valid: {error}"))
 }

@@ -102,7 +102,10 @@ pub struct ApiConfig {
 
 impl Default for ApiConfig {
     fn default() -> Self {
-        Self { listen: vec![SocketAddr::from(([127, 0, 0, 1], 3000))], socket: None }
+        Self {
+            listen: vec![SocketAddr::from(([127, 0, 0, 1], 3000))],
+            socket: None,
+        }
     }
 }
 
@@ -116,7 +119,9 @@ pub struct NetworkConfig {
 
 impl Default for NetworkConfig {
     fn default() -> Self {
-        Self { pool: "10.213.0.0/16".parse().expect("the default pool is valid") }
+        Self {
+            pool: "10.213.0.0/16".parse().expect("the default pool is valid"),
+        }
     }
 }
 
@@ -133,7 +138,10 @@ pub struct EngineConfig {
 impl Default for EngineConfig {
     fn default() -> Self {
         let worker = uffd_engine::WorkerOptions::default();
-        Self { window_pages: worker.window_pages, read_slots: worker.read_slots }
+        Self {
+            window_pages: worker.window_pages,
+            read_slots: worker.read_slots,
+        }
     }
 }
 
@@ -213,7 +221,10 @@ pub fn check_shape(vcpus: u32, memory_mb: u32) -> Result<(), (&'static str, Stri
         return Err(("vcpus", format!("is {vcpus}; 1 to 64 are possible")));
     }
     if !(64..=1 << 20).contains(&memory_mb) {
-        return Err(("memory_mb", format!("is {memory_mb}; 64 to 1048576 are possible")));
+        return Err((
+            "memory_mb",
+            format!("is {memory_mb}; 64 to 1048576 are possible"),
+        ));
     }
     Ok(())
 }
@@ -224,17 +235,21 @@ impl Config {
     /// # Errors
     /// See [`ConfigError`].
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text = fs::read_to_string(path)
-            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let text = fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
         let config: Self = toml::from_str(&text).map_err(|error| ConfigError::Parse {
             path: path.to_owned(),
             message: error.to_string(),
         })?;
-        config.check().map_err(|(key, problem)| ConfigError::Value {
-            path: path.to_owned(),
-            key,
-            problem,
-        })?;
+        config
+            .check()
+            .map_err(|(key, problem)| ConfigError::Value {
+                path: path.to_owned(),
+                key,
+                problem,
+            })?;
         Ok(config)
     }
 
@@ -280,7 +295,10 @@ impl Config {
                 ("disk", &template.disk),
             ] {
                 if !file.is_file() {
-                    return Err((key(field), format!("is {}, which is no file", file.display())));
+                    return Err((
+                        key(field),
+                        format!("is {}, which is no file", file.display()),
+                    ));
                 }
             }
         }
@@ -290,7 +308,10 @@ impl Config {
     /// The Unix socket of the API.
     #[must_use]
     pub fn api_socket(&self) -> PathBuf {
-        self.api.socket.clone().unwrap_or_else(|| self.run_dir.join("api.sock"))
+        self.api
+            .socket
+            .clone()
+            .unwrap_or_else(|| self.run_dir.join("api.sock"))
     }
 
     /// The preload library.
@@ -330,7 +351,10 @@ mod tests {
     #[test]
     fn an_unknown_key_is_refused_by_name() {
         let error = read("[engine]\nwindow = 4\n").unwrap_err().to_string();
-        assert!(error.contains("window") && error.contains("window_pages"), "{error}");
+        assert!(
+            error.contains("window") && error.contains("window_pages"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -341,7 +365,10 @@ mod tests {
             ("[api]\nlisten = [\"0.0.0.0:80\"]", "api.listen"),
             ("[engine]\nwindow_pages = 3", "engine.window_pages"),
             ("[network]\npool = \"10.0.0.1/16\"", "pool"),
-            ("[[template]]\nname=\"a\"\nkernel=\"/x\"\ninitrd=\"/x\"\ndisk=\"/x\"", "kernel"),
+            (
+                "[[template]]\nname=\"a\"\nkernel=\"/x\"\ninitrd=\"/x\"\ndisk=\"/x\"",
+                "kernel",
+            ),
         ] {
             let error = read(text).unwrap_err().to_string();
             assert!(error.contains(key), "{text}: {error}");
@@ -350,7 +377,9 @@ mod tests {
 
     #[test]
     fn a_missing_file_is_named() {
-        let error = Config::read(Path::new("/nonexistent.toml")).unwrap_err().to_string();
+        let error = Config::read(Path::new("/nonexistent.toml"))
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("/nonexistent.toml"));
     }
 }

@@ -50,8 +50,8 @@ impl Disks {
     pub fn probe(data_dir: &Path) -> io::Result<Self> {
         let (from, to) = (data_dir.join(".probe-from"), data_dir.join(".probe-to"));
         fs::write(&from, [1u8; 4096])?;
-        let tried = File::create(&to)
-            .and_then(|target| reflink::clone_file(&File::open(&from)?, &target));
+        let tried =
+            File::create(&to).and_then(|target| reflink::clone_file(&File::open(&from)?, &target));
         let _ = fs::remove_file(&from);
         let _ = fs::remove_file(&to);
         Ok(match tried {
@@ -72,13 +72,18 @@ impl Disks {
     /// See [`DiskError`].
     pub fn copy(&self, from: &Path, to: &Path) -> Result<(), DiskError> {
         let copied = match self.method {
-            CopyMethod::Reflink => File::open(from)
-                .and_then(|source| reflink::clone_file(&source, &File::create(to)?)),
+            CopyMethod::Reflink => {
+                File::open(from).and_then(|source| reflink::clone_file(&source, &File::create(to)?))
+            }
             CopyMethod::Sparse => sparse_copy(from, to),
         };
         copied.map_err(|source| {
             let _ = fs::remove_file(to);
-            DiskError { from: from.to_owned(), to: to.to_owned(), source }
+            DiskError {
+                from: from.to_owned(),
+                to: to.to_owned(),
+                source,
+            }
         })
     }
 }
@@ -132,16 +137,25 @@ mod tests {
         file.set_len(8 << 20).unwrap();
         file.write_all_at(&[7; 10_000], 1 << 20).unwrap();
         file.write_all_at(&[9; 3], (8 << 20) - 3).unwrap();
-        let disks = Disks { method: CopyMethod::Sparse, reason: String::new() };
+        let disks = Disks {
+            method: CopyMethod::Sparse,
+            reason: String::new(),
+        };
         disks.copy(&from, &to).unwrap();
         assert_eq!(fs::read(&from).unwrap(), fs::read(&to).unwrap());
-        assert!(fs::metadata(&to).unwrap().blocks() * 512 < 1 << 20, "holes were filled");
+        assert!(
+            fs::metadata(&to).unwrap().blocks() * 512 < 1 << 20,
+            "holes were filled"
+        );
     }
 
     #[test]
     fn a_failed_copy_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        let disks = Disks { method: CopyMethod::Sparse, reason: String::new() };
+        let disks = Disks {
+            method: CopyMethod::Sparse,
+            reason: String::new(),
+        };
         let to = dir.path().join("b");
         let error = disks.copy(&dir.path().join("missing"), &to).unwrap_err();
         assert!(error.to_string().contains("missing"));

@@ -36,7 +36,11 @@ impl Gateway {
     /// A gateway to these shards.
     #[must_use]
     pub fn new(host: Arc<Host>, shards: Vec<mpsc::Sender<Request>>) -> Self {
-        Self { host, shards: Arc::new(shards), starting: Arc::default() }
+        Self {
+            host,
+            shards: Arc::new(shards),
+            starting: Arc::default(),
+        }
     }
 
     /// Pauses everything; for the daemon's end.
@@ -69,7 +73,9 @@ impl Gateway {
     ) -> Result<T, ApiError> {
         let shard = &self.shards[Self::owner_of(id, self.shards.len())];
         let (reply, answer) = oneshot::channel();
-        let stopped = || ApiError::Unavailable { detail: "The daemon is stopping".into() };
+        let stopped = || ApiError::Unavailable {
+            detail: "The daemon is stopping".into(),
+        };
         match shard.try_send(request(reply)) {
             Ok(()) => {}
             Err(mpsc::error::TrySendError::Full(_)) => {
@@ -91,7 +97,10 @@ impl Gateway {
 
     fn template(&self, name: &TemplateName) -> Result<Template, ApiError> {
         let template = self.host.templates.read().get(name).cloned();
-        template.ok_or_else(|| ApiError::NotFound { what: "template", name: name.to_string() })
+        template.ok_or_else(|| ApiError::NotFound {
+            what: "template",
+            name: name.to_string(),
+        })
     }
 
     /// Puts the new sandbox's row into the catalogue, with a free slot.
@@ -102,10 +111,21 @@ impl Gateway {
             if sandboxes::exists(connection, &row.id)? {
                 return Ok(Err(row.id));
             }
-            Ok(Ok(sandboxes::insert_with_free_slot(connection, row, slots)?))
+            Ok(Ok(sandboxes::insert_with_free_slot(
+                connection, row, slots,
+            )?))
         };
-        match self.host.catalogue.call(insert).await.map_err(catalogue_failed)? {
-            Err(_) => Err(ApiError::Exists { what: "sandbox", name: id.to_string() }),
+        match self
+            .host
+            .catalogue
+            .call(insert)
+            .await
+            .map_err(catalogue_failed)?
+        {
+            Err(_) => Err(ApiError::Exists {
+                what: "sandbox",
+                name: id.to_string(),
+            }),
             Ok(None) => Err(ApiError::Full {
                 detail: format!("All {slots} network slots are taken; delete a sandbox first"),
             }),
@@ -128,14 +148,23 @@ impl Gateway {
             snapshot.kind = SnapshotKind::Memory;
             snapshot.build = Some(id.to_string());
             let lookup = move |connection: &mut rusqlite::Connection| builds::get(connection, id);
-            let row = self.host.catalogue.call(lookup).await.map_err(catalogue_failed)?;
+            let row = self
+                .host
+                .catalogue
+                .call(lookup)
+                .await
+                .map_err(catalogue_failed)?;
             snapshot.generation = row.as_ref().map(|row| row.generation.get());
             snapshot.diff_pages = row.map(|row| row.stored_pages);
         }
         Ok(snapshot)
     }
 
-    async fn create_admitted(&self, id: SandboxId, request: CreateSandbox) -> Result<Sandbox, ApiError> {
+    async fn create_admitted(
+        &self,
+        id: SandboxId,
+        request: CreateSandbox,
+    ) -> Result<Sandbox, ApiError> {
         let template = self.template(&request.template)?;
         let shape = template.shape_for(&request)?;
         let build = match template.origin {
@@ -163,7 +192,11 @@ impl Gateway {
             // An owner has removed it already; a request that never reached one has not.
             let remove =
                 move |connection: &mut rusqlite::Connection| sandboxes::remove(connection, &id);
-            self.host.catalogue.call(remove).await.map_err(catalogue_failed)?;
+            self.host
+                .catalogue
+                .call(remove)
+                .await
+                .map_err(catalogue_failed)?;
         }
         created
     }
@@ -190,9 +223,15 @@ impl ControlPlane for Gateway {
 
     async fn create(&self, request: CreateSandbox) -> Result<Sandbox, ApiError> {
         self.admit()?;
-        let id = request.id.clone().unwrap_or_else(crate::clock::new_sandbox_id);
+        let id = request
+            .id
+            .clone()
+            .unwrap_or_else(crate::clock::new_sandbox_id);
         if !self.starting.lock().insert(id.clone()) {
-            return Err(ApiError::Exists { what: "sandbox", name: id.to_string() });
+            return Err(ApiError::Exists {
+                what: "sandbox",
+                name: id.to_string(),
+            });
         }
         // Its own task: a client that goes away between the row and the shard would
         // leave a row that nobody owns.
@@ -204,7 +243,10 @@ impl ControlPlane for Gateway {
         });
         created.await.unwrap_or_else(|_| {
             let detail = "The task that created the sandbox failed".into();
-            Err(ApiError::Failed { code: "internal", detail })
+            Err(ApiError::Failed {
+                code: "internal",
+                detail,
+            })
         })
     }
 
@@ -212,8 +254,13 @@ impl ControlPlane for Gateway {
         let mut all = Vec::new();
         for shard in self.shards.iter() {
             let (reply, answer) = oneshot::channel();
-            let stopped = || ApiError::Unavailable { detail: "The daemon is stopping".into() };
-            shard.send(Request::List(reply)).await.map_err(|_| stopped())?;
+            let stopped = || ApiError::Unavailable {
+                detail: "The daemon is stopping".into(),
+            };
+            shard
+                .send(Request::List(reply))
+                .await
+                .map_err(|_| stopped())?;
             all.extend(answer.await.map_err(|_| stopped())??);
         }
         all.sort_by(|a: &Sandbox, b: &Sandbox| a.id.cmp(&b.id));
@@ -225,21 +272,24 @@ impl ControlPlane for Gateway {
     }
 
     async fn pause(&self, id: SandboxId) -> Result<Sandbox, ApiError> {
-        self.ask(&id, |reply| Request::Pause(id.clone(), reply)).await
+        self.ask(&id, |reply| Request::Pause(id.clone(), reply))
+            .await
     }
 
     async fn resume(&self, id: SandboxId) -> Result<Sandbox, ApiError> {
         self.admit()?;
-        self.ask(&id, |reply| Request::Resume(id.clone(), reply)).await
+        self.ask(&id, |reply| Request::Resume(id.clone(), reply))
+            .await
     }
 
     async fn exec(&self, id: SandboxId, request: ExecRequest) -> Result<ExecResult, ApiError> {
-        let route = self.ask(&id, |reply| Request::Route(id.clone(), reply)).await?;
+        let route = self
+            .ask(&id, |reply| Request::Route(id.clone(), reply))
+            .await?;
         let Route { address, mut state } = route;
         let guest = Guest::at(address);
-        let leaves = state.wait_for(|state| {
-            !matches!(state, SandboxState::Running | SandboxState::Snapshotting)
-        });
+        let leaves = state
+            .wait_for(|state| !matches!(state, SandboxState::Running | SandboxState::Snapshotting));
         tokio::select! {
             result = guest.exec(&request) => result.map_err(|error| exec_failed(&error)),
             left = leaves => {
@@ -256,19 +306,27 @@ impl ControlPlane for Gateway {
     }
 
     async fn memory(&self, id: SandboxId) -> Result<MemoryStats, ApiError> {
-        self.ask(&id, |reply| Request::Memory(id.clone(), reply)).await
+        self.ask(&id, |reply| Request::Memory(id.clone(), reply))
+            .await
     }
 
     async fn delete(&self, id: SandboxId) -> Result<(), ApiError> {
-        self.ask(&id, |reply| Request::Destroy(id.clone(), reply)).await
+        self.ask(&id, |reply| Request::Destroy(id.clone(), reply))
+            .await
     }
 
     async fn create_snapshot(&self, request: CreateSnapshot) -> Result<Snapshot, ApiError> {
         let CreateSnapshot { sandbox, name } = request;
         if self.host.templates.read().contains_key(&name) {
-            return Err(ApiError::Exists { what: "template", name: name.to_string() });
+            return Err(ApiError::Exists {
+                what: "template",
+                name: name.to_string(),
+            });
         }
-        self.ask(&sandbox, |reply| Request::Snapshot(sandbox.clone(), name, reply)).await
+        self.ask(&sandbox, |reply| {
+            Request::Snapshot(sandbox.clone(), name, reply)
+        })
+        .await
     }
 
     async fn list_snapshots(&self) -> Result<Vec<Snapshot>, ApiError> {
@@ -289,17 +347,28 @@ impl ControlPlane for Gateway {
         let template = self.template(&name)?;
         if matches!(template.origin, Origin::Disk(_)) {
             let detail = format!("{name} is a template of the configuration file; remove it there");
-            return Err(ApiError::BadRequest { field: "name".into(), detail });
+            return Err(ApiError::BadRequest {
+                field: "name".into(),
+                detail,
+            });
         }
         let removed = name.clone();
         let remove =
             move |connection: &mut rusqlite::Connection| templates::remove(connection, &removed);
-        self.host.catalogue.call(remove).await.map_err(catalogue_failed)?;
+        self.host
+            .catalogue
+            .call(remove)
+            .await
+            .map_err(catalogue_failed)?;
         self.host.templates.write().remove(&name);
         self.host.collect_garbage().await.map_err(catalogue_failed)
     }
 }
 
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "the shape that `map_err` wants"
+)]
 fn catalogue_failed(error: CatalogueError) -> ApiError {
     ApiError::failed("catalogue_failed", &error)
 }
@@ -307,12 +376,14 @@ fn catalogue_failed(error: CatalogueError) -> ApiError {
 fn exec_failed(error: &GuestError) -> ApiError {
     match error {
         // The guest's daemon has judged the request.
-        GuestError::Refused { body, .. } => {
-            ApiError::BadRequest { field: "cmd".into(), detail: body.clone() }
-        }
-        GuestError::TooMuchOutput => {
-            ApiError::BadRequest { field: "cmd".into(), detail: error.to_string() }
-        }
+        GuestError::Refused { body, .. } => ApiError::BadRequest {
+            field: "cmd".into(),
+            detail: body.clone(),
+        },
+        GuestError::TooMuchOutput => ApiError::BadRequest {
+            field: "cmd".into(),
+            detail: error.to_string(),
+        },
         GuestError::Silent { .. } | GuestError::Broken { .. } => {
             ApiError::failed("guest_failed", error)
         }

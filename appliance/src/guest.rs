@@ -6,6 +6,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use envd::protocol::envelope::{Decoder, Frame, MAX_PAYLOAD, encode_message};
 use envd::protocol::{
@@ -57,7 +58,9 @@ pub enum GuestError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A command printed more than is collected.
-    #[error("The command printed more than {MAX_OUTPUT_BYTES} bytes; redirect its output to a file")]
+    #[error(
+        "The command printed more than {MAX_OUTPUT_BYTES} bytes; redirect its output to a file"
+    )]
     TooMuchOutput,
 }
 
@@ -71,7 +74,9 @@ impl Guest {
     /// The daemon behind a sandbox's address.
     #[must_use]
     pub fn at(address: Ipv4Addr) -> Self {
-        Self { address: SocketAddr::from((address, protocol::PORT)) }
+        Self {
+            address: SocketAddr::from((address, protocol::PORT)),
+        }
     }
 
     /// Waits until it answers `/health`.
@@ -81,7 +86,12 @@ impl Guest {
     pub async fn wait_until_up(&self, patience: Duration) -> Result<(), GuestError> {
         let deadline = Instant::now() + patience;
         loop {
-            let asked = self.call(Method::GET, protocol::HEALTH_PATH, Bytes::new(), Duration::from_secs(5));
+            let asked = self.call(
+                Method::GET,
+                protocol::HEALTH_PATH,
+                Bytes::new(),
+                Duration::from_secs(5),
+            );
             match asked.await {
                 Ok(_) => return Ok(()),
                 Err(error) if Instant::now() >= deadline => return Err(error),
@@ -98,7 +108,9 @@ impl Guest {
     /// See [`GuestError`].
     pub async fn init(&self, request: &InitRequest, patience: Duration) -> Result<(), GuestError> {
         let body = serde_json::to_vec(request).unwrap_or_default();
-        self.call(Method::POST, protocol::INIT_PATH, body.into(), patience).await.map(|_| ())
+        self.call(Method::POST, protocol::INIT_PATH, body.into(), patience)
+            .await
+            .map(|_| ())
     }
 
     /// Has it write back and let go of what a snapshot need not hold.
@@ -106,9 +118,15 @@ impl Guest {
     /// # Errors
     /// See [`GuestError`].
     pub async fn prepare(&self, patience: Duration) -> Result<(), GuestError> {
-        let path = format!("{}?timeout_ms={}", protocol::PREPARE_PATH, patience.as_millis());
+        let path = format!(
+            "{}?timeout_ms={}",
+            protocol::PREPARE_PATH,
+            patience.as_millis()
+        );
         let grace = patience + Duration::from_secs(1);
-        self.call(Method::POST, &path, Bytes::new(), grace).await.map(|_| ())
+        self.call(Method::POST, &path, Bytes::new(), grace)
+            .await
+            .map(|_| ())
     }
 
     /// Runs a command and collects its output.
@@ -118,7 +136,9 @@ impl Guest {
     pub async fn exec(&self, request: &ExecRequest) -> Result<ExecResult, GuestError> {
         let patience = Duration::from_millis(request.timeout_ms) + Duration::from_secs(5);
         let running = self.exec_unbounded(request);
-        timeout(patience, running).await.unwrap_or_else(|_| Err(silent(protocol::START_PATH, patience)))
+        timeout(patience, running)
+            .await
+            .unwrap_or_else(|_| Err(silent(protocol::START_PATH, patience)))
     }
 
     async fn exec_unbounded(&self, request: &ExecRequest) -> Result<ExecResult, GuestError> {
@@ -141,7 +161,16 @@ impl Guest {
             .header("host", self.address.to_string())
             .header("content-type", protocol::STREAM_CONTENT_TYPE)
             .header("connect-protocol-version", "1")
-            .header(protocol::TIMEOUT_HEADER, request.timeout_ms.to_string())
+            .header(protocol::TIMEOUT_HEADER, request.timeout_ms.to_string());
+        let http = match &request.user {
+            // As E2B's clients name a user: basic credentials without a password.
+            Some(user) => http.header(
+                "authorization",
+                format!("Basic {}", STANDARD.encode(format!("{user}:"))),
+            ),
+            None => http,
+        };
+        let http = http
             .body(Full::new(Bytes::from(body)))
             .map_err(|error| broken(path, error))?;
         let mut response = self.send(path, http).await?;
@@ -149,7 +178,9 @@ impl Guest {
         let mut collected = Collected::default();
         while let Some(frame) = response.body_mut().frame().await {
             let frame = frame.map_err(|error| broken(path, error))?;
-            let Some(data) = frame.data_ref() else { continue };
+            let Some(data) = frame.data_ref() else {
+                continue;
+            };
             decoder.push(data);
             while let Some(frame) = decoder.next_frame().map_err(|error| broken(path, error))? {
                 if let Some(result) = collected.take(frame)? {
@@ -158,7 +189,10 @@ impl Guest {
             }
         }
         decoder.finish().map_err(|error| broken(path, error))?;
-        Err(broken(path, std::io::Error::other("the stream ended without the command's end")))
+        Err(broken(
+            path,
+            std::io::Error::other("the stream ended without the command's end"),
+        ))
     }
 
     /// One plain request and its whole answer.
@@ -181,7 +215,9 @@ impl Guest {
             let body = response.into_body().collect().await;
             Ok(body.map_err(|error| broken(path, error))?.to_bytes())
         };
-        timeout(patience, exchange).await.unwrap_or_else(|_| Err(silent(path, patience)))
+        timeout(patience, exchange)
+            .await
+            .unwrap_or_else(|_| Err(silent(path, patience)))
     }
 
     async fn send(
@@ -193,13 +229,22 @@ impl Guest {
         let handshake = http1::handshake(TokioIo::new(stream)).await;
         let (mut sender, connection) = handshake.map_err(|error| broken(path, error))?;
         tokio::spawn(connection);
-        let response = sender.send_request(request).await.map_err(|error| broken(path, error))?;
+        let response = sender
+            .send_request(request)
+            .await
+            .map_err(|error| broken(path, error))?;
         if !response.status().is_success() {
             let status = response.status().to_string();
             let body = response.into_body().collect().await;
-            let body = body.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+            let body = body
+                .map(http_body_util::Collected::to_bytes)
+                .unwrap_or_default();
             let body = String::from_utf8_lossy(&body).into_owned();
-            return Err(GuestError::Refused { path: path.to_owned(), status, body });
+            return Err(GuestError::Refused {
+                path: path.to_owned(),
+                status,
+                body,
+            });
         }
         Ok(response)
     }
@@ -264,13 +309,16 @@ impl Collected {
     }
 }
 
-fn broken(
-    path: &str,
-    source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
-) -> GuestError {
-    GuestError::Broken { path: path.to_owned(), source: source.into() }
+fn broken(path: &str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> GuestError {
+    GuestError::Broken {
+        path: path.to_owned(),
+        source: source.into(),
+    }
 }
 
 fn silent(path: &str, patience: Duration) -> GuestError {
-    GuestError::Silent { path: path.to_owned(), seconds: patience.as_secs_f64() }
+    GuestError::Silent {
+        path: path.to_owned(),
+        seconds: patience.as_secs_f64(),
+    }
 }

@@ -65,7 +65,10 @@ impl Host {
     pub fn reserve_build(self: &Arc<Self>) -> Reservation {
         let id = crate::clock::new_build_id();
         self.unrecorded.lock().insert(id);
-        Reservation { host: self.clone(), id }
+        Reservation {
+            host: self.clone(),
+            id,
+        }
     }
 
     /// Removes the builds that nobody needs any more.
@@ -75,8 +78,13 @@ impl Host {
     pub async fn collect_garbage(&self) -> Result<(), CatalogueError> {
         // Listed before anything is asked: what is published later is not in the list.
         let reserved = self.unrecorded.lock().clone();
-        let Ok(present) = self.store.list() else { return Ok(()) };
-        let needed = self.catalogue.call(|connection| builds::needed(connection)).await?;
+        let Ok(present) = self.store.list() else {
+            return Ok(());
+        };
+        let needed = self
+            .catalogue
+            .call(|connection| builds::needed(connection))
+            .await?;
         let reserved_since = self.unrecorded.lock().clone();
         for id in present {
             if needed.contains(&id) || reserved.contains(&id) || reserved_since.contains(&id) {
@@ -85,7 +93,9 @@ impl Host {
             match self.store.remove(&id) {
                 Ok(()) => {
                     tracing::debug!(build_id = %id, "Removed a build that nobody needs");
-                    self.catalogue.call(move |connection| builds::remove(connection, id)).await?;
+                    self.catalogue
+                        .call(move |connection| builds::remove(connection, id))
+                        .await?;
                 }
                 Err(error) => {
                     tracing::warn!(build_id = %id, %error, "A build can't be removed");
@@ -107,10 +117,10 @@ impl Host {
             let mut found = BTreeMap::new();
             let mut wanted = vec![id];
             while let Some(id) = wanted.pop() {
-                if let Some(row) = builds::get(connection, id)? {
-                    if found.insert(id, row.identity).is_none() {
-                        wanted.extend(row.uses);
-                    }
+                if let Some(row) = builds::get(connection, id)?
+                    && found.insert(id, row.identity).is_none()
+                {
+                    wanted.extend(row.uses);
                 }
             }
             Ok(found)

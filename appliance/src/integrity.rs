@@ -101,14 +101,25 @@ pub fn check(
         if known(entry.id).as_ref() == Some(&found) {
             continue;
         }
-        let owner = if entry.id == id { build.clone() } else { store.open(&entry.id).map_err(format)? };
+        let owner = if entry.id == id {
+            build.clone()
+        } else {
+            store.open(&entry.id).map_err(format)?
+        };
         let faults = verify_data(&owner, &mut |_| {}).map_err(format)?;
         if let Some(fault) = faults.first() {
-            return Err(IntegrityError::Fault { build: id, fault: fault.to_string() });
+            return Err(IntegrityError::Fault {
+                build: id,
+                fault: fault.to_string(),
+            });
         }
         verified.push((entry.id, found));
     }
-    Ok(Checked { build, vmstate, verified })
+    Ok(Checked {
+        build,
+        vmstate,
+        verified,
+    })
 }
 
 /// The device state is small and read anyway: always compared.
@@ -121,19 +132,28 @@ fn check_vmstate(build: &Build, id: BuildId) -> Result<Vec<u8>, IntegrityError> 
     })?;
     let fault = |what: &str, expected: String, found: String| IntegrityError::Fault {
         build: id,
-        fault: format!("{} at offset 0: {what}: expected {expected}, found {found}", path.display()),
+        fault: format!(
+            "{} at offset 0: {what}: expected {expected}, found {found}",
+            path.display()
+        ),
     };
     let Some(entry) = build.manifest().files.get(file_name::VMSTATE) else {
         return Err(fault("manifest entry", "one".into(), "none".into()));
     };
     if entry.bytes != bytes.len() as u64 {
-        return Err(fault("length", entry.bytes.to_string(), bytes.len().to_string()));
+        return Err(fault(
+            "length",
+            entry.bytes.to_string(),
+            bytes.len().to_string(),
+        ));
     }
     let found = crc32c::crc32c(&bytes);
     match entry.crc32c {
-        Some(expected) if expected != found => {
-            Err(fault("crc32c", format!("{expected:#010x}"), format!("{found:#010x}")))
-        }
+        Some(expected) if expected != found => Err(fault(
+            "crc32c",
+            format!("{expected:#010x}"),
+            format!("{found:#010x}"),
+        )),
         _ => Ok(bytes),
     }
 }

@@ -13,30 +13,30 @@
 //! touched; whatever is touched is given back by one function, however far it got.
 
 pub mod args;
-pub mod config;
 pub mod clock;
+pub mod config;
 
 pub mod catalogue;
-pub mod template;
 pub mod integrity;
+pub mod template;
 
-pub mod network;
 pub mod disks;
-pub mod vmm;
 pub mod engines;
 pub mod guest;
+pub mod network;
+pub mod vmm;
 
 pub mod host;
-pub mod sandbox;
 pub mod reconcile;
+pub mod sandbox;
 
-pub mod shard;
 pub mod gateway;
 pub mod serve;
+pub mod shard;
 
 pub mod client;
-pub mod tools;
 pub mod selftest;
+pub mod tools;
 
 pub mod sys;
 
@@ -56,7 +56,11 @@ pub fn main() -> ExitCode {
         return ExitCode::from(vmm::launch::run());
     }
     let filter = EnvFilter::try_from_env("THAW_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let colour = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(colour);
+    log.with_writer(std::io::stderr).init();
     match run(args.command) {
         Ok(code) => code,
         Err(error) => {

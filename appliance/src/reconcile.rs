@@ -53,7 +53,9 @@ pub fn plan(
     rows: &[SandboxRow],
     unrecorded: &BTreeMap<SandboxId, Unrecorded>,
 ) -> Vec<(SandboxId, Decision)> {
-    rows.iter().map(|row| (row.id.clone(), decide(row, unrecorded.get(&row.id)))).collect()
+    rows.iter()
+        .map(|row| (row.id.clone(), decide(row, unrecorded.get(&row.id))))
+        .collect()
 }
 
 fn decide(row: &SandboxRow, unrecorded: Option<&Unrecorded>) -> Decision {
@@ -90,11 +92,20 @@ pub fn find_unrecorded(
         let Ok(build) = store.open(&id) else { continue };
         let labels = &build.manifest().labels;
         let of_pause = labels.get(LABEL_PURPOSE).map(String::as_str) == Some(Purpose::Pause.name());
-        let sandbox = labels.get(LABEL_SANDBOX).and_then(|id| id.parse::<SandboxId>().ok());
+        let sandbox = labels
+            .get(LABEL_SANDBOX)
+            .and_then(|id| id.parse::<SandboxId>().ok());
         if let (true, Some(sandbox)) = (of_pause, sandbox) {
             let generation = build.map().generation();
             let stored_pages = build.map().own_build().data_pages.get();
-            found.insert(sandbox, Unrecorded { id, generation, stored_pages });
+            found.insert(
+                sandbox,
+                Unrecorded {
+                    id,
+                    generation,
+                    stored_pages,
+                },
+            );
         }
     }
     Ok(found)
@@ -105,7 +116,9 @@ pub fn find_unrecorded(
 /// # Errors
 /// `/proc` can't be read, or a process can't be signalled.
 pub fn end_processes_in(name: &str) -> io::Result<usize> {
-    let Ok(target) = fs::metadata(namespace::path(name)) else { return Ok(0) };
+    let Ok(target) = fs::metadata(namespace::path(name)) else {
+        return Ok(0);
+    };
     let is_inside = |pid: i32| {
         fs::metadata(format!("/proc/{pid}/ns/net"))
             .is_ok_and(|m| (m.dev(), m.ino()) == (target.dev(), target.ino()))
@@ -119,7 +132,10 @@ pub fn end_processes_in(name: &str) -> io::Result<usize> {
         // The number may have changed hands between the look and the open.
         if is_inside(pid) && pidfd_signal(pidfd.as_fd(), libc::SIGKILL)? {
             ended += 1;
-            let _ = poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], 5000u16);
+            let _ = poll(
+                &mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)],
+                5000u16,
+            );
         }
     }
     Ok(ended)
@@ -128,7 +144,11 @@ pub fn end_processes_in(name: &str) -> io::Result<usize> {
 fn process_ids() -> io::Result<Vec<i32>> {
     let mut pids = Vec::new();
     for entry in fs::read_dir("/proc")? {
-        if let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) {
+        if let Some(pid) = entry?
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        {
             pids.push(pid);
         }
     }
@@ -196,25 +216,44 @@ mod tests {
     #[test]
     fn a_pause_that_published_its_build_counts() {
         for state in [SandboxState::Pausing, SandboxState::Running] {
-            assert!(matches!(decision(state, true, true), Decision::Paused(_)), "{state}");
+            assert!(
+                matches!(decision(state, true, true), Decision::Paused(_)),
+                "{state}"
+            );
         }
     }
 
     #[test]
     fn an_older_build_is_never_taken_for_what_ran() {
-        for state in [SandboxState::Running, SandboxState::Pausing, SandboxState::Snapshotting] {
-            assert!(matches!(decision(state, true, false), Decision::Fail(_)), "{state}");
+        for state in [
+            SandboxState::Running,
+            SandboxState::Pausing,
+            SandboxState::Snapshotting,
+        ] {
+            assert!(
+                matches!(decision(state, true, false), Decision::Fail(_)),
+                "{state}"
+            );
         }
     }
 
     #[test]
     fn a_resume_that_did_not_end_leaves_it_paused() {
-        assert_eq!(decision(SandboxState::Resuming, true, false), Decision::StillPaused);
+        assert_eq!(
+            decision(SandboxState::Resuming, true, false),
+            Decision::StillPaused
+        );
     }
 
     #[test]
     fn what_nobody_was_told_of_goes() {
-        assert_eq!(decision(SandboxState::Creating, false, false), Decision::Forget);
-        assert_eq!(decision(SandboxState::Destroying, true, false), Decision::Forget);
+        assert_eq!(
+            decision(SandboxState::Creating, false, false),
+            Decision::Forget
+        );
+        assert_eq!(
+            decision(SandboxState::Destroying, true, false),
+            Decision::Forget
+        );
     }
 }

@@ -40,7 +40,9 @@ const MAILBOX: usize = 1024;
 /// # Errors
 /// What is missing or taken, and what to do about it.
 pub fn run(config: &Config) -> Result<()> {
-    let main = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let main = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let (host, cells) = main.block_on(assemble(config))?;
     let listeners = bind_all(config)?;
 
@@ -49,8 +51,9 @@ pub fn run(config: &Config) -> Result<()> {
     for cell in cells {
         per_shard[Gateway::owner_of(&cell.row().id, shard_count)].push(cell);
     }
-    let (senders, mailboxes): (Vec<_>, Vec<_>) =
-        (0..shard_count).map(|_| mpsc::channel::<Request>(MAILBOX)).unzip();
+    let (senders, mailboxes): (Vec<_>, Vec<_>) = (0..shard_count)
+        .map(|_| mpsc::channel::<Request>(MAILBOX))
+        .unzip();
     let gateway = Gateway::new(host.clone(), senders);
     let (stop, stopping) = watch::channel(false);
 
@@ -60,7 +63,9 @@ pub fn run(config: &Config) -> Result<()> {
         let (host, gateway, stopping) = (host.clone(), gateway.clone(), stopping.clone());
         let thread = std::thread::Builder::new().name(format!("shard-{number}"));
         threads.push(thread.spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
             runtime.block_on(async move {
                 let shard = Shard::new(host, cells);
                 let serving = serve_http(sockets, gateway, stopping);
@@ -96,6 +101,7 @@ pub fn run(config: &Config) -> Result<()> {
             Err(_) => bail!("A shard panicked"),
         }
     }
+    host.engines.stop();
     let _ = fs::remove_file(config.api_socket());
     tracing::info!("Stopped");
     Ok(())
@@ -130,16 +136,25 @@ async fn assemble(config: &Config) -> Result<(Arc<Host>, Vec<Cell>)> {
     let engines = Engines::start(&config.run_dir, &topology::nodes(), &config.engine)
         .context("Starting the engines")?;
 
-    let mut all: Templates =
-        config.templates.iter().map(Template::from).map(|t| (t.name.clone(), t)).collect();
-    for row in catalogue.call(|connection| templates::all(connection)).await? {
+    let mut all: Templates = config
+        .templates
+        .iter()
+        .map(Template::from)
+        .map(|t| (t.name.clone(), t))
+        .collect();
+    for row in catalogue
+        .call(|connection| templates::all(connection))
+        .await?
+    {
         all.entry(row.name.clone()).or_insert_with(|| row.into());
     }
     let mut cells = Vec::new();
     for row in rows {
         let generation = match row.build {
             Some(id) => {
-                let found = catalogue.call(move |connection| builds::get(connection, id)).await?;
+                let found = catalogue
+                    .call(move |connection| builds::get(connection, id))
+                    .await?;
                 found.map(|build| build.generation.get())
             }
             None => None,
@@ -179,14 +194,19 @@ fn check_writable(dir: &Path) -> Result<()> {
 
 fn check_userfaultfd() -> Result<()> {
     use uffd_engine::sys::uffd::{FEATURE_EVENT_REMOVE, FEATURE_MISSING_SHMEM, Uffd};
-    Uffd::create(FEATURE_EVENT_REMOVE | FEATURE_MISSING_SHMEM).map(|_| ()).context(
-        "userfaultfd can't be used: run as root, or allow /dev/userfaultfd to this user; the \
+    Uffd::create(FEATURE_EVENT_REMOVE | FEATURE_MISSING_SHMEM)
+        .map(|_| ())
+        .context(
+            "userfaultfd can't be used: run as root, or allow /dev/userfaultfd to this user; the \
          kernel needs CONFIG_USERFAULTFD (5.11 or later)",
-    )
+        )
 }
 
 async fn pick_driver(config: &Config) -> Result<Arc<dyn Driver>> {
-    let kernel = config.templates.first().map(|template| template.kernel.clone());
+    let kernel = config
+        .templates
+        .first()
+        .map(|template| template.kernel.clone());
     let kernel = kernel.unwrap_or_else(|| PathBuf::from("/vmlinuz"));
     let preload = config.preload();
     let cache = config.data_dir.join("kvm-probe.json");
@@ -205,25 +225,46 @@ async fn recover(
     for slot in slots::existing(&config.instance).context("Looking for slots")? {
         let name = crate::network::address::namespace(&config.instance, slot);
         let ended = reconcile::end_processes_in(&name).context("Ending left-over VMMs")?;
-        slots.take_down(slot).await.context("Removing a left-over slot")?;
-        tracing::warn!(slot = slot.0, processes = ended, "Removed what an earlier run left");
+        slots
+            .take_down(slot)
+            .await
+            .context("Removing a left-over slot")?;
+        tracing::warn!(
+            slot = slot.0,
+            processes = ended,
+            "Removed what an earlier run left"
+        );
     }
-    for dir in [config.data_dir.join("sandboxes"), config.run_dir.join("sandboxes")] {
+    for dir in [
+        config.data_dir.join("sandboxes"),
+        config.run_dir.join("sandboxes"),
+    ] {
         reconcile::empty_dir(&dir).with_context(|| format!("Emptying {}", dir.display()))?;
     }
-    let unfinished = store.remove_staging().context("Removing unfinished builds")?;
+    let unfinished = store
+        .remove_staging()
+        .context("Removing unfinished builds")?;
     if !unfinished.is_empty() {
-        tracing::warn!(count = unfinished.len(), "Removed builds that were never finished");
+        tracing::warn!(
+            count = unfinished.len(),
+            "Removed builds that were never finished"
+        );
     }
 
-    let rows = catalogue.call(|connection| sandboxes::all(connection)).await?;
-    let known = catalogue.call(|connection| builds::all_ids(connection)).await?;
+    let rows = catalogue
+        .call(|connection| sandboxes::all(connection))
+        .await?;
+    let known = catalogue
+        .call(|connection| builds::all_ids(connection))
+        .await?;
     let unrecorded = reconcile::find_unrecorded(store, |id| known.contains(&id))
         .context("Looking for builds that were not recorded")?;
     for (id, decision) in reconcile::plan(&rows, &unrecorded) {
         apply(catalogue, store, &rows, id, decision).await?;
     }
-    Ok(catalogue.call(|connection| sandboxes::all(connection)).await?)
+    Ok(catalogue
+        .call(|connection| sandboxes::all(connection))
+        .await?)
 }
 
 async fn apply(
@@ -233,13 +274,17 @@ async fn apply(
     id: SandboxId,
     decision: Decision,
 ) -> Result<()> {
-    let Some(mut row) = rows.iter().find(|row| row.id == id).cloned() else { return Ok(()) };
+    let Some(mut row) = rows.iter().find(|row| row.id == id).cloned() else {
+        return Ok(());
+    };
     let mut build = None;
     match decision {
         Decision::Keep => return Ok(()),
         Decision::Forget => {
             tracing::warn!(sandbox_id = %id, state = %row.state, "Forgot a half-made sandbox");
-            catalogue.call(move |connection| sandboxes::remove(connection, &id)).await?;
+            catalogue
+                .call(move |connection| sandboxes::remove(connection, &id))
+                .await?;
             return Ok(());
         }
         Decision::StillPaused => row.state = SandboxState::Paused,
@@ -286,13 +331,20 @@ fn bind_all(config: &Config) -> Result<Vec<Sockets>> {
             let listener = bind_tcp(*address, true);
             tcp.push(listener.with_context(|| format!("Listening on {address}"))?);
         }
-        all.push(Sockets { tcp, unix: unix.take() });
+        all.push(Sockets {
+            tcp,
+            unix: unix.take(),
+        });
     }
     Ok(all)
 }
 
 fn bind_tcp(address: SocketAddr, shared: bool) -> io::Result<std::net::TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(shared)?;
     socket.set_nonblocking(true)?;

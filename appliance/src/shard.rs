@@ -73,7 +73,11 @@ impl Shard {
     /// A shard that owns these sandboxes, none of which has a VMM.
     #[must_use]
     pub fn new(host: Arc<Host>, sandboxes: Vec<Cell>) -> Self {
-        let mut shard = Self { host, entries: BTreeMap::new(), owners: JoinSet::new() };
+        let mut shard = Self {
+            host,
+            entries: BTreeMap::new(),
+            owners: JoinSet::new(),
+        };
         for cell in sandboxes {
             let owner = Owner::new(shard.host.clone(), cell.clone());
             shard.adopt(cell, |jobs| owner.serve(jobs));
@@ -113,7 +117,9 @@ impl Shard {
             Request::Pause(id, reply) => self.hand_on(&id, Operation::Pause, reply, Job::Pause),
             Request::Resume(id, reply) => self.hand_on(&id, Operation::Resume, reply, Job::Resume),
             Request::Snapshot(id, name, reply) => {
-                self.hand_on(&id, Operation::Snapshot, reply, |reply| Job::Snapshot(name, reply));
+                self.hand_on(&id, Operation::Snapshot, reply, |reply| {
+                    Job::Snapshot(name, reply)
+                });
             }
             Request::Destroy(id, reply) => {
                 self.hand_on(&id, Operation::Destroy, reply, Job::Destroy);
@@ -153,7 +159,10 @@ impl Shard {
     fn find(&self, id: &SandboxId) -> Result<&Entry, ApiError> {
         match self.entries.get(id) {
             Some(entry) if !entry.cell.is_gone() => Ok(entry),
-            _ => Err(ApiError::NotFound { what: "sandbox", name: id.to_string() }),
+            _ => Err(ApiError::NotFound {
+                what: "sandbox",
+                name: id.to_string(),
+            }),
         }
     }
 
@@ -183,7 +192,10 @@ impl Shard {
     fn route(&self, id: &SandboxId) -> Result<Route, ApiError> {
         let entry = self.find(id)?;
         begin(entry.cell.state(), Operation::Exec)?;
-        Ok(Route { address: entry.cell.address(), state: entry.cell.watch() })
+        Ok(Route {
+            address: entry.cell.address(),
+            state: entry.cell.watch(),
+        })
     }
 
     /// Every running sandbox is paused by its own task; who answers is a task that waits.

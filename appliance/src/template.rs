@@ -81,12 +81,19 @@ impl Template {
                      or ask for {has}",
                     self.name.as_str()
                 );
-                return Err(ApiError::BadRequest { field: field.into(), detail });
+                return Err(ApiError::BadRequest {
+                    field: field.into(),
+                    detail,
+                });
             }
             *has = wanted;
         }
-        check_shape(shape.vcpus, shape.memory_mb)
-            .map_err(|(field, detail)| ApiError::BadRequest { field: field.into(), detail })?;
+        check_shape(shape.vcpus, shape.memory_mb).map_err(|(field, detail)| {
+            ApiError::BadRequest {
+                field: field.into(),
+                detail,
+            }
+        })?;
         Ok(shape)
     }
 }
@@ -129,14 +136,22 @@ mod tests {
     fn a_memory_templates_shape_cannot_be_changed_or_ignored() {
         let memory = template(Origin::Memory(BuildId::from_bytes([1; 16])));
         assert_eq!(field(memory.shape_for(&request(Some(2), None))), "vcpus");
-        assert_eq!(field(memory.shape_for(&request(None, Some(256)))), "memory_mb");
+        assert_eq!(
+            field(memory.shape_for(&request(None, Some(256)))),
+            "memory_mb"
+        );
         assert!(memory.shape_for(&request(Some(1), Some(512))).is_ok());
     }
 
     #[test]
     fn a_disk_templates_shape_is_a_default() {
         let disk = template(Origin::Disk("/d".into()));
-        assert_eq!(disk.shape_for(&request(Some(2), Some(256))).unwrap().memory_mb, 256);
+        assert_eq!(
+            disk.shape_for(&request(Some(2), Some(256)))
+                .unwrap()
+                .memory_mb,
+            256
+        );
         assert_eq!(field(disk.shape_for(&request(Some(0), None))), "vcpus");
         assert_eq!(field(disk.shape_for(&request(None, Some(1)))), "memory_mb");
     }

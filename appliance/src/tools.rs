@@ -19,7 +19,11 @@ use crate::args::SnapshotCommand;
 pub fn snapshot(command: SnapshotCommand) -> Result<ExitCode> {
     match command {
         SnapshotCommand::Inspect { dir, json } => inspect(&dir, json),
-        SnapshotCommand::Verify { dir, ancestors, json } => verify(&dir, ancestors, json),
+        SnapshotCommand::Verify {
+            dir,
+            ancestors,
+            json,
+        } => verify(&dir, ancestors, json),
     }
 }
 
@@ -28,9 +32,15 @@ fn locate(dir: &Path) -> Result<(BuildStore, BuildId)> {
     let dir = dir
         .canonicalize()
         .with_context(|| format!("{} is not there; name a build's directory", dir.display()))?;
-    let name = dir.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let name = dir
+        .file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or_default();
     let id = name.parse().with_context(|| {
-        format!("{} is no build: its name is not a build id (32 hexadecimal digits)", dir.display())
+        format!(
+            "{} is no build: its name is not a build id (32 hexadecimal digits)",
+            dir.display()
+        )
     })?;
     let root = dir.parent().unwrap_or(Path::new("/"));
     Ok((BuildStore::open_or_create(root)?, id))
@@ -48,22 +58,38 @@ fn inspect(dir: &Path, json: bool) -> Result<ExitCode> {
 }
 
 fn print_table(found: &Inspection) {
-    let parent = found.parent.map_or_else(|| "none".to_owned(), |parent| parent.to_string());
+    let parent = found
+        .parent
+        .map_or_else(|| "none".to_owned(), |parent| parent.to_string());
     let share = |pages: u64| 100.0 * pages as f64 / found.memory_pages.get().max(1) as f64;
     println!("build       {}", found.build_id);
     println!("parent      {parent}");
     println!("generation  {}", found.generation.get());
-    println!("memory      {} pages of {} bytes", found.memory_pages.get(), found.page_size.bytes());
+    println!(
+        "memory      {} pages of {} bytes",
+        found.memory_pages.get(),
+        found.page_size.bytes()
+    );
     for (name, pages) in [
         ("zero", found.zero_pages),
         ("own", found.own_pages),
         ("inherited", found.inherited_pages),
     ] {
-        println!("  {name:<10}{:>12} {:>6.1} %", pages.get(), share(pages.get()));
+        println!(
+            "  {name:<10}{:>12} {:>6.1} %",
+            pages.get(),
+            share(pages.get())
+        );
     }
-    println!("extents     {} in {} bytes of map", found.extents, found.map_bytes);
+    println!(
+        "extents     {} in {} bytes of map",
+        found.extents, found.map_bytes
+    );
     println!("files       {} bytes", found.total_bytes);
-    println!("\n{:<34}{:>11}{:>13}{:>13}{:>10}", "builds", "generation", "data pages", "referenced", "extents");
+    println!(
+        "\n{:<34}{:>11}{:>13}{:>13}{:>10}",
+        "builds", "generation", "data pages", "referenced", "extents"
+    );
     for build in &found.builds {
         println!(
             "{:<34}{:>11}{:>13}{:>13}{:>10}",
@@ -79,7 +105,9 @@ fn print_table(found: &Inspection) {
 fn verify(dir: &Path, ancestors: bool, json: bool) -> Result<ExitCode> {
     let (store, id) = locate(dir)?;
     let mut progress = Progress::default();
-    let report = verify_with(&store, &id, VerifyOptions { ancestors }, &mut |step| progress.show(&step));
+    let report = verify_with(&store, &id, VerifyOptions { ancestors }, &mut |step| {
+        progress.show(&step);
+    });
     progress.clear();
     if json {
         println!("{}", serde_json::to_string_pretty(&report)?);
@@ -87,7 +115,11 @@ fn verify(dir: &Path, ancestors: bool, json: bool) -> Result<ExitCode> {
         for fault in &report.faults {
             println!("{fault}");
         }
-        let verdict = if report.is_clean() { "intact" } else { "DAMAGED" };
+        let verdict = if report.is_clean() {
+            "intact"
+        } else {
+            "DAMAGED"
+        };
         println!(
             "build {id}: {verdict}, {} files, {} bytes read, {} faults",
             report.files,
@@ -95,7 +127,11 @@ fn verify(dir: &Path, ancestors: bool, json: bool) -> Result<ExitCode> {
             report.faults.len() as u64 + report.faults_omitted as u64
         );
     }
-    Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if report.is_clean() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 /// A line on a terminal, from two seconds on.

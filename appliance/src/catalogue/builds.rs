@@ -57,11 +57,23 @@ pub fn get(connection: &Connection, id: BuildId) -> Result<Option<BuildRow>, Cat
         .query_row(
             "SELECT generation, stored_pages, identity FROM builds WHERE id = ?1",
             [id.to_string()],
-            |row| Ok((row.get::<_, u32>(0)?, row.get::<_, i64>(1)?, row.get::<_, String>(2)?)),
+            |row| {
+                Ok((
+                    row.get::<_, u32>(0)?,
+                    row.get::<_, i64>(1)?,
+                    row.get::<_, String>(2)?,
+                ))
+            },
         )
         .optional()?;
-    let Some((generation, stored_pages, identity)) = found else { return Ok(None) };
-    let uses = column(connection, "SELECT uses FROM build_uses WHERE build = ?1", [id.to_string()])?;
+    let Some((generation, stored_pages, identity)) = found else {
+        return Ok(None);
+    };
+    let uses = column(
+        connection,
+        "SELECT uses FROM build_uses WHERE build = ?1",
+        [id.to_string()],
+    )?;
     Ok(Some(BuildRow {
         id,
         generation: Generation::new(generation),

@@ -36,7 +36,9 @@ pub enum CatalogueError {
         value: String,
     },
     /// A newer version wrote it.
-    #[error("The catalogue has version {found}; this program knows up to {known}: start the newer one")]
+    #[error(
+        "The catalogue has version {found}; this program knows up to {known}: start the newer one"
+    )]
     Version {
         /// Its version.
         found: i64,
@@ -91,7 +93,10 @@ impl Catalogue {
         let job: Job = Box::new(move |connection| {
             let _ = reply.send(work(connection));
         });
-        self.jobs.send(job).await.map_err(|_| CatalogueError::Gone)?;
+        self.jobs
+            .send(job)
+            .await
+            .map_err(|_| CatalogueError::Gone)?;
         answer.await.map_err(|_| CatalogueError::Gone)?
     }
 }
@@ -106,8 +111,10 @@ pub(super) fn from_json(
     column: &'static str,
     text: &str,
 ) -> Result<std::collections::BTreeMap<String, String>, CatalogueError> {
-    serde_json::from_str(text)
-        .map_err(|_| CatalogueError::Value { column, value: text.to_owned() })
+    serde_json::from_str(text).map_err(|_| CatalogueError::Value {
+        column,
+        value: text.to_owned(),
+    })
 }
 
 /// A text column as whatever it stands for.
@@ -115,5 +122,8 @@ pub(super) fn parse<T: std::str::FromStr>(
     column: &'static str,
     text: &str,
 ) -> Result<T, CatalogueError> {
-    text.parse().map_err(|_| CatalogueError::Value { column, value: text.to_owned() })
+    text.parse().map_err(|_| CatalogueError::Value {
+        column,
+        value: text.to_owned(),
+    })
 }

@@ -91,7 +91,9 @@ pub fn insert_with_free_slot(
         )
         .optional()?
         .flatten();
-    let Some(slot) = free.filter(|slot| *slot < slots) else { return Ok(None) };
+    let Some(slot) = free.filter(|slot| *slot < slots) else {
+        return Ok(None);
+    };
     row.slot = SlotIndex(slot);
     put(&transaction, &row)?;
     transaction.commit()?;
@@ -134,8 +136,12 @@ pub fn remove(connection: &Connection, id: &SandboxId) -> Result<(), CatalogueEr
 fn decode(row: &Row<'_>) -> Result<SandboxRow, CatalogueError> {
     let text = |index: usize| row.get::<_, String>(index);
     let state = text(8)?;
-    let state = serde_json::from_value(serde_json::Value::String(state.clone()))
-        .map_err(|_| CatalogueError::Value { column: "sandboxes.state", value: state })?;
+    let state = serde_json::from_value(serde_json::Value::String(state.clone())).map_err(|_| {
+        CatalogueError::Value {
+            column: "sandboxes.state",
+            value: state,
+        }
+    })?;
     Ok(SandboxRow {
         id: parse("sandboxes.id", &text(0)?)?,
         template: parse("sandboxes.template", &text(1)?)?,
@@ -193,7 +199,9 @@ mod tests {
     #[test]
     fn a_sandbox_comes_back_as_it_was_stored() {
         let mut connection = empty();
-        let stored = insert_with_free_slot(&mut connection, row("a"), 10).unwrap().unwrap();
+        let stored = insert_with_free_slot(&mut connection, row("a"), 10)
+            .unwrap()
+            .unwrap();
         let mut changed = stored.clone();
         changed.state = SandboxState::Paused;
         changed.build = Some(BuildId::from_bytes([3; 16]));
@@ -204,8 +212,10 @@ mod tests {
     #[test]
     fn slots_are_reused_lowest_first_and_the_pool_ends() {
         let mut connection = empty();
-        let mut slot_of = |id: &str, connection: &mut Connection| {
-            insert_with_free_slot(connection, row(id), 3).unwrap().map(|row| row.slot.0)
+        let slot_of = |id: &str, connection: &mut Connection| {
+            insert_with_free_slot(connection, row(id), 3)
+                .unwrap()
+                .map(|row| row.slot.0)
         };
         assert_eq!(slot_of("a", &mut connection), Some(0));
         assert_eq!(slot_of("b", &mut connection), Some(1));

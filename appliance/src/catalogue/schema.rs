@@ -60,7 +60,10 @@ pub(super) fn prepare(connection: &mut Connection) -> Result<(), CatalogueError>
             transaction.pragma_update(None, "user_version", VERSION)?;
             Ok(transaction.commit()?)
         }
-        found => Err(CatalogueError::Version { found, known: VERSION }),
+        found => Err(CatalogueError::Version {
+            found,
+            known: VERSION,
+        }),
     }
 }
 
@@ -72,7 +75,12 @@ mod tests {
     fn a_newer_catalogue_is_refused() {
         let mut connection = Connection::open_in_memory().unwrap();
         prepare(&mut connection).unwrap();
-        connection.pragma_update(None, "user_version", VERSION + 1).unwrap();
-        assert!(matches!(prepare(&mut connection), Err(CatalogueError::Version { .. })));
+        connection
+            .pragma_update(None, "user_version", VERSION + 1)
+            .unwrap();
+        assert!(matches!(
+            prepare(&mut connection),
+            Err(CatalogueError::Version { .. })
+        ));
     }
 }

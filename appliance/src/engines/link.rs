@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nix::sys::socket::{
@@ -62,7 +63,11 @@ impl Kept {
         let uffd = uffd.ok_or_else(|| refused("it sent no userfaultfd".into()))?;
         let pidfd = pidfd_open(peer_pid)
             .map_err(|error| refused(format!("the VMM ended during its hand-off: {error}")))?;
-        self.attached = Some(KeptVmm { uffd, pidfd, regions });
+        self.attached = Some(KeptVmm {
+            uffd,
+            pidfd,
+            regions,
+        });
         Ok(())
     }
 }
@@ -72,6 +77,7 @@ struct Shared {
     connection: Option<OwnedFd>,
     waiting: HashMap<u64, Answer>,
     kept: HashMap<String, Kept>,
+    thread: Option<JoinHandle<()>>,
 }
 
 /// One engine, through all its lives.
@@ -93,7 +99,10 @@ impl Link {
         config: EngineConfig,
     ) -> Result<Arc<Self>, EngineError> {
         let number = node.number;
-        let failed = |source| EngineError::Start { node: number, source };
+        let failed = |source| EngineError::Start {
+            node: number,
+            source,
+        };
         let link = Arc::new(Self {
             node,
             config,
@@ -104,11 +113,28 @@ impl Link {
         });
         let child = link.spawn().map_err(failed)?;
         let weak = Arc::downgrade(&link);
-        std::thread::Builder::new()
+        let thread = std::thread::Builder::new()
             .name(format!("engine-{number}"))
             .spawn(move || supervise(child, &weak))
             .map_err(failed)?;
+        link.shared.lock().thread = Some(thread);
         Ok(link)
+    }
+
+    /// Ends the process and waits until it has; its sessions end with it.
+    pub(super) fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+        let thread = {
+            let mut shared = self.shared.lock();
+            if let Some(connection) = &shared.connection {
+                let _ = control::send(connection.as_fd(), &Request::Shutdown, &[]);
+            }
+            shared.thread.take()
+        };
+        if thread.is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!(node = self.node.number, "An engine's thread panicked");
+        }
+        let _ = std::fs::remove_file(control_socket(&self.run_dir, self.node.number));
     }
 
     pub(super) fn node(&self) -> u32 {
@@ -205,7 +231,11 @@ impl Link {
             control::send(connection.as_fd(), &adopt, &fds)?;
         }
         let (node, sessions) = (self.node.number, shared.kept.len());
-        tracing::warn!(node, sessions, "An engine ended and was replaced; its guests go on");
+        tracing::warn!(
+            node,
+            sessions,
+            "An engine ended and was replaced; its guests go on"
+        );
         Ok(child)
     }
 
@@ -218,8 +248,15 @@ impl Link {
             }
             // The daemon watches its VMMs itself.
             Report::Ended { .. } => {}
-            Report::Refused { request: UNWATCHED, reason } => {
-                tracing::error!(node = self.node.number, reason, "A session can't be adopted");
+            Report::Refused {
+                request: UNWATCHED,
+                reason,
+            } => {
+                tracing::error!(
+                    node = self.node.number,
+                    reason,
+                    "A session can't be adopted"
+                );
                 self.fail_all(reason);
             }
             Report::Attached { request, .. }
@@ -238,16 +275,9 @@ impl Link {
         let mut shared = self.shared.lock();
         shared.waiting.clear();
         for kept in shared.kept.values() {
-            let _ = kept.events.try_send(SessionEvent::Failed(reason.to_owned()));
-        }
-    }
-}
-
-impl Drop for Link {
-    fn drop(&mut self) {
-        self.stopping.store(true, Ordering::Release);
-        if let Some(connection) = &self.shared.lock().connection {
-            let _ = control::send(connection.as_fd(), &Request::Shutdown, &[]);
+            let _ = kept
+                .events
+                .try_send(SessionEvent::Failed(reason.to_owned()));
         }
     }
 }
@@ -264,7 +294,9 @@ fn supervise(mut child: Child, link: &Weak<Link>) {
         }
         // An engine that dies as soon as it starts must not become a fork loop.
         failures_in_a_row = if heard { 0 } else { failures_in_a_row + 1 };
-        std::thread::sleep(Duration::from_millis(u64::from(20 * failures_in_a_row.min(100))));
+        std::thread::sleep(Duration::from_millis(u64::from(
+            20 * failures_in_a_row.min(100),
+        )));
         child = match link.replace() {
             Ok(child) => child,
             Err(error) => {
@@ -283,7 +315,9 @@ fn listen_to(connection: &OwnedFd, link: &Weak<Link>) -> bool {
         match control::receive::<Report>(connection.as_fd()) {
             Ok(Some((report, fds))) => {
                 heard = true;
-                let Some(link) = link.upgrade() else { return heard };
+                let Some(link) = link.upgrade() else {
+                    return heard;
+                };
                 link.hear(report, fds);
             }
             Ok(None) => return heard,
@@ -303,7 +337,12 @@ fn end_predecessor(path: &Path, address: &UnixAddr) -> io::Result<()> {
     if !path.exists() {
         return Ok(());
     }
-    let probe = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
+    let probe = socket(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
     if connect(probe.as_raw_fd(), address).is_ok() {
         setsockopt(&probe, sockopt::ReceiveTimeout, &TimeVal::new(5, 0))?;
         control::send(probe.as_fd(), &Request::Shutdown, &[])?;

@@ -79,11 +79,26 @@ impl Engines {
         nodes: &[Node],
         config: &EngineConfig,
     ) -> Result<Self, EngineError> {
-        let mut links = Vec::new();
+        let mut links: Vec<Arc<Link>> = Vec::new();
         for node in nodes {
-            links.push(Link::start(run_dir, node.clone(), config.clone())?);
+            match Link::start(run_dir, node.clone(), config.clone()) {
+                Ok(link) => links.push(link),
+                Err(error) => {
+                    links.iter().for_each(|link| link.stop());
+                    return Err(error);
+                }
+            }
         }
-        Ok(Self { links: Arc::new(links) })
+        Ok(Self {
+            links: Arc::new(links),
+        })
+    }
+
+    /// Ends them and waits until they have; for the daemon's end, when no guest is left.
+    pub fn stop(&self) {
+        for link in self.links.iter() {
+            link.stop();
+        }
     }
 
     /// How many there are.
@@ -92,27 +107,39 @@ impl Engines {
         self.links.len()
     }
 
-    /// Has the least busy engine wait for a VMM at `socket`.
+    /// Has the least busy engine wait for a VMM.
     ///
     /// # Errors
     /// It refused, or is not there.
     pub fn expect(
         &self,
-        session: &str,
-        store: &Path,
-        build: BuildId,
-        states: Arc<PageStates>,
-        socket: &Path,
-        deadline: Duration,
+        wanted: Wanted<'_>,
     ) -> Result<(Expected, mpsc::Receiver<SessionEvent>), EngineError> {
+        let Wanted {
+            session,
+            store,
+            build,
+            states,
+            socket,
+            deadline,
+        } = wanted;
         let idlest = self.links.iter().min_by_key(|link| link.sessions());
         let link = idlest.ok_or(EngineError::Lost)?.clone();
         let _ = std::fs::remove_file(socket);
         let listener = UnixListener::bind(socket)
             .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
-            .map_err(|source| EngineError::Start { node: link.node(), source })?;
+            .map_err(|source| EngineError::Start {
+                node: link.node(),
+                source,
+            })?;
         let (events, inbox) = mpsc::channel(8);
-        let kept = Kept { store: store.to_owned(), build, states, events, attached: None };
+        let kept = Kept {
+            store: store.to_owned(),
+            build,
+            states,
+            events,
+            attached: None,
+        };
         let request = |request| Request::Expect {
             request,
             session: session.to_owned(),
@@ -121,9 +148,38 @@ impl Engines {
             deadline_ms: u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX),
         };
         let answer = link.ask(request, &[listener.as_fd(), kept.states.as_fd()])?;
-        let attachment = Attachment { link, session: session.to_owned(), detached: false };
-        Ok((Expected { attachment, answer, kept, deadline }, inbox))
+        let attachment = Attachment {
+            link,
+            session: session.to_owned(),
+            detached: false,
+        };
+        Ok((
+            Expected {
+                attachment,
+                answer,
+                kept,
+                deadline,
+            },
+            inbox,
+        ))
     }
+}
+
+/// A session that is to be.
+#[derive(Clone, Debug)]
+pub struct Wanted<'a> {
+    /// Its name; unique among sessions.
+    pub session: &'a str,
+    /// The directory of builds.
+    pub store: &'a Path,
+    /// The build whose memory is served.
+    pub build: BuildId,
+    /// What happens to each page.
+    pub states: Arc<PageStates>,
+    /// Where the VMM will hand its memory over.
+    pub socket: &'a Path,
+    /// How long it may take to.
+    pub deadline: Duration,
 }
 
 /// A hand-off that is waited for. Dropping it calls it off.
@@ -141,11 +197,21 @@ impl Expected {
     /// # Errors
     /// It was refused, did not come, or the engine died; nothing is attached.
     pub async fn attached(self) -> Result<Attachment, EngineError> {
-        let Self { attachment, answer, mut kept, deadline } = self;
+        let Self {
+            attachment,
+            answer,
+            mut kept,
+            deadline,
+        } = self;
         match timeout(deadline + ANSWER_TIMEOUT, answer).await {
             Err(_) => return Err(EngineError::Timeout),
             Ok(Err(_)) => return Err(EngineError::Lost),
-            Ok(Ok((Report::Attached { peer_pid, regions, .. }, fds))) => {
+            Ok(Ok((
+                Report::Attached {
+                    peer_pid, regions, ..
+                },
+                fds,
+            ))) => {
                 kept.attach(peer_pid, regions, fds)?;
             }
             Ok(Ok((report, _))) => return Err(refusal(report)),
@@ -170,7 +236,10 @@ impl Attachment {
     /// The engine is not there.
     pub async fn stats(&self) -> Result<SessionStats, EngineError> {
         let session = self.session.clone();
-        match self.ask(|request| Request::Stats { request, session }).await? {
+        match self
+            .ask(|request| Request::Stats { request, session })
+            .await?
+        {
             Report::Stats { stats, .. } => Ok(stats),
             report => Err(refusal(report)),
         }
@@ -184,7 +253,10 @@ impl Attachment {
         self.detached = true;
         self.link.forget(&self.session);
         let session = self.session.clone();
-        match self.ask(|request| Request::Detach { request, session }).await? {
+        match self
+            .ask(|request| Request::Detach { request, session })
+            .await?
+        {
             Report::Detached { stats, .. } => Ok(stats),
             report => Err(refusal(report)),
         }
@@ -205,7 +277,9 @@ impl Drop for Attachment {
         if !self.detached {
             self.link.forget(&self.session);
             let session = self.session.clone();
-            let _ = self.link.ask(|request| Request::Detach { request, session }, &[]);
+            let _ = self
+                .link
+                .ask(|request| Request::Detach { request, session }, &[]);
         }
     }
 }
@@ -213,7 +287,9 @@ impl Drop for Attachment {
 fn refusal(report: Report) -> EngineError {
     match report {
         Report::Refused { reason, .. } => EngineError::Refused { reason },
-        other => EngineError::Refused { reason: format!("unexpected answer {other:?}") },
+        other => EngineError::Refused {
+            reason: format!("unexpected answer {other:?}"),
+        },
     }
 }
 

@@ -32,7 +32,9 @@ pub fn nodes() -> Vec<Node> {
     let root = Path::new("/sys/devices/system/node");
     for entry in fs::read_dir(root).into_iter().flatten().flatten() {
         let name = entry.file_name();
-        let number = name.to_str().and_then(|name| name.strip_prefix("node")?.parse().ok());
+        let number = name
+            .to_str()
+            .and_then(|name| name.strip_prefix("node")?.parse().ok());
         let list = fs::read_to_string(entry.path().join("cpulist"));
         if let (Some(number), Ok(list)) = (number, list) {
             let mut cpus = parse_list(&list);
@@ -44,14 +46,19 @@ pub fn nodes() -> Vec<Node> {
     }
     nodes.sort_by_key(|node| node.number);
     if nodes.is_empty() {
-        nodes.push(Node { number: 0, cpus: allowed });
+        nodes.push(Node {
+            number: 0,
+            cpus: allowed,
+        });
     }
     nodes
 }
 
 fn allowed_cpus() -> Vec<usize> {
     let set = sched_getaffinity(Pid::from_raw(0)).unwrap_or_else(|_| CpuSet::new());
-    (0..CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false)).collect()
+    (0..CpuSet::count())
+        .filter(|cpu| set.is_set(*cpu).unwrap_or(false))
+        .collect()
 }
 
 /// `0-3,8,10-11`, the kernel's way to write a set.

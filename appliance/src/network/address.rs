@@ -73,17 +73,24 @@ impl FromStr for Pool {
     type Err = PoolError;
 
     fn from_str(text: &str) -> Result<Self, PoolError> {
-        let syntax = || PoolError::Syntax { text: text.to_owned() };
+        let syntax = || PoolError::Syntax {
+            text: text.to_owned(),
+        };
         let (base, prefix) = text.split_once('/').ok_or_else(syntax)?;
         let base: Ipv4Addr = base.parse().map_err(|_| syntax())?;
         let prefix: u8 = prefix.parse().map_err(|_| syntax())?;
         if !(8..=30).contains(&prefix) {
-            return Err(PoolError::Prefix { text: text.to_owned() });
+            return Err(PoolError::Prefix {
+                text: text.to_owned(),
+            });
         }
         let network = Ipv4Addr::from(u32::from(base) & (u32::MAX << (32 - prefix)));
         if network != base {
             let network = format!("{network}/{prefix}");
-            return Err(PoolError::HostBits { text: text.to_owned(), network });
+            return Err(PoolError::HostBits {
+                text: text.to_owned(),
+                network,
+            });
         }
         Ok(Self { base, prefix })
     }
@@ -91,7 +98,9 @@ impl FromStr for Pool {
 
 impl<'de> Deserialize<'de> for Pool {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(serde::de::Error::custom)
     }
 }
 
@@ -151,8 +160,14 @@ mod tests {
 
     #[test]
     fn a_bad_pool_says_what_would_do() {
-        assert!(matches!("10.0.0.0".parse::<Pool>(), Err(PoolError::Syntax { .. })));
-        assert!(matches!("10.0.0.0/31".parse::<Pool>(), Err(PoolError::Prefix { .. })));
+        assert!(matches!(
+            "10.0.0.0".parse::<Pool>(),
+            Err(PoolError::Syntax { .. })
+        ));
+        assert!(matches!(
+            "10.0.0.0/31".parse::<Pool>(),
+            Err(PoolError::Prefix { .. })
+        ));
         let error = "10.0.0.9/24".parse::<Pool>().unwrap_err();
         assert!(error.to_string().contains("10.0.0.0/24"), "{error}");
     }

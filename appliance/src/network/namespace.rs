@@ -29,7 +29,13 @@ pub fn create<T>(name: &str, inside: impl FnOnce() -> io::Result<T>) -> io::Resu
     let made = unshare(CloneFlags::CLONE_NEWNET)
         .and_then(|()| {
             let none: Option<&str> = None;
-            mount(Some("/proc/thread-self/ns/net"), &path, none, MsFlags::MS_BIND, none)
+            mount(
+                Some("/proc/thread-self/ns/net"),
+                &path,
+                none,
+                MsFlags::MS_BIND,
+                none,
+            )
         })
         .map_err(io::Error::from)
         .and_then(|()| inside());

@@ -58,7 +58,13 @@ impl Batch {
     #[must_use]
     pub fn new() -> Self {
         let mut batch = Self::default();
-        batch.message(BATCH_BEGIN, NLM_F_REQUEST, FAMILY_UNSPEC, SUBSYS_NFTABLES, |_| {});
+        batch.message(
+            BATCH_BEGIN,
+            NLM_F_REQUEST,
+            FAMILY_UNSPEC,
+            SUBSYS_NFTABLES,
+            |_| {},
+        );
         batch
     }
 
@@ -103,13 +109,25 @@ impl Batch {
     /// Ends the batch; returns its bytes and how many acknowledgements will come.
     #[must_use]
     pub fn finish(mut self) -> (Vec<u8>, u32) {
-        self.message(BATCH_END, NLM_F_REQUEST, FAMILY_UNSPEC, SUBSYS_NFTABLES, |_| {});
+        self.message(
+            BATCH_END,
+            NLM_F_REQUEST,
+            FAMILY_UNSPEC,
+            SUBSYS_NFTABLES,
+            |_| {},
+        );
         (self.bytes, self.messages)
     }
 
     fn command(&mut self, kind: u16, flags: u16, body: impl FnOnce(&mut Vec<u8>)) {
         self.messages += 1;
-        self.message(kind, NLM_F_REQUEST | NLM_F_ACK | flags, FAMILY_IPV4, 0, body);
+        self.message(
+            kind,
+            NLM_F_REQUEST | NLM_F_ACK | flags,
+            FAMILY_IPV4,
+            0,
+            body,
+        );
     }
 
     /// `nlmsghdr` (16 bytes), `nfgenmsg` (4 bytes, resource id big-endian), attributes.
@@ -146,11 +164,22 @@ pub fn slot_rules(inner_link: &str, guest: Ipv4Addr) -> Batch {
     batch.rule(
         TABLE,
         "inbound",
-        &[Statement::InputLink(inner_link), Statement::DestinationNat(guest)],
+        &[
+            Statement::InputLink(inner_link),
+            Statement::DestinationNat(guest),
+        ],
     );
     batch.chain(TABLE, "through", Hook::ForwardDropping);
-    batch.rule(TABLE, "through", &[Statement::InputLink(inner_link), Statement::Accept]);
-    batch.rule(TABLE, "through", &[Statement::Established, Statement::Accept]);
+    batch.rule(
+        TABLE,
+        "through",
+        &[Statement::InputLink(inner_link), Statement::Accept],
+    );
+    batch.rule(
+        TABLE,
+        "through",
+        &[Statement::Established, Statement::Accept],
+    );
     batch
 }
 
@@ -190,7 +219,9 @@ fn encode(out: &mut Vec<u8>, statement: Statement<'_>) {
             const NF_ACCEPT: u32 = 1;
             expression(out, "immediate", |out| {
                 number(out, 1, REGISTER_VERDICT);
-                nested(out, 2, |out| nested(out, 2, |out| number(out, 1, NF_ACCEPT)));
+                nested(out, 2, |out| {
+                    nested(out, 2, |out| number(out, 1, NF_ACCEPT));
+                });
             });
         }
         Statement::DestinationNat(address) => {
@@ -266,7 +297,7 @@ mod tests {
         let mut count = 0;
         while at < bytes.len() {
             let len = u32::from_ne_bytes(bytes[at..at + 4].try_into().unwrap()) as usize;
-            assert!(len >= 20 && len % 4 == 0, "message of {len} bytes");
+            assert!(len >= 20 && len.is_multiple_of(4), "message of {len} bytes");
             at += len;
             count += 1;
         }

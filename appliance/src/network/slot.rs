@@ -60,7 +60,13 @@ pub(super) fn build(
     pool: Pool,
     index: SlotIndex,
 ) -> Result<Slot, SlotError> {
-    let failed = |operation| move |source| SlotError { slot: index, operation, source };
+    let failed = |operation| {
+        move |source| SlotError {
+            slot: index,
+            operation,
+            source,
+        }
+    };
     let name = address::namespace(instance, index);
     let outer = address::outer_link(instance, index);
     let home = File::open("/proc/thread-self/ns/net").map_err(failed("finding our namespace"))?;
@@ -88,7 +94,11 @@ pub(super) fn build(
     });
     if let Err(source) = outside {
         let _ = take_down(runtime, instance, index);
-        return Err(SlotError { slot: index, operation: "configuring the host's end", source });
+        return Err(SlotError {
+            slot: index,
+            operation: "configuring the host's end",
+            source,
+        });
     }
     Ok(Slot {
         index,
@@ -106,7 +116,13 @@ pub(super) fn take_down(
     instance: &str,
     index: SlotIndex,
 ) -> Result<(), SlotError> {
-    let failed = |operation| move |source| SlotError { slot: index, operation, source };
+    let failed = |operation| {
+        move |source| SlotError {
+            slot: index,
+            operation,
+            source,
+        }
+    };
     let outer = address::outer_link(instance, index);
     // The link first: the namespace's own end is asynchronous.
     runtime
@@ -148,9 +164,17 @@ async fn links(
     let inner = find(handle, INNER_LINK).await?;
     bring_up(handle, inner, Some((pool.sandbox_end(index), 31)), None).await?;
     let tap = find(handle, TAP).await?;
-    bring_up(handle, tap, Some((GATEWAY, GUEST_PREFIX)), Some(&GATEWAY_MAC)).await?;
+    bring_up(
+        handle,
+        tap,
+        Some((GATEWAY, GUEST_PREFIX)),
+        Some(&GATEWAY_MAC),
+    )
+    .await?;
 
-    let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(pool.host_end(index)).build();
+    let route = RouteMessageBuilder::<Ipv4Addr>::new()
+        .gateway(pool.host_end(index))
+        .build();
     handle.route().add(route).execute().await.map_err(into_io)
 }
 
@@ -158,7 +182,10 @@ async fn find(handle: &Handle, name: &str) -> io::Result<u32> {
     let mut links = handle.link().get().match_name(name.to_owned()).execute();
     match links.try_next().await {
         Ok(Some(link)) => Ok(link.header.index),
-        Ok(None) => Err(io::Error::new(io::ErrorKind::NotFound, format!("no link {name}"))),
+        Ok(None) => Err(io::Error::new(
+            io::ErrorKind::NotFound,
+            format!("no link {name}"),
+        )),
         Err(error) => Err(into_io(error)),
     }
 }
@@ -177,7 +204,12 @@ async fn bring_up(
     if let Some(mac) = mac {
         change = change.address(mac.to_vec());
     }
-    handle.link().set(change.build()).execute().await.map_err(into_io)
+    handle
+        .link()
+        .set(change.build())
+        .execute()
+        .await
+        .map_err(into_io)
 }
 
 /// Sends the slot's rules as one transaction and reads every acknowledgement.

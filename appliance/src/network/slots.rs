@@ -28,19 +28,23 @@ impl Slots {
     pub fn start(instance: &str, pool: Pool) -> io::Result<Self> {
         let (orders, mut inbox) = mpsc::channel(64);
         let instance = instance.to_owned();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        std::thread::Builder::new().name("slots".into()).spawn(move || {
-            while let Some(order) = inbox.blocking_recv() {
-                match order {
-                    Order::Build(index, reply) => {
-                        let _ = reply.send(slot::build(&runtime, &instance, pool, index));
-                    }
-                    Order::TakeDown(index, reply) => {
-                        let _ = reply.send(slot::take_down(&runtime, &instance, index));
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        std::thread::Builder::new()
+            .name("slots".into())
+            .spawn(move || {
+                while let Some(order) = inbox.blocking_recv() {
+                    match order {
+                        Order::Build(index, reply) => {
+                            let _ = reply.send(slot::build(&runtime, &instance, pool, index));
+                        }
+                        Order::TakeDown(index, reply) => {
+                            let _ = reply.send(slot::take_down(&runtime, &instance, index));
+                        }
                     }
                 }
-            }
-        })?;
+            })?;
         Ok(Self { orders, pool })
     }
 
@@ -79,7 +83,11 @@ impl Slots {
 
 fn gone(slot: SlotIndex) -> SlotError {
     let source = io::Error::other("the slot thread has ended");
-    SlotError { slot, operation: "asking for it", source }
+    SlotError {
+        slot,
+        operation: "asking for it",
+        source,
+    }
 }
 
 /// The slots of this instance that exist on the host.
@@ -90,5 +98,8 @@ pub fn existing(instance: &str) -> io::Result<Vec<SlotIndex>> {
     let prefix = address::namespace(instance, SlotIndex(0));
     let prefix = prefix.trim_end_matches('0');
     let names = namespace::list(prefix)?;
-    Ok(names.iter().filter_map(|name| name[prefix.len()..].parse().ok().map(SlotIndex)).collect())
+    Ok(names
+        .iter()
+        .filter_map(|name| name[prefix.len()..].parse().ok().map(SlotIndex))
+        .collect())
 }

@@ -25,9 +25,17 @@ pub(super) async fn boot(
     let mut machine = None;
     let result = try_boot(host, row, image, &mut machine).await;
     match (result, machine) {
-        (Ok(disk), Some(machine)) => Ok(Live { machine, session: None, disk }),
+        (Ok(disk), Some(machine)) => Ok(Live {
+            machine,
+            session: None,
+            disk,
+        }),
         (result, machine) => {
-            let live = machine.map(|machine| Live { machine, session: None, disk: PathBuf::new() });
+            let live = machine.map(|machine| Live {
+                machine,
+                session: None,
+                disk: PathBuf::new(),
+            });
             give_back(host, row, live).await;
             Err(result.err().unwrap_or(OperationError::Worker))
         }
@@ -75,9 +83,12 @@ pub(super) async fn introduce(
             entropy: Some(crate::clock::random::<64>().to_vec()),
             ..InitRequest::default()
         };
-        guest.init(&request, deadline.saturating_duration_since(Instant::now())).await
+        guest
+            .init(&request, deadline.saturating_duration_since(Instant::now()))
+            .await
     };
-    introduced
-        .await
-        .map_err(|source| OperationError::Boot { source, console: console.tail() })
+    introduced.await.map_err(|source| OperationError::Boot {
+        source,
+        console: console.tail(),
+    })
 }

@@ -39,7 +39,9 @@ impl Cell {
             state,
             gone: watch::Sender::new(false),
         };
-        Self { inner: Arc::new(inner) }
+        Self {
+            inner: Arc::new(inner),
+        }
     }
 
     /// Judges an operation and, if it may be, moves to the state it happens in.

@@ -76,7 +76,10 @@ impl OperationError {
         let text = uffd_engine::chain(&self);
         let detail = format!("{text}. {outcome}");
         if let Self::NameTaken { name } = self {
-            return ApiError::Exists { what: "template", name };
+            return ApiError::Exists {
+                what: "template",
+                name,
+            };
         }
         if out_of_space(&self) {
             return ApiError::Full { detail };

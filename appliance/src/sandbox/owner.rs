@@ -50,7 +50,11 @@ impl Owner {
     /// The owner of a sandbox that has no VMM now.
     #[must_use]
     pub fn new(host: Arc<Host>, cell: Cell) -> Self {
-        Self { host, cell, live: None }
+        Self {
+            host,
+            cell,
+            live: None,
+        }
     }
 
     /// Creates the sandbox from its template, then serves it.
@@ -125,7 +129,9 @@ impl Owner {
 
     async fn pause(&mut self) -> Result<Sandbox, ApiError> {
         let row = self.cell.row();
-        let Some(mut live) = self.live.take() else { return Err(self.no_vmm().await) };
+        let Some(mut live) = self.live.take() else {
+            return Err(self.no_vmm().await);
+        };
         let guest = Guest::at(self.cell.address());
         let paused = match take(&self.host, &row, &mut live, &guest, Purpose::Pause).await {
             Ok(taken) => self.record_pause(taken).await,
@@ -144,7 +150,10 @@ impl Owner {
 
     /// From here on the sandbox is its build: one transaction says so.
     async fn record_pause(&self, taken: Taken) -> Result<(), OperationError> {
-        let Taken { row: build, reservation } = taken;
+        let Taken {
+            row: build,
+            reservation,
+        } = taken;
         let mut row = self.cell.row();
         row.state = SandboxState::Paused;
         row.build = Some(build.id);
@@ -166,7 +175,9 @@ impl Owner {
 
     async fn resume(&mut self) -> Result<Sandbox, ApiError> {
         let row = self.cell.row();
-        let Some(build) = row.build else { return Err(self.no_vmm().await) };
+        let Some(build) = row.build else {
+            return Err(self.no_vmm().await);
+        };
         match restore::restore(&self.host, &row, build).await {
             Ok(live) => {
                 self.live = Some(live);
@@ -175,7 +186,8 @@ impl Owner {
             }
             Err(error) => {
                 let error = error.into_api("The sandbox stays paused and its build is untouched");
-                self.settle(SandboxState::Paused, Some(error.to_string())).await;
+                self.settle(SandboxState::Paused, Some(error.to_string()))
+                    .await;
                 Err(error)
             }
         }
@@ -185,9 +197,14 @@ impl Owner {
         let row = self.cell.row();
         let Some(mut live) = self.live.take() else {
             // Paused: its build is the snapshot.
-            let Some(build) = row.build else { return Err(self.no_vmm().await) };
+            let Some(build) = row.build else {
+                return Err(self.no_vmm().await);
+            };
             let unchanged = "The sandbox stays paused";
-            return self.add_template(name, build).await.map_err(|error| error.into_api(unchanged));
+            return self
+                .add_template(name, build)
+                .await
+                .map_err(|error| error.into_api(unchanged));
         };
         let guest = Guest::at(self.cell.address());
         let taken = take(&self.host, &row, &mut live, &guest, Purpose::Template).await;
@@ -213,7 +230,10 @@ impl Owner {
         name: TemplateName,
         taken: Taken,
     ) -> Result<Snapshot, OperationError> {
-        let Taken { row: build, reservation } = taken;
+        let Taken {
+            row: build,
+            reservation,
+        } = taken;
         let id = build.id;
         let put = move |connection: &mut rusqlite::Connection| builds::put(connection, &build);
         self.host.catalogue.call(put).await?;
@@ -230,10 +250,17 @@ impl Owner {
         name: TemplateName,
         build: snapshot_format::BuildId,
     ) -> Result<Snapshot, OperationError> {
-        let taken = OperationError::NameTaken { name: name.to_string() };
+        let taken = OperationError::NameTaken {
+            name: name.to_string(),
+        };
         let shape = self.cell.row().shape;
         let created_at_ms = crate::clock::now_ms();
-        let row = TemplateRow { name: name.clone(), build, shape, created_at_ms };
+        let row = TemplateRow {
+            name: name.clone(),
+            build,
+            shape,
+            created_at_ms,
+        };
         let stored = row.clone();
         let insert = move |connection: &mut rusqlite::Connection| {
             if !templates::insert(connection, &stored)? {
@@ -245,8 +272,13 @@ impl Owner {
         if self.host.templates.read().contains_key(&name) {
             return Err(taken);
         }
-        let Some(build_row) = self.host.catalogue.call(insert).await? else { return Err(taken) };
-        self.host.templates.write().insert(name.clone(), Template::from(row.clone()));
+        let Some(build_row) = self.host.catalogue.call(insert).await? else {
+            return Err(taken);
+        };
+        self.host
+            .templates
+            .write()
+            .insert(name.clone(), Template::from(row.clone()));
         Ok(Snapshot {
             name,
             kind: SnapshotKind::Memory,
@@ -263,16 +295,29 @@ impl Owner {
     async fn generation(&self) -> Option<u32> {
         let build = self.cell.row().build?;
         let lookup = move |connection: &mut rusqlite::Connection| builds::get(connection, build);
-        Some(self.host.catalogue.call(lookup).await.ok()??.generation.get())
+        Some(
+            self.host
+                .catalogue
+                .call(lookup)
+                .await
+                .ok()??
+                .generation
+                .get(),
+        )
     }
 
     async fn memory(&self) -> Result<MemoryStats, ApiError> {
         let row = self.cell.row();
         let page_bytes = PageSize::Size4K.bytes();
         let guest_pages = row.shape.memory_bytes() / page_bytes;
-        let mut stats = MemoryStats { guest_pages, page_bytes, ..MemoryStats::default() };
+        let mut stats = MemoryStats {
+            guest_pages,
+            page_bytes,
+            ..MemoryStats::default()
+        };
         if let Some(build) = row.build {
-            let lookup = move |connection: &mut rusqlite::Connection| builds::get(connection, build);
+            let lookup =
+                move |connection: &mut rusqlite::Connection| builds::get(connection, build);
             let found = self.host.catalogue.call(lookup).await;
             let found = found.map_err(|error| ApiError::failed("catalogue_failed", &error))?;
             stats.diff_pages = found.map(|build| build.stored_pages);
@@ -280,7 +325,10 @@ impl Owner {
         match &self.live {
             None => {}
             Some(Live { session: None, .. }) => stats.resident_pages = guest_pages,
-            Some(Live { session: Some(session), .. }) => {
+            Some(Live {
+                session: Some(session),
+                ..
+            }) => {
                 let served = session.attachment.stats().await;
                 let served = served.map_err(|error| ApiError::failed("engine_failed", &error))?;
                 stats.resident_pages = served.pages_installed;
@@ -306,9 +354,8 @@ impl Owner {
     async fn forget(&self) {
         let id = self.cell.row().id;
         let removed = id.clone();
-        let remove = move |connection: &mut rusqlite::Connection| {
-            sandboxes::remove(connection, &removed)
-        };
+        let remove =
+            move |connection: &mut rusqlite::Connection| sandboxes::remove(connection, &removed);
         if let Err(error) = self.host.catalogue.call(remove).await {
             tracing::error!(sandbox_id = %id, %error, "Its row is left over");
         }
@@ -322,7 +369,8 @@ impl Owner {
             Ok(()) => {
                 self.live = Some(live);
                 let error = error.into_api("The sandbox goes on running");
-                self.settle(SandboxState::Running, Some(error.to_string())).await;
+                self.settle(SandboxState::Running, Some(error.to_string()))
+                    .await;
                 error
             }
             Err(second) => {
@@ -344,14 +392,19 @@ impl Owner {
 
     async fn no_vmm(&mut self) -> ApiError {
         let reason = "The sandbox has neither a VMM nor a build".to_owned();
-        self.settle(SandboxState::Failed, Some(reason.clone())).await;
-        ApiError::Failed { code: "internal", detail: reason }
+        self.settle(SandboxState::Failed, Some(reason.clone()))
+            .await;
+        ApiError::Failed {
+            code: "internal",
+            detail: reason,
+        }
     }
 
     /// The daemon stops: what still runs (because it could not be paused) is ended.
     async fn leave(&mut self) {
         if self.live.is_some() {
-            self.vmm_ended("The daemon stopped and it could not be paused".into()).await;
+            self.vmm_ended("The daemon stopped and it could not be paused".into())
+                .await;
         }
     }
 
@@ -375,7 +428,10 @@ impl Owner {
 /// Jobs that came too late.
 fn refuse_all(mut jobs: mpsc::Receiver<Job>, id: &http_api::ids::SandboxId) {
     jobs.close();
-    let error = || ApiError::NotFound { what: "sandbox", name: id.to_string() };
+    let error = || ApiError::NotFound {
+        what: "sandbox",
+        name: id.to_string(),
+    };
     while let Ok(job) = jobs.try_recv() {
         match job {
             Job::Pause(reply) | Job::Resume(reply) => drop(reply.send(Err(error()))),

@@ -12,6 +12,7 @@ use super::OperationError;
 use super::boot::introduce;
 use super::live::{Live, Session, give_back, make_place};
 use crate::catalogue::{BuildRow, SandboxRow, builds};
+use crate::engines::Wanted;
 use crate::guest::Guest;
 use crate::host::Host;
 use crate::integrity::{self, Checked};
@@ -33,9 +34,17 @@ pub(super) async fn restore(
     let result = try_restore(host, row, build, &mut parts).await;
     let Parts { machine, session } = parts;
     match (result, machine) {
-        (Ok(disk), Some(machine)) => Ok(Live { machine, session, disk }),
+        (Ok(disk), Some(machine)) => Ok(Live {
+            machine,
+            session,
+            disk,
+        }),
         (result, machine) => {
-            let live = machine.map(|machine| Live { machine, session, disk: PathBuf::new() });
+            let live = machine.map(|machine| Live {
+                machine,
+                session,
+                disk: PathBuf::new(),
+            });
             give_back(host, row, live).await;
             Err(result.err().unwrap_or(OperationError::Worker))
         }
@@ -56,29 +65,37 @@ async fn try_restore(
     let placed_at = started.elapsed();
 
     let states = PageStates::create(checked.build.map().memory_pages()).map_err(|source| {
-        OperationError::File { operation: "Making the page-state table".into(), source }
+        OperationError::File {
+            operation: "Making the page-state table".into(),
+            source,
+        }
     })?;
     let states = Arc::new(states);
     let handoff = place.run_dir.join("uffd.sock");
     let session = format!("{}-{build}", row.id);
-    let root = host.store.root();
-    let (expected, events) = host.engines.expect(
-        &session,
-        root,
+    let (expected, events) = host.engines.expect(Wanted {
+        session: &session,
+        store: host.store.root(),
         build,
-        states.clone(),
-        &handoff,
-        host.boot_timeout,
-    )?;
+        states: states.clone(),
+        socket: &handoff,
+        deadline: host.boot_timeout,
+    })?;
     // The VMM hands its memory over while it starts: both go on together, and the failure
     // of either calls the other off.
     let restored = async {
-        let restored = host.driver.restore(&row.shape, &place, checked.vmstate, &handoff);
+        let restored = host
+            .driver
+            .restore(&row.shape, &place, checked.vmstate, &handoff);
         restored.await.map_err(OperationError::from)
     };
     let attached = async { expected.attached().await.map_err(OperationError::from) };
     let (machine, attachment) = tokio::try_join!(restored, attached)?;
-    parts.session = Some(Session { attachment, states, events });
+    parts.session = Some(Session {
+        attachment,
+        states,
+        events,
+    });
     let machine = parts.machine.insert(machine);
     machine.go_on().await?;
     let running_at = started.elapsed();
@@ -108,7 +125,9 @@ async fn check(host: &Arc<Host>, build: BuildId) -> Result<Checked, OperationErr
     for (id, identity) in &checked.verified {
         let (id, identity) = (*id, identity.clone());
         let remember = move |connection: &mut rusqlite::Connection| {
-            let Some(row) = builds::get(connection, id)? else { return Ok(()) };
+            let Some(row) = builds::get(connection, id)? else {
+                return Ok(());
+            };
             builds::put(connection, &BuildRow { identity, ..row })
         };
         host.catalogue.call(remember).await?;

@@ -141,7 +141,10 @@ impl Work {
         &self,
         staging: &snapshot_format::Staging,
     ) -> Result<WriteSummary, OperationError> {
-        let parent = self.parent.map(|id| self.host.store.open(&id)).transpose()?;
+        let parent = self
+            .parent
+            .map(|id| self.host.store.open(&id))
+            .transpose()?;
         let pages = PageCount::new(self.memory_bytes / PageSize::Size4K.bytes());
         let mut writer = staging.memory_writer(parent.as_ref(), PageSize::Size4K, pages)?;
         let page_bytes = PageSize::Size4K.bytes();
@@ -177,7 +180,12 @@ pub(crate) fn describe(
     let data = store.path(&id).join(file_name::DATA);
     let identity =
         integrity::identity(&data).map_err(|source| file("Looking at", &data, source))?;
-    let uses = build.map().builds().iter().map(|entry| entry.id).filter(|used| *used != id);
+    let uses = build
+        .map()
+        .builds()
+        .iter()
+        .map(|entry| entry.id)
+        .filter(|used| *used != id);
     Ok(BuildRow {
         id,
         generation: build.map().generation(),
@@ -188,5 +196,8 @@ pub(crate) fn describe(
 }
 
 fn file(operation: &str, path: &Path, source: std::io::Error) -> OperationError {
-    OperationError::File { operation: format!("{operation} {}", path.display()), source }
+    OperationError::File {
+        operation: format!("{operation} {}", path.display()),
+        source,
+    }
 }

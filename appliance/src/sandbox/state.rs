@@ -83,7 +83,10 @@ impl Denied {
 
 impl From<Denied> for ApiError {
     fn from(denied: Denied) -> Self {
-        Self::Denied { state: denied.state(), detail: denied.to_string() }
+        Self::Denied {
+            state: denied.state(),
+            detail: denied.to_string(),
+        }
     }
 }
 
@@ -95,14 +98,15 @@ pub fn begin(state: SandboxState, operation: Operation) -> Result<SandboxState, 
     use Operation as O;
     use SandboxState as S;
     match (operation, state) {
-        (O::Destroy, S::Destroying) => Err(Denied::Already { state }),
+        (O::Destroy, S::Destroying) | (O::Pause, S::Paused) | (O::Resume, S::Running) => {
+            Err(Denied::Already { state })
+        }
         (O::Destroy, _) => Ok(S::Destroying),
         (_, S::Failed) => Err(Denied::Failed),
         (_, S::Creating | S::Pausing | S::Resuming | S::Snapshotting | S::Destroying) => {
             Err(Denied::Underway { state, operation })
         }
         (O::Pause, S::Running) => Ok(S::Pausing),
-        (O::Pause, S::Paused) | (O::Resume, S::Running) => Err(Denied::Already { state }),
         (O::Resume, S::Paused) => Ok(S::Resuming),
         (O::Snapshot, S::Running) => Ok(S::Snapshotting),
         (O::Snapshot, S::Paused) => Ok(S::Paused),
@@ -136,8 +140,12 @@ mod tests {
 
     #[test]
     fn only_settled_states_allow_anything_else() {
-        for operation in [Operation::Pause, Operation::Resume, Operation::Snapshot, Operation::Exec]
-        {
+        for operation in [
+            Operation::Pause,
+            Operation::Resume,
+            Operation::Snapshot,
+            Operation::Exec,
+        ] {
             for state in STATES {
                 let settled = matches!(state, SandboxState::Running | SandboxState::Paused);
                 if !settled {
@@ -149,8 +157,12 @@ mod tests {
 
     #[test]
     fn a_refusal_names_the_state() {
-        for operation in [Operation::Pause, Operation::Resume, Operation::Snapshot, Operation::Exec]
-        {
+        for operation in [
+            Operation::Pause,
+            Operation::Resume,
+            Operation::Snapshot,
+            Operation::Exec,
+        ] {
             for state in STATES {
                 if let Err(denied) = begin(state, operation) {
                     assert_eq!(denied.state(), state);
@@ -164,6 +176,11 @@ mod tests {
     #[test]
     fn resume_of_a_running_sandbox_is_denied() {
         let denied = begin(SandboxState::Running, Operation::Resume).unwrap_err();
-        assert_eq!(denied, Denied::Already { state: SandboxState::Running });
+        assert_eq!(
+            denied,
+            Denied::Already {
+                state: SandboxState::Running
+            }
+        );
     }
 }

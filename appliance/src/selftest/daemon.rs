@@ -26,9 +26,9 @@ pub(super) struct Workplace {
 }
 
 impl Workplace {
-    pub(super) fn new(args: &TryArgs, root: PathBuf) -> Result<Self> {
+    pub(super) fn new(args: &TryArgs, root: &Path) -> Result<Self> {
         let inputs = args.inputs.canonicalize()?;
-        fs::create_dir_all(&root).with_context(|| format!("Making {}", root.display()))?;
+        fs::create_dir_all(root).with_context(|| format!("Making {}", root.display()))?;
         let root = root.canonicalize()?;
         let workplace = Self {
             data: root.join("data"),
@@ -102,31 +102,47 @@ impl Daemon {
         let mut announced = false;
         while client.ready().await.is_err() {
             if let Some(status) = child.try_wait()? {
-                bail!("The daemon ended at start ({status}):\n{}", workplace.log_tail());
+                bail!(
+                    "The daemon ended at start ({status}):\n{}",
+                    workplace.log_tail()
+                );
             }
             if started.elapsed() > START_TIMEOUT {
-                bail!("The daemon is not ready after {} s", START_TIMEOUT.as_secs());
+                bail!(
+                    "The daemon is not ready after {} s",
+                    START_TIMEOUT.as_secs()
+                );
             }
             if started.elapsed() > Duration::from_secs(2) && !announced {
-                eprintln!("· starting the daemon (the first time it tries whether KVM runs guests) …");
+                eprintln!(
+                    "· starting the daemon (the first time it tries whether KVM runs guests) …"
+                );
                 announced = true;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        Ok(Self { child, client, took: started.elapsed() })
+        Ok(Self {
+            child,
+            client,
+            took: started.elapsed(),
+        })
     }
 
     /// Tells it to stop and waits until it has.
     pub(super) async fn stop(&mut self) -> Result<Duration> {
         let started = Instant::now();
-        let Some(pid) = self.child.id() else { bail!("The daemon has ended by itself") };
+        let Some(pid) = self.child.id() else {
+            bail!("The daemon has ended by itself")
+        };
         nix::sys::signal::kill(
             nix::unistd::Pid::from_raw(pid as i32),
             nix::sys::signal::Signal::SIGTERM,
         )?;
         let status = tokio::time::timeout(STOP_TIMEOUT, self.child.wait())
             .await
-            .with_context(|| format!("The daemon runs still after {} s", STOP_TIMEOUT.as_secs()))??;
+            .with_context(|| {
+                format!("The daemon runs still after {} s", STOP_TIMEOUT.as_secs())
+            })??;
         if !status.success() {
             bail!("The daemon stopped with {status}");
         }

@@ -32,7 +32,12 @@ pub(super) fn find(workplace: &Workplace) -> Vec<String> {
     let ours = |line: &&str| {
         line.contains(&*workplace.data.to_string_lossy()) || line.contains(&format!("/{INSTANCE}"))
     };
-    found.extend(mounts.lines().filter(ours).map(|line| format!("mount {line}")));
+    found.extend(
+        mounts
+            .lines()
+            .filter(ours)
+            .map(|line| format!("mount {line}")),
+    );
     found
 }
 
@@ -40,14 +45,17 @@ pub(super) fn find(workplace: &Workplace) -> Vec<String> {
 fn processes(run: &Path, found: &mut Vec<String>) {
     let own = fs::read_link("/proc/self/exe").unwrap_or_default();
     for name in names(Path::new("/proc")) {
-        let Ok(pid) = name.parse::<u32>() else { continue };
+        let Ok(pid) = name.parse::<u32>() else {
+            continue;
+        };
         if pid == std::process::id() {
             continue;
         }
         let program = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
         let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let command = String::from_utf8_lossy(&command).replace('\0', " ");
-        let of_ours = program == own && (command.contains(" engine ") || command.contains(" launch"));
+        let of_ours =
+            program == own && (command.contains(" engine ") || command.contains(" launch"));
         let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
         let needle = run.to_string_lossy();
         let vmm = String::from_utf8_lossy(&environment).contains(&*needle)
@@ -60,17 +68,23 @@ fn processes(run: &Path, found: &mut Vec<String>) {
 
 fn names(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    let mut names: Vec<String> =
-        entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    let mut names: Vec<String> = entries
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect();
     names.sort();
     names
 }
 
 /// Whether a VMM of this sandbox runs.
 pub(super) fn vmm_runs(id: &str) -> bool {
-    names(Path::new("/proc")).iter().filter(|name| name.parse::<u32>().is_ok()).any(|pid| {
-        let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let wanted = format!("-name\0thaw-{id}\0");
-        command.windows(wanted.len()).any(|window| window == wanted.as_bytes())
-    })
+    names(Path::new("/proc"))
+        .iter()
+        .filter(|name| name.parse::<u32>().is_ok())
+        .any(|pid| {
+            let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let wanted = format!("-name\0thaw-{id}\0");
+            command
+                .windows(wanted.len())
+                .any(|window| window == wanted.as_bytes())
+        })
 }

@@ -20,15 +20,20 @@ use report::Report;
 /// # Errors
 /// It could not be played to the end; what was started is ended.
 pub fn run(args: &TryArgs) -> Result<ExitCode> {
-    let workplace = Workplace::new(args, data_dir(args)?)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let workplace = Workplace::new(args, &data_dir(args)?)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let mut report = Report::default();
     let played = runtime.block_on(async {
         let mut daemon = Daemon::start(&workplace).await?;
         report.time("start the daemon", daemon.took);
         let played = scenario::play(&daemon.client, args, &mut report).await;
         let stopped = daemon.stop().await;
-        report.time("stop the daemon", stopped.as_ref().copied().unwrap_or_default());
+        report.time(
+            "stop the daemon",
+            stopped.as_ref().copied().unwrap_or_default(),
+        );
         match (played, stopped) {
             (Err(error), _) => Err(error),
             (Ok(()), stopped) => stopped.map(|_| ()).context("Stopping the daemon"),
@@ -47,7 +52,11 @@ pub fn run(args: &TryArgs) -> Result<ExitCode> {
         let json = serde_json::to_vec_pretty(&report)?;
         std::fs::write(path, json).with_context(|| format!("Writing {}", path.display()))?;
     }
-    Ok(if report.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if report.is_good() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 /// Always the same one: whatever a killed trial leaves, the next one's daemon cleans up.
@@ -59,5 +68,8 @@ fn data_dir(args: &TryArgs) -> Result<PathBuf> {
         );
     }
     let inputs = args.inputs.canonicalize()?;
-    Ok(args.data_dir.clone().unwrap_or_else(|| inputs.with_file_name("try")))
+    Ok(args
+        .data_dir
+        .clone()
+        .unwrap_or_else(|| inputs.with_file_name("try")))
 }

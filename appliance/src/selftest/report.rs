@@ -33,7 +33,10 @@ pub(super) struct Report {
 
 impl Report {
     pub(super) fn time(&mut self, name: &str, took: Duration) {
-        self.steps.push(Step { name: name.to_owned(), ms: took.as_secs_f64() * 1000.0 });
+        self.steps.push(Step {
+            name: name.to_owned(),
+            ms: took.as_secs_f64() * 1000.0,
+        });
     }
 
     pub(super) fn is_good(&self) -> bool {
@@ -44,7 +47,13 @@ impl Report {
     }
 
     pub(super) fn print(&self) {
-        let width = self.steps.iter().map(|step| step.name.len()).max().unwrap_or(0).max(30);
+        let width = self
+            .steps
+            .iter()
+            .map(|step| step.name.len())
+            .max()
+            .unwrap_or(0)
+            .max(30);
         println!("\n{:width$}  {:>10}", "step", "ms");
         println!("{:─<width$}  {:─>10}", "", "");
         for step in &self.steps {
@@ -54,16 +63,32 @@ impl Report {
         let percent = |part: u64| 100.0 * part as f64 / self.guest_pages.max(1) as f64;
         let numbers = [
             ("pages of the guest", format!("{}", self.guest_pages), None),
-            ("pages in its first build", self.base_pages.to_string(), Some(self.base_pages)),
-            ("pages in the diff after resume", self.diff_pages.to_string(), Some(self.diff_pages)),
+            (
+                "pages in its first build",
+                self.base_pages.to_string(),
+                Some(self.base_pages),
+            ),
+            (
+                "pages in the diff after resume",
+                self.diff_pages.to_string(),
+                Some(self.diff_pages),
+            ),
             (
                 "pages resident right after resume",
                 self.pages_resident_after_resume.to_string(),
                 Some(self.pages_resident_after_resume),
             ),
             ("faults served", self.faults.to_string(), None),
-            ("fault service p50, µs", format!("{:.1}", self.fault_us_p50), None),
-            ("fault service p99, µs", format!("{:.1}", self.fault_us_p99), None),
+            (
+                "fault service p50, µs",
+                format!("{:.1}", self.fault_us_p50),
+                None,
+            ),
+            (
+                "fault service p99, µs",
+                format!("{:.1}", self.fault_us_p99),
+                None,
+            ),
         ];
         for (name, value, pages) in numbers {
             let share = pages.map(|pages| format!("  {:.1} %", percent(pages)));
@@ -71,9 +96,21 @@ impl Report {
         }
         println!("{:─<width$}  {:─>10}", "", "");
         let yes_or_no = |good: bool| if good { "yes" } else { "NO" };
-        println!("{:width$}  {:>10}", "memory intact (SHA-256)", yes_or_no(self.memory_intact));
-        println!("{:width$}  {:>10}", "process went on (same pid)", yes_or_no(self.process_survived));
-        println!("{:width$}  {:>10}", "clones are separate", yes_or_no(self.clones_are_separate));
+        println!(
+            "{:width$}  {:>10}",
+            "memory intact (SHA-256)",
+            yes_or_no(self.memory_intact)
+        );
+        println!(
+            "{:width$}  {:>10}",
+            "process went on (same pid)",
+            yes_or_no(self.process_survived)
+        );
+        println!(
+            "{:width$}  {:>10}",
+            "clones are separate",
+            yes_or_no(self.clones_are_separate)
+        );
         println!("{:width$}  {:>10}", "left over", self.leftovers.len());
         for leftover in &self.leftovers {
             println!("  ! {leftover}");

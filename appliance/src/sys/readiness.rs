@@ -22,17 +22,16 @@ impl Readable {
         // SAFETY: an `OwnedFd` is open until it is dropped, always names the same
         // descriptor, and is only dropped together with its registration.
         let inner = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
-        Ok(Self { inner: inner.map_err(io::Error::from)? })
+        Ok(Self {
+            inner: inner.map_err(io::Error::from)?,
+        })
     }
 
     /// Waits until it is readable, then tries `read` until that no longer would block.
     ///
     /// # Errors
     /// What `read` says.
-    pub async fn read<T>(
-        &self,
-        read: impl Fn(BorrowedFd<'_>) -> io::Result<T>,
-    ) -> io::Result<T> {
+    pub async fn read<T>(&self, read: impl Fn(BorrowedFd<'_>) -> io::Result<T>) -> io::Result<T> {
         loop {
             let mut ready = self.inner.readable().await?;
             match read(self.inner.get_ref().as_fd()) {

@@ -12,5 +12,9 @@ use std::os::fd::AsRawFd;
 pub fn clone_file(from: &File, to: &File) -> io::Result<()> {
     // SAFETY: FICLONE takes a descriptor by value.
     let result = unsafe { libc::ioctl(to.as_raw_fd(), libc::FICLONE, from.as_raw_fd()) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }

@@ -14,11 +14,17 @@ const TUNSETPERSIST: libc::c_ulong = 0x4004_54CB;
 /// # Errors
 /// As the ioctls; there is no `/dev/net/tun`; the name is over 15 bytes.
 pub fn create_persistent(name: &str) -> io::Result<()> {
-    let device = File::options().read(true).write(true).open("/dev/net/tun")?;
+    let device = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/net/tun")?;
     // SAFETY: `ifreq` is plain data, valid as zeros.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     if name.len() >= request.ifr_name.len() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "link name over 15 bytes"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "link name over 15 bytes",
+        ));
     }
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from as libc::c_char;

@@ -56,10 +56,17 @@ impl Console {
     #[must_use]
     pub fn tail(&self) -> String {
         let text = self.text();
-        let lines: Vec<&str> =
-            text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        let lines: Vec<&str> = text
+            .lines()
+            .map(str::trim)
+            .filter(|line| !line.is_empty())
+            .collect();
         let last = lines[lines.len().saturating_sub(4)..].join(" | ");
-        if last.is_empty() { "it printed nothing".to_owned() } else { last }
+        if last.is_empty() {
+            "it printed nothing".to_owned()
+        } else {
+            last
+        }
     }
 
     /// Waits until `marker` was printed; `false` when the stream ends without it.

@@ -55,10 +55,14 @@ pub struct LaunchFailure {
 /// The launcher's whole life. Returns only on failure, with the exit status.
 #[must_use]
 pub fn run() -> u8 {
-    let Ok(socket) = io::stdin().as_fd().try_clone_to_owned() else { return 1 };
+    let Ok(socket) = io::stdin().as_fd().try_clone_to_owned() else {
+        return 1;
+    };
     let failure = match receive(&socket) {
-        Ok((launch, fds)) => become_vmm(launch, &fds),
-        Err(error) => LaunchFailure { reason: format!("receiving what to launch: {error}") },
+        Ok((launch, fds)) => become_vmm(&launch, &fds),
+        Err(error) => LaunchFailure {
+            reason: format!("receiving what to launch: {error}"),
+        },
     };
     let _ = control::send(socket.as_fd(), &failure, &[]);
     1
@@ -68,9 +72,11 @@ fn receive(socket: &OwnedFd) -> io::Result<(Launch, Vec<OwnedFd>)> {
     control::receive(socket.as_fd())?.ok_or_else(|| io::Error::other("nothing came"))
 }
 
-fn become_vmm(launch: Launch, fds: &[OwnedFd]) -> LaunchFailure {
-    match prepare(&launch, fds) {
-        Err((step, error)) => LaunchFailure { reason: format!("{step}: {error}") },
+fn become_vmm(launch: &Launch, fds: &[OwnedFd]) -> LaunchFailure {
+    match prepare(launch, fds) {
+        Err((step, error)) => LaunchFailure {
+            reason: format!("{step}: {error}"),
+        },
         Ok(()) => {
             let fill = |text: &str| fill_descriptors(text, fds);
             let error = Command::new(&launch.program)
@@ -78,7 +84,9 @@ fn become_vmm(launch: Launch, fds: &[OwnedFd]) -> LaunchFailure {
                 .envs(launch.env.iter().map(|(name, value)| (name, fill(value))))
                 .stdin(std::process::Stdio::null())
                 .exec();
-            LaunchFailure { reason: format!("running {}: {error}", launch.program.display()) }
+            LaunchFailure {
+                reason: format!("running {}: {error}", launch.program.display()),
+            }
         }
     }
 }
@@ -88,13 +96,18 @@ fn prepare(launch: &Launch, fds: &[OwnedFd]) -> Result<(), (&'static str, io::Er
         File::open(&launch.namespace).map_err(|error| ("opening the network namespace", error))?;
     setns(&namespace, CloneFlags::CLONE_NEWNET)
         .map_err(|error| ("entering the network namespace", error.into()))?;
-    unshare(CloneFlags::CLONE_NEWNS)
-        .map_err(|error| ("making a mount namespace", error.into()))?;
+    unshare(CloneFlags::CLONE_NEWNS).map_err(|error| ("making a mount namespace", error.into()))?;
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)
         .map_err(|error| ("detaching our mounts from the host's", error.into()))?;
-    mount(Some(&launch.disk), Path::new(DISK_PATH), none, MsFlags::MS_BIND, none)
-        .map_err(|error| ("showing the disk at its path", error.into()))?;
+    mount(
+        Some(&launch.disk),
+        Path::new(DISK_PATH),
+        none,
+        MsFlags::MS_BIND,
+        none,
+    )
+    .map_err(|error| ("showing the disk at its path", error.into()))?;
     for fd in fds {
         fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty()))
             .map_err(|error| ("passing descriptors on", error.into()))?;
@@ -115,7 +128,11 @@ fn fill_descriptors(text: &str, fds: &[OwnedFd]) -> String {
 /// # Errors
 /// `/run` can't be written.
 pub fn prepare_host() -> io::Result<()> {
-    File::options().create(true).append(true).open(DISK_PATH).map(|_| ())
+    File::options()
+        .create(true)
+        .append(true)
+        .open(DISK_PATH)
+        .map(|_| ())
 }
 
 /// The daemon's side: sends what to become.

@@ -117,11 +117,7 @@ pub trait Driver: Send + Sync {
     ///
     /// # Errors
     /// Nothing of it is left.
-    async fn boot(
-        &self,
-        shape: &GuestShape,
-        place: &Place,
-    ) -> Result<Box<dyn Machine>, VmmError>;
+    async fn boot(&self, shape: &GuestShape, place: &Place) -> Result<Box<dyn Machine>, VmmError>;
 
     /// Starts a guest from a device state, with empty memory whose faults are served by
     /// whoever listens at `handoff`. It is stopped until [`Machine::go_on`].

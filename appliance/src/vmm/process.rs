@@ -27,8 +27,7 @@ impl VmmProcess {
     /// Which step failed; no process is left.
     pub async fn start(launch: &Launch, fds: &[BorrowedFd<'_>]) -> io::Result<Self> {
         let flags = SockFlag::SOCK_CLOEXEC;
-        let (ours, theirs) =
-            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
+        let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
         let (reader, writer) = io::pipe()?;
         let child = Command::new("/proc/self/exe")
             .arg("launch")
@@ -38,10 +37,17 @@ impl VmmProcess {
             .spawn()?;
         let pidfd = pidfd_open(child.id() as i32)?;
         let reader = tokio::net::unix::pipe::Receiver::from_owned_fd(reader.into())?;
-        let process = Self { child, pidfd, console: Console::record(reader) };
+        let process = Self {
+            child,
+            pidfd,
+            console: Console::record(reader),
+        };
         launch::send(ours.as_fd(), launch, fds)?;
         set_nonblocking(&ours)?;
-        match Readable::new(ours)?.read(control::receive::<LaunchFailure>).await {
+        match Readable::new(ours)?
+            .read(control::receive::<LaunchFailure>)
+            .await
+        {
             // The socket closed on exec.
             Ok(None) => Ok(process),
             Ok(Some((failure, _))) => Err(io::Error::other(failure.reason)),

@@ -19,6 +19,9 @@ pub struct ExecRequest {
     /// Working directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cwd: Option<String>,
+    /// Who runs it; the sandbox's default user when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
     /// It is killed after this long.
     #[serde(default = "default_timeout_ms")]
     pub timeout_ms: u64,

@@ -18,4 +18,4 @@
 //! No state but "already handed over", no threads, no allocation outside the one call
 //! that is for us.
 
-mod sys;
+pub mod sys;

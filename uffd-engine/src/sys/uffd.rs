@@ -30,8 +30,6 @@ pub const FEATURE_MISSING_SHMEM: u64 = 1 << 5;
 const REGISTER_MODE_MISSING: u64 = 1 << 0;
 
 const EVENT_PAGEFAULT: u8 = 0x12;
-const EVENT_FORK: u8 = 0x13;
-const EVENT_REMAP: u8 = 0x14;
 const EVENT_REMOVE: u8 = 0x15;
 const EVENT_UNMAP: u8 = 0x16;
 
@@ -255,7 +253,6 @@ fn decode(msg: &UffdMsg) -> Event {
             start: HostAddr::new(msg.arg[0]),
             end: HostAddr::new(msg.arg[1]),
         },
-        other @ (EVENT_FORK | EVENT_REMAP) => Event::Unknown(other),
         other => Event::Unknown(other),
     }
 }
@@ -275,18 +272,18 @@ impl Uffd {
     /// lacks a feature.
     pub fn create(features: u64) -> io::Result<Self> {
         let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
-        // SAFETY: no pointers; a non-negative result is a new fd that we own.
         let raw = match File::open("/dev/userfaultfd") {
+            // SAFETY: the ioctl takes its flags by value, no pointers.
             Ok(device) => unsafe { libc::ioctl(device.as_raw_fd(), USERFAULTFD_IOC_NEW, flags) },
+            // SAFETY: the system call takes its flags by value, no pointers.
             Err(_) => unsafe { libc::syscall(libc::SYS_userfaultfd, flags) as RawFd },
         };
         if raw < 0 {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: `raw` was just returned by the kernel and nobody else has it.
-        let uffd = Self {
-            fd: unsafe { OwnedFd::from_raw_fd(raw) },
-        };
+        let fd = unsafe { OwnedFd::from_raw_fd(raw) };
+        let uffd = Self { fd };
         let mut api = UffdioApi {
             api: UFFD_API,
             features,

@@ -79,27 +79,56 @@ pub fn launch(
         "-object",
         &format!("memory-backend-file,id=ram,size={memory}M,mem-path=/proc/self/fd/{ram},share=on"),
     ]);
-    add(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
+    add(&[
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-no-reboot",
+    ]);
     add(&["-serial", "stdio"]);
     let qmp = descriptor(QMP_FD);
-    add(&["-chardev", &format!("socket,id=qmp,fd={qmp},server=on,wait=off")]);
+    add(&[
+        "-chardev",
+        &format!("socket,id=qmp,fd={qmp},server=on,wait=off"),
+    ]);
     add(&["-mon", "chardev=qmp,mode=control"]);
     add(&["-kernel", &shape.kernel.to_string_lossy()]);
     add(&["-initrd", &shape.initrd.to_string_lossy()]);
     let network = format!("thaw.ip={GUEST}/{GUEST_PREFIX} thaw.gw={GATEWAY}");
-    add(&["-append", &format!("console=ttyS0 panic=-1 {network} {}", shape.cmdline)]);
+    add(&[
+        "-append",
+        &format!("console=ttyS0 panic=-1 {network} {}", shape.cmdline),
+    ]);
     add(&[
         "-drive",
         &format!("if=none,id=disk,file={DISK_PATH},format=raw,cache=writeback,aio=threads"),
     ]);
     add(&["-device", "virtio-blk-pci,drive=disk"]);
-    add(&["-netdev", &format!("tap,id=net,ifname={TAP},script=no,downscript=no")]);
-    add(&["-device", &format!("virtio-net-pci,romfile=,netdev=net,mac={GUEST_MAC}")]);
+    add(&[
+        "-netdev",
+        &format!("tap,id=net,ifname={TAP},script=no,downscript=no"),
+    ]);
+    add(&[
+        "-device",
+        &format!("virtio-net-pci,romfile=,netdev=net,mac={GUEST_MAC}"),
+    ]);
     let mut env = BTreeMap::new();
-    if let Start::Restore { preload, handoff, ram_inode } = start {
+    if let Start::Restore {
+        preload,
+        handoff,
+        ram_inode,
+    } = start
+    {
         add(&["-incoming", "defer"]);
-        env.insert("LD_PRELOAD".to_owned(), preload.to_string_lossy().into_owned());
-        env.insert("THAW_UFFD_SOCKET".to_owned(), handoff.to_string_lossy().into_owned());
+        env.insert(
+            "LD_PRELOAD".to_owned(),
+            preload.to_string_lossy().into_owned(),
+        );
+        env.insert(
+            "THAW_UFFD_SOCKET".to_owned(),
+            handoff.to_string_lossy().into_owned(),
+        );
         env.insert("THAW_RAM_INODE".to_owned(), ram_inode.to_owned());
     }
     Launch {
@@ -151,9 +180,24 @@ mod tests {
 
     #[test]
     fn clones_see_their_disk_under_one_path() {
-        let a = launch(Path::new("q"), Accelerator::Kvm, &shape(), &place(), Start::Boot);
-        let other = Place { disk: "/data/other".into(), ..place() };
-        let b = launch(Path::new("q"), Accelerator::Kvm, &shape(), &other, Start::Boot);
+        let a = launch(
+            Path::new("q"),
+            Accelerator::Kvm,
+            &shape(),
+            &place(),
+            Start::Boot,
+        );
+        let other = Place {
+            disk: "/data/other".into(),
+            ..place()
+        };
+        let b = launch(
+            Path::new("q"),
+            Accelerator::Kvm,
+            &shape(),
+            &other,
+            Start::Boot,
+        );
         assert_eq!(a.args, b.args);
         assert_ne!(a.disk, b.disk);
     }

@@ -40,7 +40,10 @@ impl QemuMachine {
         place: &Place,
         handoff: Option<&Path>,
     ) -> Result<Self, VmmError> {
-        let failed = |source| VmmError::Start { name: place.name.clone(), source };
+        let failed = |source| VmmError::Start {
+            name: place.name.clone(),
+            source,
+        };
         let ram = ram_file(shape.memory_bytes()).map_err(failed)?;
         let metadata = ram.metadata().map_err(failed)?;
         let ram_inode = format!("{}:{}", metadata.dev(), metadata.ino());
@@ -62,7 +65,12 @@ impl QemuMachine {
             Qmp::greet(stream).await
         };
         let qmp = finish(&place.name, "the greeting", process.console(), greeting).await?;
-        let mut machine = Self { name: place.name.clone(), process, qmp, ram };
+        let mut machine = Self {
+            name: place.name.clone(),
+            process,
+            qmp,
+            ram,
+        };
         machine.configure_migration().await?;
         Ok(machine)
     }
@@ -72,7 +80,11 @@ impl QemuMachine {
         let on = |capability| json!({ "capability": capability, "state": true });
         let capabilities = json!({ "capabilities": [on("x-ignore-shared"), on("events")] });
         self.run("migrate-set-capabilities", capabilities).await?;
-        self.run("migrate-set-parameters", json!({ "max-bandwidth": 1u64 << 40 })).await
+        self.run(
+            "migrate-set-parameters",
+            json!({ "max-bandwidth": 1u64 << 40 }),
+        )
+        .await
     }
 
     /// Loads a device state; the guest is stopped after it.
@@ -83,7 +95,9 @@ impl QemuMachine {
             let (mut ours, theirs) = UnixStream::pair()?;
             self.lend("state", &theirs).await?;
             drop(theirs);
-            self.qmp.execute("migrate-incoming", json!({ "uri": "fd:state" })).await?;
+            self.qmp
+                .execute("migrate-incoming", json!({ "uri": "fd:state" }))
+                .await?;
             let feeding = async {
                 // A QEMU that gives up closes its end; its event says why.
                 let _ = ours.write_all(&state).await;
@@ -98,13 +112,18 @@ impl QemuMachine {
     /// Gives QEMU a descriptor under a name.
     async fn lend(&mut self, name: &str, fd: &UnixStream) -> Result<(), QmpError> {
         let arguments = json!({ "fdname": name });
-        self.qmp.execute_with("getfd", arguments, &[fd.as_fd()]).await.map(|_| ())
+        self.qmp
+            .execute_with("getfd", arguments, &[fd.as_fd()])
+            .await
+            .map(|_| ())
     }
 
     async fn run(&mut self, command: &str, arguments: Value) -> Result<(), VmmError> {
         let console = self.process.console().clone();
         let executed = self.qmp.execute(command, arguments);
-        finish(&self.name, command, &console, executed).await.map(|_| ())
+        finish(&self.name, command, &console, executed)
+            .await
+            .map(|_| ())
     }
 }
 
@@ -121,7 +140,9 @@ impl Machine for QemuMachine {
             let (mut ours, theirs) = UnixStream::pair()?;
             self.lend("state", &theirs).await?;
             drop(theirs);
-            self.qmp.execute("migrate", json!({ "uri": "fd:state" })).await?;
+            self.qmp
+                .execute("migrate", json!({ "uri": "fd:state" }))
+                .await?;
             let mut state = Vec::with_capacity(512 << 10);
             let reading = async { ours.read_to_end(&mut state).await };
             let (ended, read) = tokio::join!(migration_end(&mut self.qmp), reading);
@@ -165,7 +186,9 @@ async fn migration_end(qmp: &mut Qmp) -> Result<(), QmpError> {
         return Ok(());
     }
     let answer = qmp.execute("query-migrate", json!({})).await?;
-    let reason = answer["error-desc"].as_str().unwrap_or("the migration failed");
+    let reason = answer["error-desc"]
+        .as_str()
+        .unwrap_or("the migration failed");
     Err(QmpError::Refused(reason.to_owned()))
 }
 
@@ -186,17 +209,36 @@ async fn finish<T>(
     let (name, command) = (name.to_owned(), command.to_owned());
     match timeout(COMMAND_TIMEOUT, exchange).await {
         Ok(Ok(value)) => Ok(value),
-        Ok(Err(QmpError::Refused(answer))) => Err(VmmError::Refused { name, command, answer }),
-        Ok(Err(QmpError::Closed)) => Err(VmmError::Ended { name, console: console.tail() }),
-        Ok(Err(QmpError::Io(source))) if is_hangup(&source) => {
-            Err(VmmError::Ended { name, console: console.tail() })
-        }
-        Ok(Err(QmpError::Io(source))) => Err(VmmError::Io { name, command, source }),
-        Err(_) => Err(VmmError::Timeout { name, command, seconds: COMMAND_TIMEOUT.as_secs() }),
+        Ok(Err(QmpError::Refused(answer))) => Err(VmmError::Refused {
+            name,
+            command,
+            answer,
+        }),
+        Ok(Err(QmpError::Closed)) => Err(VmmError::Ended {
+            name,
+            console: console.tail(),
+        }),
+        Ok(Err(QmpError::Io(source))) if is_hangup(&source) => Err(VmmError::Ended {
+            name,
+            console: console.tail(),
+        }),
+        Ok(Err(QmpError::Io(source))) => Err(VmmError::Io {
+            name,
+            command,
+            source,
+        }),
+        Err(_) => Err(VmmError::Timeout {
+            name,
+            command,
+            seconds: COMMAND_TIMEOUT.as_secs(),
+        }),
     }
 }
 
 fn is_hangup(error: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset};
-    matches!(error.kind(), BrokenPipe | ConnectionReset | ConnectionRefused)
+    matches!(
+        error.kind(),
+        BrokenPipe | ConnectionReset | ConnectionRefused
+    )
 }

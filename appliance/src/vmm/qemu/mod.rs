@@ -34,11 +34,7 @@ impl Driver for Qemu {
         &self.info
     }
 
-    async fn boot(
-        &self,
-        shape: &GuestShape,
-        place: &Place,
-    ) -> Result<Box<dyn Machine>, VmmError> {
+    async fn boot(&self, shape: &GuestShape, place: &Place) -> Result<Box<dyn Machine>, VmmError> {
         let machine = QemuMachine::start(self, shape, place, None).await?;
         Ok(Box::new(machine))
     }

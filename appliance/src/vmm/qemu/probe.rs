@@ -74,7 +74,9 @@ pub async fn probe(
 ) -> Result<Qemu, ProbeError> {
     let version = version(program).await?;
     if !preload.is_file() {
-        return Err(ProbeError::NoPreload { path: preload.to_owned() });
+        return Err(ProbeError::NoPreload {
+            path: preload.to_owned(),
+        });
     }
     let (accelerator, reason) = match choice {
         AcceleratorChoice::Tcg => (Accelerator::Tcg, "emulation was configured".to_owned()),
@@ -83,9 +85,14 @@ pub async fn probe(
             match (finding.runs, choice) {
                 (true, _) => (Accelerator::Kvm, finding.reason),
                 (false, AcceleratorChoice::Kvm) => {
-                    return Err(ProbeError::NoKvm { reason: finding.reason });
+                    return Err(ProbeError::NoKvm {
+                        reason: finding.reason,
+                    });
                 }
-                (false, _) => (Accelerator::Tcg, format!("emulation, because {}", finding.reason)),
+                (false, _) => (
+                    Accelerator::Tcg,
+                    format!("emulation, because {}", finding.reason),
+                ),
             }
         }
     };
@@ -95,16 +102,33 @@ pub async fn probe(
         accelerator: accelerator.name().into(),
         reason,
     };
-    Ok(Qemu { program: program.to_owned(), preload: preload.to_owned(), accelerator, info })
+    Ok(Qemu {
+        program: program.to_owned(),
+        preload: preload.to_owned(),
+        accelerator,
+        info,
+    })
 }
 
 async fn version(program: &Path) -> Result<String, ProbeError> {
-    let failed = |source| ProbeError::NoQemu { program: program.to_owned(), source };
-    let output = Command::new(program).arg("--version").output().await.map_err(failed)?;
+    let failed = |source| ProbeError::NoQemu {
+        program: program.to_owned(),
+        source,
+    };
+    let output = Command::new(program)
+        .arg("--version")
+        .output()
+        .await
+        .map_err(failed)?;
     let text = String::from_utf8_lossy(&output.stdout);
-    let version = text.lines().next().and_then(|line| line.split("version ").nth(1));
+    let version = text
+        .lines()
+        .next()
+        .and_then(|line| line.split("version ").nth(1));
     let version = version.and_then(|rest| rest.split_whitespace().next());
-    version.map(str::to_owned).ok_or_else(|| failed(io::Error::other("it printed no version")))
+    version
+        .map(str::to_owned)
+        .ok_or_else(|| failed(io::Error::other("it printed no version")))
 }
 
 async fn kvm_runs_guests(program: &Path, version: &str, kernel: &Path, cache: &Path) -> Finding {
@@ -114,7 +138,11 @@ async fn kvm_runs_guests(program: &Path, version: &str, kernel: &Path, cache: &P
     }
     if let Err(error) = fs::File::options().read(true).write(true).open("/dev/kvm") {
         let reason = format!("/dev/kvm can't be used ({error})");
-        return Finding { key, runs: false, reason };
+        return Finding {
+            key,
+            runs: false,
+            reason,
+        };
     }
     tracing::info!(
         seconds_at_most = PROBE_TIME.as_secs(),
@@ -122,12 +150,21 @@ async fn kvm_runs_guests(program: &Path, version: &str, kernel: &Path, cache: &P
     );
     let started = Instant::now();
     let (runs, reason) = match run_guest(program, kernel).await {
-        Ok(true) => (true, format!("a probe guest ran on KVM in {:.1?}", started.elapsed())),
+        Ok(true) => (
+            true,
+            format!("a probe guest ran on KVM in {:.1?}", started.elapsed()),
+        ),
         Ok(false) => {
             let seconds = PROBE_TIME.as_secs();
-            (false, format!("/dev/kvm is there but a probe guest did not get up in {seconds} s"))
+            (
+                false,
+                format!("/dev/kvm is there but a probe guest did not get up in {seconds} s"),
+            )
         }
-        Err(error) => (false, format!("a probe guest could not be started on KVM ({error})")),
+        Err(error) => (
+            false,
+            format!("a probe guest could not be started on KVM ({error})"),
+        ),
     };
     let finding = Finding { key, runs, reason };
     if let Ok(bytes) = serde_json::to_vec(&finding) {
@@ -138,7 +175,9 @@ async fn kvm_runs_guests(program: &Path, version: &str, kernel: &Path, cache: &P
 
 fn cache_key(version: &str, kernel: &Path) -> String {
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let file = fs::metadata(kernel).map(|m| (m.len(), m.mtime())).unwrap_or_default();
+    let file = fs::metadata(kernel)
+        .map(|m| (m.len(), m.mtime()))
+        .unwrap_or_default();
     format!("{} {version} {} {file:?}", boot.trim(), kernel.display())
 }
 
@@ -151,8 +190,16 @@ fn cached(cache: &Path, key: &str) -> Option<Finding> {
 async fn run_guest(program: &Path, kernel: &Path) -> io::Result<bool> {
     let mut command = Command::new(program);
     command
-        .args(["-accel", "kvm", "-cpu", "host", "-M", "pc", "-m", "256", "-smp", "1"])
-        .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
+        .args([
+            "-accel", "kvm", "-cpu", "host", "-M", "pc", "-m", "256", "-smp", "1",
+        ])
+        .args([
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-no-reboot",
+        ])
         .args(["-serial", "stdio"])
         .arg("-kernel")
         .arg(kernel)
@@ -170,7 +217,9 @@ async fn run_guest(program: &Path, kernel: &Path) -> io::Result<bool> {
                 return Ok(true);
             }
             let error = String::from_utf8_lossy(&output.stderr);
-            Err(io::Error::other(error.lines().last().unwrap_or("it ended early").to_owned()))
+            Err(io::Error::other(
+                error.lines().last().unwrap_or("it ended early").to_owned(),
+            ))
         }
     }
 }
@@ -183,7 +232,11 @@ mod tests {
     fn a_finding_is_kept_only_for_what_it_was_found_with() {
         let dir = tempfile::tempdir().unwrap();
         let cache = dir.path().join("kvm.json");
-        let finding = Finding { key: "a".into(), runs: true, reason: "r".into() };
+        let finding = Finding {
+            key: "a".into(),
+            runs: true,
+            reason: "r".into(),
+        };
         fs::write(&cache, serde_json::to_vec(&finding).unwrap()).unwrap();
         assert_eq!(cached(&cache, "a"), Some(finding));
         assert_eq!(cached(&cache, "b"), None);

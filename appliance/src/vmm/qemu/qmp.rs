@@ -46,7 +46,11 @@ impl Qmp {
     /// QEMU ended, or is no QEMU.
     pub async fn greet(stream: UnixStream) -> Result<Self, QmpError> {
         let (reader, writer) = stream.into_split();
-        let mut qmp = Self { reader: BufReader::new(reader), writer, events: Vec::new() };
+        let mut qmp = Self {
+            reader: BufReader::new(reader),
+            writer,
+            events: Vec::new(),
+        };
         qmp.read().await?;
         qmp.execute("qmp_capabilities", json!({})).await?;
         Ok(qmp)
