@@ -260,6 +260,12 @@ impl Config {
             let problem = format!("is {name:?}; 1 to 8 lowercase letters are possible");
             return Err(("instance".into(), problem));
         }
+        // A sandbox's sockets lie two levels below, and the kernel takes 107 bytes of path.
+        let most = 107 - "/sandboxes/".len() - 57 - "/qmp.sock".len();
+        if self.run_dir.as_os_str().len() > most {
+            let problem = format!("is {}; at most {most} bytes fit", self.run_dir.display());
+            return Err(("run_dir".into(), problem));
+        }
         if self.shards == Some(0) {
             return Err(("shards".into(), "is 0; at least one is needed".into()));
         }
@@ -362,6 +368,10 @@ mod tests {
         for (text, key) in [
             ("instance = \"Thaw!\"", "instance"),
             ("shards = 0", "shards"),
+            (
+                "run_dir = \"/run/a-path-that-is-too-long-for-sockets\"",
+                "run_dir",
+            ),
             ("[api]\nlisten = [\"0.0.0.0:80\"]", "api.listen"),
             ("[engine]\nwindow_pages = 3", "engine.window_pages"),
             ("[network]\npool = \"10.0.0.1/16\"", "pool"),

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use http_api::ids::SandboxId;
 use parking_lot::{Mutex, RwLock};
-use snapshot_format::{BuildId, BuildStore};
+use snapshot_format::{BuildId, BuildStore, FormatError};
 
 use crate::catalogue::{Catalogue, CatalogueError, builds};
 use crate::disks::Disks;
@@ -76,26 +76,28 @@ impl Host {
     /// # Errors
     /// The catalogue can't say which; a build that can't be removed is logged and stays.
     pub async fn collect_garbage(&self) -> Result<(), CatalogueError> {
-        // Listed before anything is asked: what is published later is not in the list.
-        let reserved = self.unrecorded.lock().clone();
+        // The order matters. A build is reserved before it is published and until it is
+        // recorded: one that is in the list is reserved still, or recorded by now.
         let Ok(present) = self.store.list() else {
             return Ok(());
         };
-        let needed = self
-            .catalogue
-            .call(|connection| builds::needed(connection))
-            .await?;
-        let reserved_since = self.unrecorded.lock().clone();
+        let reserved = self.unrecorded.lock().clone();
+        let needed = |connection: &mut rusqlite::Connection| builds::needed(connection);
+        let needed = self.catalogue.call(needed).await?;
         for id in present {
-            if needed.contains(&id) || reserved.contains(&id) || reserved_since.contains(&id) {
+            if needed.contains(&id) || reserved.contains(&id) {
                 continue;
             }
-            match self.store.remove(&id) {
-                Ok(()) => {
+            // Off this thread: a large file takes the file system a while.
+            let store = self.store.clone();
+            let removed = tokio::task::spawn_blocking(move || store.remove(&id)).await;
+            match removed.unwrap_or(Ok(())) {
+                // Somebody else may have come first.
+                Ok(()) | Err(FormatError::NotFound { .. }) => {
                     tracing::debug!(build_id = %id, "Removed a build that nobody needs");
-                    self.catalogue
-                        .call(move |connection| builds::remove(connection, id))
-                        .await?;
+                    let forget =
+                        move |connection: &mut rusqlite::Connection| builds::remove(connection, id);
+                    self.catalogue.call(forget).await?;
                 }
                 Err(error) => {
                     tracing::warn!(build_id = %id, %error, "A build can't be removed");

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use http_api::ApiError;
 use http_api::ids::{SandboxId, TemplateName};
 use http_api::wire::{MemoryStats, Sandbox, SandboxState, Snapshot};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::catalogue::SandboxRow;
@@ -22,6 +22,9 @@ use crate::template::Template;
 
 /// Jobs that one sandbox may have waiting.
 const JOBS_PER_SANDBOX: usize = 16;
+
+/// How many sandboxes are written to disk at the same time when the daemon stops.
+const PAUSES_AT_ONCE: usize = 4;
 
 /// The way to a running guest, for as long as it stays running.
 #[derive(Debug)]
@@ -124,7 +127,7 @@ impl Shard {
             Request::Destroy(id, reply) => {
                 self.hand_on(&id, Operation::Destroy, reply, Job::Destroy);
             }
-            Request::Memory(id, reply) => match self.find(&id) {
+            Request::Memory(id, reply) => match self.find(&id).and_then(has_room) {
                 Ok(entry) => send(entry, Job::Memory(reply)),
                 Err(error) => drop(reply.send(Err(error))),
             },
@@ -174,12 +177,7 @@ impl Shard {
         reply: Reply<T>,
         job: impl FnOnce(Reply<T>) -> Job,
     ) {
-        let judged = self.find(id).and_then(|entry| {
-            let room = entry.jobs.capacity() > 0;
-            if !room {
-                let detail = "The sandbox has too many requests waiting; try again".into();
-                return Err(ApiError::Busy { detail });
-            }
+        let judged = self.find(id).and_then(has_room).and_then(|entry| {
             entry.cell.begin(operation)?;
             Ok(entry)
         });
@@ -198,25 +196,48 @@ impl Shard {
         })
     }
 
-    /// Every running sandbox is paused by its own task; who answers is a task that waits.
+    /// Every sandbox that runs, or soon will, is paused by its own task; a task of its own
+    /// waits for them.
     fn drain(&self, reply: Reply<()>) {
-        let mut answers = Vec::new();
+        let mut pauses = JoinSet::new();
+        let at_once = Arc::new(Semaphore::new(PAUSES_AT_ONCE));
         for entry in self.entries.values() {
-            if entry.cell.begin(Operation::Pause).is_ok() {
-                let (answer, receiver) = tokio::sync::oneshot::channel();
-                send(entry, Job::Pause(answer));
-                answers.push((entry.cell.row().id, receiver));
-            }
+            let (cell, jobs, at_once) = (entry.cell.clone(), entry.jobs.clone(), at_once.clone());
+            pauses.spawn(async move {
+                let _turn = at_once.acquire().await;
+                if let Err(error) = pause_when_settled(&cell, &jobs).await {
+                    tracing::error!(sandbox_id = %cell.row().id, %error, "It was not paused");
+                }
+            });
         }
         tokio::spawn(async move {
-            for (id, answer) in answers {
-                if let Ok(Err(error)) = answer.await {
-                    tracing::error!(sandbox_id = %id, %error, "It could not be paused");
-                }
-            }
+            while pauses.join_next().await.is_some() {}
             let _ = reply.send(Ok(()));
         });
     }
+}
+
+/// Waits until what is being done to a sandbox is done, and pauses it if it runs then.
+async fn pause_when_settled(cell: &Cell, jobs: &mpsc::Sender<Job>) -> Result<(), ApiError> {
+    use SandboxState as S;
+    let mut state = cell.watch();
+    let settled = |state: &S| matches!(state, S::Running | S::Paused | S::Failed | S::Destroying);
+    if state.wait_for(settled).await.is_err() || cell.begin(Operation::Pause).is_err() {
+        return Ok(());
+    }
+    let (reply, answer) = oneshot::channel();
+    if jobs.send(Job::Pause(reply)).await.is_err() {
+        return Ok(());
+    }
+    answer.await.map_or(Ok(()), |paused| paused.map(|_| ()))
+}
+
+fn has_room(entry: &Entry) -> Result<&Entry, ApiError> {
+    if entry.jobs.capacity() == 0 {
+        let detail = "The sandbox has too many requests waiting; try again".into();
+        return Err(ApiError::Busy { detail });
+    }
+    Ok(entry)
 }
 
 /// The mailbox of a sandbox has room, or its owner has ended and the reply is dropped.
