@@ -86,6 +86,11 @@ pub fn launch(
         "none",
         "-no-reboot",
     ]);
+    // QEMU's own seccomp filter: it starts no program and gains no privilege.
+    add(&[
+        "-sandbox",
+        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+    ]);
     add(&["-serial", "stdio"]);
     let qmp = descriptor(QMP_FD);
     add(&[
