@@ -53,8 +53,9 @@ fn field_of(path: &str, message: &str) -> String {
         .find_map(|lead| message.strip_prefix(lead)?.split_once('`'))
         .map(|(name, _)| name.to_owned());
     match (path, named) {
-        (".", Some(name)) => name,
-        (".", None) => "body".to_owned(),
+        // `?`: the text broke off before it named anything.
+        ("." | "?", Some(name)) => name,
+        ("." | "?", None) => "body".to_owned(),
         (path, Some(name)) if path != name && !path.ends_with(&format!(".{name}")) => {
             format!("{path}.{name}")
         }
