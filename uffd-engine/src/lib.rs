@@ -32,6 +32,7 @@ mod window;
 pub mod counters;
 mod expecting;
 mod read_jobs;
+mod roster;
 mod session;
 mod worker;
 

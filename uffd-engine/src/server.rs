@@ -213,7 +213,6 @@ impl Engine {
                         request,
                         session,
                         parts: Box::new(parts),
-                        peer_pid: 0,
                     }
                 });
             }

@@ -1,14 +1,14 @@
 //! One pinned thread that serves its sessions: one ring, one wait, bounded turns.
 //!
 //! ```text
-//!   wait ─▶ completions ─▶ one turn per ready session (≤ 64 events) ─▶ due retries ─┐
+//!   wait ─▶ completions ─▶ one turn per ready session (≤ 64 events) ─▶ what is due ─┐
 //!    ▲                                                                             │
 //!    └──────────── (no wait while a session is still ready) ◀──────────────────────┘
 //! ```
 //!
-//! Nothing is shared with other workers. Commands come through a channel whose
-//! eventfd is polled like everything else. A storm in one sandbox costs the others
-//! one turn of 64 events at a time.
+//! Nothing is shared with other workers. Commands come through a channel whose eventfd is
+//! polled like everything else. A storm in one sandbox costs the others one turn of 64
+//! events at a time, and what a turn costs doesn't grow with the number of idle sessions.
 
 use std::collections::VecDeque;
 use std::io;
@@ -20,9 +20,11 @@ use crossbeam_channel::Receiver;
 use nix::sys::eventfd::EventFd;
 
 use crate::control::Report;
-use crate::expecting::{Expecting, Step, claims_of};
+use crate::counters::SessionStats;
+use crate::expecting::{ExpectError, Expecting, Step, claims_of};
 use crate::outbox::Outbox;
-use crate::read_jobs::{ReadJobs, Reader};
+use crate::read_jobs::{Job, ReadJobs, Reader};
+use crate::roster::{Entry, Phase, Roster};
 use crate::session::{Session, SessionParts};
 use crate::sys::mapping::ReadBuffers;
 use crate::sys::ring::{Completion, Ring, Token};
@@ -67,7 +69,6 @@ pub(crate) enum Command {
         request: u64,
         session: String,
         parts: Box<SessionParts>,
-        peer_pid: i32,
     },
     Detach {
         request: u64,
@@ -80,29 +81,16 @@ pub(crate) enum Command {
     Stop,
 }
 
-struct Entry {
-    name: String,
-    stamp: u32,
-    phase: Phase,
-    ready: bool,
-}
-
-enum Phase {
-    Expecting {
-        request: u64,
-        expecting: Box<Expecting>,
-    },
-    Serving(Box<Session>),
-}
-
 /// The thread's whole state.
 pub(crate) struct Worker {
     ring: Ring,
     jobs: ReadJobs,
     events: EventBuffer,
-    entries: Vec<Option<Entry>>,
+    roster: Roster,
+    /// Places of sessions with events to read, in the order they get their turn.
     ready: VecDeque<u32>,
-    next_stamp: u32,
+    /// Nothing has to be done before this, if nothing happens.
+    next_due: Option<Instant>,
     inbox: Receiver<Command>,
     bell: Arc<EventFd>,
     outbox: Outbox,
@@ -117,7 +105,7 @@ impl Worker {
         outbox: Outbox,
         options: WorkerOptions,
     ) -> io::Result<Self> {
-        // A slot holds one window of the largest page size that is read (4 KiB pages).
+        // A slot holds one window of 4 KiB pages.
         let slot_bytes = (options.window_pages * 4096) as usize;
         let buffers = ReadBuffers::new(options.read_slots, slot_bytes)?;
         let mut ring = Ring::new(256, buffers)?;
@@ -133,9 +121,9 @@ impl Worker {
             jobs: ReadJobs::new(ring.slots()),
             ring,
             events: EventBuffer::default(),
-            entries: Vec::new(),
+            roster: Roster::default(),
             ready: VecDeque::new(),
-            next_stamp: 1,
+            next_due: None,
             inbox,
             bell,
             outbox,
@@ -153,9 +141,11 @@ impl Worker {
                 }
             }
             for _ in 0..self.ready.len() {
-                self.take_turn();
+                if let Some(index) = self.ready.pop_front() {
+                    self.take_turn(index);
+                }
             }
-            self.look_at_clocks()?;
+            self.look_at_clock()?;
         }
     }
 
@@ -164,16 +154,15 @@ impl Worker {
         if !self.ready.is_empty() {
             return Some(Duration::ZERO);
         }
-        let due = self
-            .entries
-            .iter()
-            .flatten()
-            .filter_map(|entry| match &entry.phase {
-                Phase::Expecting { expecting, .. } => Some(expecting.deadline),
-                Phase::Serving(session) => session.next_retry(),
-            });
-        due.min()
-            .map(|at| at.saturating_duration_since(Instant::now()))
+        self.next_due
+            .map(|due| due.saturating_duration_since(Instant::now()))
+    }
+
+    fn note_due(&mut self, due: Option<Instant>) {
+        self.next_due = match (self.next_due, due) {
+            (Some(known), Some(due)) => Some(known.min(due)),
+            (known, due) => known.or(due),
+        };
     }
 
     /// `false` means stop.
@@ -191,11 +180,11 @@ impl Worker {
                     self.ring.poll_readable(self.bell.as_fd(), token)?;
                 }
             }
-            kind::READ => self.read_done(completion),
-            kind::LISTENER | kind::CONNECTION => self.handoff_step(completion)?,
             kind::UFFD => self.uffd_ready(completion)?,
+            kind::READ => self.read_done(completion),
+            kind::LISTENER | kind::CONNECTION => self.handoff_step(token)?,
             kind::VMM => {
-                if let Some(entry) = self.entry(token) {
+                if let Some(entry) = self.roster.get(token.index, token.stamp) {
                     let session = entry.name.clone();
                     self.outbox.send(&Report::Ended { session }, &[]);
                 }
@@ -205,36 +194,25 @@ impl Worker {
         Ok(true)
     }
 
-    fn entry(&mut self, token: Token) -> Option<&mut Entry> {
-        let entry = self.entries.get_mut(token.index as usize)?.as_mut()?;
-        (entry.stamp == token.stamp).then_some(entry)
-    }
-
     fn uffd_ready(&mut self, completion: Completion) -> io::Result<()> {
-        let Some(entry) = self.entry(completion.token) else {
+        let token = completion.token;
+        let Some(entry) = self.roster.get(token.index, token.stamp) else {
             return Ok(());
         };
         if !std::mem::replace(&mut entry.ready, true) {
-            self.ready.push_back(completion.token.index);
+            self.ready.push_back(token.index);
         }
         if !completion.more
-            && let Some(Entry {
-                phase: Phase::Serving(session),
-                ..
-            }) = self.entries[completion.token.index as usize].as_ref()
+            && let Phase::Serving(session) = &entry.phase
         {
-            self.ring
-                .poll_readable(session.uffd().as_fd(), completion.token)?;
+            self.ring.poll_readable(session.uffd().as_fd(), token)?;
         }
         Ok(())
     }
 
-    /// One bounded turn of the session that has waited longest.
-    fn take_turn(&mut self) {
-        let Some(index) = self.ready.pop_front() else {
-            return;
-        };
-        let Some(entry) = self.entries[index as usize].as_mut() else {
+    /// One bounded turn of one session.
+    fn take_turn(&mut self, index: u32) {
+        let Some(entry) = self.roster.at(index) else {
             return;
         };
         entry.ready = false;
@@ -249,98 +227,91 @@ impl Worker {
         };
         let more = session.turn(&mut self.events, &mut reader);
         report_failure(&self.outbox, &entry.name, session);
+        let due = session.next_retry();
         if more {
             entry.ready = true;
             self.ready.push_back(index);
         }
-    }
-
-    /// Retries that are due, and hand-offs that are overdue.
-    fn look_at_clocks(&mut self) -> io::Result<()> {
-        let now = Instant::now();
-        for index in 0..self.entries.len() as u32 {
-            let Some(entry) = self.entries[index as usize].as_mut() else {
-                continue;
-            };
-            match &mut entry.phase {
-                Phase::Serving(session) => {
-                    if session.next_retry().is_some_and(|due| due <= now) {
-                        let stamp = entry.stamp;
-                        let mut reader = Reader {
-                            ring: &mut self.ring,
-                            jobs: &mut self.jobs,
-                            index,
-                            stamp,
-                        };
-                        // What blocks the retry may be an unread event: those first.
-                        session.turn(&mut self.events, &mut reader);
-                        session.retry_due(now, &mut reader);
-                        report_failure(&self.outbox, &entry.name, session);
-                    }
-                }
-                Phase::Expecting { request, expecting } => {
-                    if expecting.deadline <= now {
-                        let request = *request;
-                        let reason = crate::expecting::ExpectError::Deadline.to_string();
-                        self.remove(index)?;
-                        self.outbox.send(&Report::Refused { request, reason }, &[]);
-                    }
-                }
-            }
-        }
-        Ok(())
+        self.note_due(due);
     }
 
     fn read_done(&mut self, completion: Completion) {
         let Some(job) = self.jobs.finish(completion.token) else {
             return;
         };
-        let expected = job.request.pages.get() * 4096;
         let slot = completion.token.index as usize;
-        let outcome = if completion.result < 0 {
-            let error = io::Error::from_raw_os_error(-completion.result);
-            Err(format!(
-                "Reading page {:#x} of its build: {error}",
-                job.request.first.get()
-            ))
-        } else if (completion.result as u64) < expected {
-            let page = job.request.first.get();
-            let found = completion.result;
-            Err(format!(
-                "Page {page:#x} of its build is cut: expected {expected} bytes, found {found}"
-            ))
-        } else {
-            Ok(self.ring.slot_source(slot))
-        };
-        let token = Token {
-            kind: kind::UFFD,
-            index: job.index,
-            stamp: job.stamp,
-        };
-        if let Some(Entry {
-            name,
-            phase: Phase::Serving(session),
-            ..
-        }) = self.entry(token)
+        let outcome = outcome_of(&job, completion.result).map(|()| self.ring.slot_source(slot));
+        let mut due = None;
+        if let Some(entry) = self.roster.get(job.index, job.stamp)
+            && let Phase::Serving(session) = &mut entry.phase
         {
             session.read_done(job.request, outcome);
-            let (name, failure) = (name.clone(), session.take_failure());
-            if let Some(reason) = failure {
-                self.outbox.send(
-                    &Report::Failed {
-                        session: name,
-                        reason,
-                    },
-                    &[],
-                );
-            }
+            report_failure(&self.outbox, &entry.name, session);
+            due = session.next_retry();
         }
         self.jobs.release(slot);
+        self.note_due(due);
     }
 
-    fn handoff_step(&mut self, completion: Completion) -> io::Result<()> {
-        let token = completion.token;
-        let Some(entry) = self.entry(token) else {
+    /// Retries that are due, and hand-offs that are overdue.
+    fn look_at_clock(&mut self) -> io::Result<()> {
+        let Some(due) = self.next_due else {
+            return Ok(());
+        };
+        let now = Instant::now();
+        if due > now {
+            return Ok(());
+        }
+        self.next_due = None;
+        for index in 0..self.roster.places() {
+            let Some(entry) = self.roster.at(index) else {
+                continue;
+            };
+            let due = match &entry.phase {
+                Phase::Serving(session) => session.next_retry(),
+                Phase::Expecting { expecting, .. } => Some(expecting.deadline),
+            };
+            if due.is_some_and(|due| due <= now) {
+                self.overdue(index, now)?;
+            } else {
+                self.note_due(due);
+            }
+        }
+        Ok(())
+    }
+
+    fn overdue(&mut self, index: u32, now: Instant) -> io::Result<()> {
+        if let Some(Entry {
+            phase: Phase::Expecting { request, .. },
+            ..
+        }) = self.roster.at(index)
+        {
+            let request = *request;
+            self.remove(index)?;
+            self.refuse(request, &ExpectError::Deadline);
+            return Ok(());
+        }
+        // What blocks a retry may be an unread event: those first.
+        self.take_turn(index);
+        if let Some(entry) = self.roster.at(index)
+            && let Phase::Serving(session) = &mut entry.phase
+        {
+            let mut reader = Reader {
+                ring: &mut self.ring,
+                jobs: &mut self.jobs,
+                index,
+                stamp: entry.stamp,
+            };
+            session.retry_due(now, &mut reader);
+            report_failure(&self.outbox, &entry.name, session);
+            let due = session.next_retry();
+            self.note_due(due);
+        }
+        Ok(())
+    }
+
+    fn handoff_step(&mut self, token: Token) -> io::Result<()> {
+        let Some(entry) = self.roster.get(token.index, token.stamp) else {
             return Ok(());
         };
         let Phase::Expecting { request, expecting } = &mut entry.phase else {
@@ -355,13 +326,6 @@ impl Worker {
         match step {
             Ok(Step::Wait) => {}
             Ok(Step::Connected) => {
-                let Some(Entry {
-                    phase: Phase::Expecting { expecting, .. },
-                    ..
-                }) = &self.entries[token.index as usize]
-                else {
-                    return Ok(());
-                };
                 if let Some(connection) = expecting.connection() {
                     let token = Token {
                         kind: kind::CONNECTION,
@@ -372,25 +336,29 @@ impl Worker {
             }
             Ok(Step::Complete(regions)) => {
                 let claims = claims_of(&regions);
-                let Some((name, Phase::Expecting { expecting, .. })) = self.remove(token.index)?
-                else {
-                    return Ok(());
-                };
-                match expecting.into_parts(regions) {
-                    Ok((parts, peer_pid)) => {
-                        let kept = parts.uffd.try_clone();
-                        self.serve(name, parts)?;
-                        let report = Report::Attached {
-                            request,
-                            peer_pid,
-                            regions: claims,
-                        };
-                        match &kept {
-                            Ok(uffd) => self.outbox.send(&report, &[uffd.as_fd()]),
-                            Err(_) => self.outbox.send(&report, &[]),
+                let taken = self.remove(token.index)?;
+                if let Some(Entry {
+                    name,
+                    phase: Phase::Expecting { expecting, .. },
+                    ..
+                }) = taken
+                {
+                    match expecting.into_parts(regions) {
+                        Ok((parts, peer_pid)) => {
+                            let kept = parts.uffd.try_clone();
+                            self.serve(name, parts)?;
+                            let report = Report::Attached {
+                                request,
+                                peer_pid,
+                                regions: claims,
+                            };
+                            match &kept {
+                                Ok(uffd) => self.outbox.send(&report, &[uffd.as_fd()]),
+                                Err(_) => self.outbox.send(&report, &[]),
+                            }
                         }
+                        Err(error) => self.refuse(request, &error),
                     }
-                    Err(error) => self.refuse(request, &error),
                 }
             }
             Err(error) => {
@@ -402,13 +370,8 @@ impl Worker {
     }
 
     fn refuse(&self, request: u64, error: &dyn std::error::Error) {
-        self.outbox.send(
-            &Report::Refused {
-                request,
-                reason: crate::chain(error),
-            },
-            &[],
-        );
+        let reason = crate::chain(error);
+        self.outbox.send(&Report::Refused { request, reason }, &[]);
     }
 
     /// `false` means stop.
@@ -420,63 +383,63 @@ impl Worker {
                 session,
                 expecting,
             } => {
-                let index = self.insert(session, Phase::Expecting { request, expecting });
-                let Some(entry) = &self.entries[index as usize] else {
-                    return Ok(true);
-                };
-                let Phase::Expecting { expecting, .. } = &entry.phase else {
-                    return Ok(true);
-                };
+                self.note_due(Some(expecting.deadline));
+                let phase = Phase::Expecting { request, expecting };
+                let (index, entry) = self.roster.insert(session, phase);
                 let token = Token {
                     kind: kind::LISTENER,
                     index,
                     stamp: entry.stamp,
                 };
-                self.ring.poll_readable(expecting.listener.as_fd(), token)?;
+                if let Phase::Expecting { expecting, .. } = &entry.phase {
+                    self.ring.poll_readable(expecting.listener.as_fd(), token)?;
+                }
             }
             Command::Adopt {
                 request,
                 session,
                 parts,
-                peer_pid,
             } => {
-                let claims = claims_of(&parts.regions);
+                let regions = claims_of(&parts.regions);
                 for region in parts.regions.regions() {
                     // Faults that the dead engine had read are reported again.
-                    let _ = parts
-                        .uffd
-                        .wake(region.base, region.pages.get() * parts.regions.page_bytes());
+                    let bytes = region.pages.get() * parts.regions.page_bytes();
+                    let _ = parts.uffd.wake(region.base, bytes);
                 }
                 self.serve(session, *parts)?;
+                // The daemon knows the process: it sent the pidfd.
                 self.outbox.send(
                     &Report::Attached {
                         request,
-                        peer_pid,
-                        regions: claims,
+                        peer_pid: 0,
+                        regions,
                     },
                     &[],
                 );
             }
-            Command::Detach { request, session } => match self.find(&session) {
-                Some(index) => {
-                    let stats = match self.remove(index)? {
-                        Some((_, Phase::Serving(session))) => session.stats(),
-                        _ => crate::counters::SessionStats::default(),
-                    };
-                    self.outbox.send(&Report::Detached { request, stats }, &[]);
+            Command::Detach { request, session } => {
+                let taken = match self.roster.find(&session) {
+                    Some(index) => self.remove(index)?,
+                    None => None,
+                };
+                match taken {
+                    Some(entry) => {
+                        let stats = stats_of(&entry.phase);
+                        self.outbox.send(&Report::Detached { request, stats }, &[]);
+                    }
+                    None => self.unknown(request, &session),
                 }
-                None => self.unknown(request, &session),
-            },
-            Command::Stats { request, session } => match self.find(&session) {
-                Some(index) => {
-                    let stats = match self.entries[index as usize].as_ref().map(|e| &e.phase) {
-                        Some(Phase::Serving(session)) => session.stats(),
-                        _ => crate::counters::SessionStats::default(),
-                    };
-                    self.outbox.send(&Report::Stats { request, stats }, &[]);
+            }
+            Command::Stats { request, session } => {
+                let found = self
+                    .roster
+                    .find(&session)
+                    .and_then(|index| self.roster.at(index));
+                match found.map(|entry| stats_of(&entry.phase)) {
+                    Some(stats) => self.outbox.send(&Report::Stats { request, stats }, &[]),
+                    None => self.unknown(request, &session),
                 }
-                None => self.unknown(request, &session),
-            },
+            }
         }
         Ok(true)
     }
@@ -486,71 +449,38 @@ impl Worker {
         self.outbox.send(&Report::Refused { request, reason }, &[]);
     }
 
-    fn find(&self, name: &str) -> Option<u32> {
-        let at = self
-            .entries
-            .iter()
-            .position(|e| e.as_ref().is_some_and(|e| e.name == name))?;
-        Some(at as u32)
-    }
-
-    fn insert(&mut self, name: String, phase: Phase) -> u32 {
-        let stamp = self.next_stamp;
-        self.next_stamp = self.next_stamp.wrapping_add(1).max(1);
-        let entry = Some(Entry {
-            name,
-            stamp,
-            phase,
-            ready: false,
-        });
-        match self.entries.iter().position(Option::is_none) {
-            Some(index) => {
-                self.entries[index] = entry;
-                index as u32
-            }
-            None => {
-                self.entries.push(entry);
-                self.entries.len() as u32 - 1
-            }
-        }
-    }
-
     fn serve(&mut self, name: String, parts: SessionParts) -> io::Result<()> {
         let session = Box::new(Session::new(parts, self.options.window_pages));
-        let index = self.insert(name, Phase::Serving(session));
-        let Some(entry) = &mut self.entries[index as usize] else {
-            return Ok(());
-        };
-        let Phase::Serving(session) = &entry.phase else {
-            return Ok(());
-        };
+        let (index, entry) = self.roster.insert(name, Phase::Serving(session));
         let token = |kind| Token {
             kind,
             index,
             stamp: entry.stamp,
         };
-        self.ring
-            .poll_readable(session.uffd().as_fd(), token(kind::UFFD))?;
-        self.ring.poll_readable(session.pidfd(), token(kind::VMM))?;
+        if let Phase::Serving(session) = &entry.phase {
+            self.ring
+                .poll_readable(session.uffd().as_fd(), token(kind::UFFD))?;
+            self.ring.poll_readable(session.pidfd(), token(kind::VMM))?;
+        }
         // Events may have queued up before the poll was armed.
         entry.ready = true;
         self.ready.push_back(index);
         Ok(())
     }
 
-    /// Takes an entry out and lets the ring go of its descriptors: a poll would keep
+    /// Takes an entry out and has the ring let go of its descriptors: a poll would keep
     /// them open.
-    fn remove(&mut self, index: u32) -> io::Result<Option<(String, Phase)>> {
-        let Some(entry) = self.entries[index as usize].take() else {
+    fn remove(&mut self, index: u32) -> io::Result<Option<Entry>> {
+        let Some(entry) = self.roster.take(index) else {
             return Ok(None);
         };
-        let kinds: &[u8] = match &entry.phase {
-            Phase::Expecting { .. } => &[kind::LISTENER, kind::CONNECTION],
-            Phase::Serving(_) => &[kind::UFFD, kind::VMM],
+        let kinds = match &entry.phase {
+            Phase::Expecting { .. } => [kind::LISTENER, kind::CONNECTION],
+            Phase::Serving(_) => [kind::UFFD, kind::VMM],
         };
         for kind in kinds {
             let poll = Token {
-                kind: *kind,
+                kind,
                 index,
                 stamp: entry.stamp,
             };
@@ -563,7 +493,7 @@ impl Worker {
             )?;
         }
         self.ready.retain(|ready| *ready != index);
-        Ok(Some((entry.name, entry.phase)))
+        Ok(Some(entry))
     }
 
     /// For the token of a read that [`Reader`] starts.
@@ -573,6 +503,29 @@ impl Worker {
             index: slot as u32,
             stamp,
         }
+    }
+}
+
+/// What a finished read means; a short one is a file that was cut.
+fn outcome_of(job: &Job, result: i32) -> Result<(), String> {
+    let page = job.request.first.get();
+    let expected = job.request.pages.get() * 4096;
+    if result < 0 {
+        let error = io::Error::from_raw_os_error(-result);
+        return Err(format!("Reading page {page:#x} of its build: {error}"));
+    }
+    if (result as u64) < expected {
+        return Err(format!(
+            "Page {page:#x} of its build is cut: expected {expected} bytes, found {result}"
+        ));
+    }
+    Ok(())
+}
+
+fn stats_of(phase: &Phase) -> SessionStats {
+    match phase {
+        Phase::Serving(session) => session.stats(),
+        Phase::Expecting { .. } => SessionStats::default(),
     }
 }
 
