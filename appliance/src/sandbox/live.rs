@@ -95,10 +95,24 @@ pub(super) async fn make_place(
 pub(super) async fn give_back(host: &Arc<Host>, row: &SandboxRow, live: Option<Live>) {
     if let Some(mut live) = live {
         live.machine.kill().await;
-        if let Some(session) = live.session
-            && let Err(error) = session.attachment.detach().await
-        {
-            tracing::warn!(sandbox_id = %row.id, %error, "Its session could not be detached");
+        if let Some(session) = live.session {
+            match session.attachment.detach().await {
+                Ok(stats) => tracing::info!(
+                    sandbox_id = %row.id,
+                    faults = stats.faults,
+                    pages_installed = stats.pages_installed,
+                    pages_copied = stats.pages_copied,
+                    pages_read = stats.pages_read,
+                    pages_zeroed = stats.pages_zeroed,
+                    retries = stats.retries,
+                    service_us_p50 = stats.service_us_p50,
+                    service_us_p99 = stats.service_us_p99,
+                    "Detached"
+                ),
+                Err(error) => {
+                    tracing::warn!(sandbox_id = %row.id, %error, "Its session is not detached");
+                }
+            }
         }
     }
     if let Err(error) = host.slots.take_down(row.slot).await {
