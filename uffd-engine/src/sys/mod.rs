@@ -10,3 +10,4 @@ pub mod process;
 pub mod ring;
 pub mod state_map;
 pub mod uffd;
+mod uffd_abi;

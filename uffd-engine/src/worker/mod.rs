@@ -10,6 +10,9 @@
 //! polled like everything else. A storm in one sandbox costs the others one turn of 64
 //! events at a time, and what a turn costs doesn't grow with the number of idle sessions.
 
+mod command;
+mod handoff;
+
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsFd;
@@ -20,15 +23,16 @@ use crossbeam_channel::Receiver;
 use nix::sys::eventfd::EventFd;
 
 use crate::control::Report;
-use crate::counters::SessionStats;
-use crate::expecting::{ExpectError, Expecting, Step, claims_of};
+use crate::expecting::ExpectError;
 use crate::outbox::Outbox;
 use crate::read_jobs::{Job, ReadJobs, Reader};
 use crate::roster::{Entry, Phase, Roster};
-use crate::session::{Session, SessionParts};
+use crate::session::Session;
 use crate::sys::mapping::ReadBuffers;
 use crate::sys::ring::{Completion, Ring, Token};
 use crate::sys::uffd::EventBuffer;
+
+pub(crate) use command::Command;
 
 mod kind {
     pub(super) const MAILBOX: u8 = 1;
@@ -56,29 +60,6 @@ impl Default for WorkerOptions {
             window_pages: 4,
         }
     }
-}
-
-/// What a worker is told to do.
-pub(crate) enum Command {
-    Expect {
-        request: u64,
-        session: String,
-        expecting: Box<Expecting>,
-    },
-    Adopt {
-        request: u64,
-        session: String,
-        parts: Box<SessionParts>,
-    },
-    Detach {
-        request: u64,
-        session: String,
-    },
-    Stats {
-        request: u64,
-        session: String,
-    },
-    Stop,
 }
 
 /// The thread's whole state.
@@ -310,190 +291,9 @@ impl Worker {
         Ok(())
     }
 
-    fn handoff_step(&mut self, token: Token) -> io::Result<()> {
-        let Some(entry) = self.roster.get(token.index, token.stamp) else {
-            return Ok(());
-        };
-        let Phase::Expecting { request, expecting } = &mut entry.phase else {
-            return Ok(());
-        };
-        let request = *request;
-        let step = if token.kind == kind::LISTENER {
-            expecting.accept()
-        } else {
-            expecting.receive()
-        };
-        match step {
-            Ok(Step::Wait) => {}
-            Ok(Step::Connected) => {
-                if let Some(connection) = expecting.connection() {
-                    let token = Token {
-                        kind: kind::CONNECTION,
-                        ..token
-                    };
-                    self.ring.poll_readable(connection, token)?;
-                }
-            }
-            Ok(Step::Complete(regions)) => {
-                let claims = claims_of(&regions);
-                let taken = self.remove(token.index)?;
-                if let Some(Entry {
-                    name,
-                    phase: Phase::Expecting { expecting, .. },
-                    ..
-                }) = taken
-                {
-                    match expecting.into_parts(regions) {
-                        Ok((parts, peer_pid)) => {
-                            let kept = parts.uffd.try_clone();
-                            self.serve(name, parts)?;
-                            let report = Report::Attached {
-                                request,
-                                peer_pid,
-                                regions: claims,
-                            };
-                            match &kept {
-                                Ok(uffd) => self.outbox.send(&report, &[uffd.as_fd()]),
-                                Err(_) => self.outbox.send(&report, &[]),
-                            }
-                        }
-                        Err(error) => self.refuse(request, &error),
-                    }
-                }
-            }
-            Err(error) => {
-                self.remove(token.index)?;
-                self.refuse(request, &error);
-            }
-        }
-        Ok(())
-    }
-
     fn refuse(&self, request: u64, error: &dyn std::error::Error) {
         let reason = crate::chain(error);
         self.outbox.send(&Report::Refused { request, reason }, &[]);
-    }
-
-    /// `false` means stop.
-    fn obey(&mut self, command: Command) -> io::Result<bool> {
-        match command {
-            Command::Stop => return Ok(false),
-            Command::Expect {
-                request,
-                session,
-                expecting,
-            } => {
-                self.note_due(Some(expecting.deadline));
-                let phase = Phase::Expecting { request, expecting };
-                let (index, entry) = self.roster.insert(session, phase);
-                let token = Token {
-                    kind: kind::LISTENER,
-                    index,
-                    stamp: entry.stamp,
-                };
-                if let Phase::Expecting { expecting, .. } = &entry.phase {
-                    self.ring.poll_readable(expecting.listener.as_fd(), token)?;
-                }
-            }
-            Command::Adopt {
-                request,
-                session,
-                parts,
-            } => {
-                let regions = claims_of(&parts.regions);
-                for region in parts.regions.regions() {
-                    // Faults that the dead engine had read are reported again.
-                    let bytes = region.pages.get() * parts.regions.page_bytes();
-                    let _ = parts.uffd.wake(region.base, bytes);
-                }
-                self.serve(session, *parts)?;
-                // The daemon knows the process: it sent the pidfd.
-                self.outbox.send(
-                    &Report::Attached {
-                        request,
-                        peer_pid: 0,
-                        regions,
-                    },
-                    &[],
-                );
-            }
-            Command::Detach { request, session } => {
-                let taken = match self.roster.find(&session) {
-                    Some(index) => self.remove(index)?,
-                    None => None,
-                };
-                match taken {
-                    Some(entry) => {
-                        let stats = stats_of(&entry.phase);
-                        self.outbox.send(&Report::Detached { request, stats }, &[]);
-                    }
-                    None => self.unknown(request, &session),
-                }
-            }
-            Command::Stats { request, session } => {
-                let found = self
-                    .roster
-                    .find(&session)
-                    .and_then(|index| self.roster.at(index));
-                match found.map(|entry| stats_of(&entry.phase)) {
-                    Some(stats) => self.outbox.send(&Report::Stats { request, stats }, &[]),
-                    None => self.unknown(request, &session),
-                }
-            }
-        }
-        Ok(true)
-    }
-
-    fn unknown(&self, request: u64, session: &str) {
-        let reason = format!("This engine has no session {session:?}");
-        self.outbox.send(&Report::Refused { request, reason }, &[]);
-    }
-
-    fn serve(&mut self, name: String, parts: SessionParts) -> io::Result<()> {
-        let session = Box::new(Session::new(parts, self.options.window_pages));
-        let (index, entry) = self.roster.insert(name, Phase::Serving(session));
-        let token = |kind| Token {
-            kind,
-            index,
-            stamp: entry.stamp,
-        };
-        if let Phase::Serving(session) = &entry.phase {
-            self.ring
-                .poll_readable(session.uffd().as_fd(), token(kind::UFFD))?;
-            self.ring.poll_readable(session.pidfd(), token(kind::VMM))?;
-        }
-        // Events may have queued up before the poll was armed.
-        entry.ready = true;
-        self.ready.push_back(index);
-        Ok(())
-    }
-
-    /// Takes an entry out and has the ring let go of its descriptors: a poll would keep
-    /// them open.
-    fn remove(&mut self, index: u32) -> io::Result<Option<Entry>> {
-        let Some(entry) = self.roster.take(index) else {
-            return Ok(None);
-        };
-        let kinds = match &entry.phase {
-            Phase::Expecting { .. } => [kind::LISTENER, kind::CONNECTION],
-            Phase::Serving(_) => [kind::UFFD, kind::VMM],
-        };
-        for kind in kinds {
-            let poll = Token {
-                kind,
-                index,
-                stamp: entry.stamp,
-            };
-            self.ring.cancel_poll(
-                poll,
-                Token {
-                    kind: kind::CANCELLED,
-                    ..poll
-                },
-            )?;
-        }
-        self.ready.retain(|ready| *ready != index);
-        Ok(Some(entry))
     }
 
     /// For the token of a read that [`Reader`] starts.
@@ -520,13 +320,6 @@ fn outcome_of(job: &Job, result: i32) -> Result<(), String> {
         ));
     }
     Ok(())
-}
-
-fn stats_of(phase: &Phase) -> SessionStats {
-    match phase {
-        Phase::Serving(session) => session.stats(),
-        Phase::Expecting { .. } => SessionStats::default(),
-    }
 }
 
 fn report_failure(outbox: &Outbox, name: &str, session: &mut Session) {

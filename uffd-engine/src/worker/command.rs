@@ -1,0 +1,166 @@
+//! What a worker is told to do, and how sessions come and go.
+
+use std::io;
+use std::os::fd::AsFd;
+
+use super::{Worker, kind};
+use crate::control::Report;
+use crate::counters::SessionStats;
+use crate::expecting::{Expecting, claims_of};
+use crate::roster::{Entry, Phase};
+use crate::session::{Session, SessionParts};
+use crate::sys::ring::Token;
+
+/// One order; every one but `Stop` is answered with the number of its request.
+pub(crate) enum Command {
+    Expect {
+        request: u64,
+        session: String,
+        expecting: Box<Expecting>,
+    },
+    Adopt {
+        request: u64,
+        session: String,
+        parts: Box<SessionParts>,
+    },
+    Detach {
+        request: u64,
+        session: String,
+    },
+    Stats {
+        request: u64,
+        session: String,
+    },
+    Stop,
+}
+
+impl Worker {
+    /// `false` means stop.
+    pub(super) fn obey(&mut self, command: Command) -> io::Result<bool> {
+        match command {
+            Command::Stop => return Ok(false),
+            Command::Expect {
+                request,
+                session,
+                expecting,
+            } => {
+                self.note_due(Some(expecting.deadline));
+                let phase = Phase::Expecting { request, expecting };
+                let (index, entry) = self.roster.insert(session, phase);
+                let token = Token {
+                    kind: kind::LISTENER,
+                    index,
+                    stamp: entry.stamp,
+                };
+                if let Phase::Expecting { expecting, .. } = &entry.phase {
+                    self.ring.poll_readable(expecting.listener.as_fd(), token)?;
+                }
+            }
+            Command::Adopt {
+                request,
+                session,
+                parts,
+            } => {
+                let regions = claims_of(&parts.regions);
+                for region in parts.regions.regions() {
+                    // Faults that the dead engine had read are reported again.
+                    let bytes = region.pages.get() * parts.regions.page_bytes();
+                    let _ = parts.uffd.wake(region.base, bytes);
+                }
+                self.serve(session, *parts)?;
+                // The daemon knows the process: it sent the pidfd.
+                self.outbox.send(
+                    &Report::Attached {
+                        request,
+                        peer_pid: 0,
+                        regions,
+                    },
+                    &[],
+                );
+            }
+            Command::Detach { request, session } => {
+                let taken = match self.roster.find(&session) {
+                    Some(index) => self.remove(index)?,
+                    None => None,
+                };
+                match taken {
+                    Some(entry) => {
+                        let stats = stats_of(&entry.phase);
+                        self.outbox.send(&Report::Detached { request, stats }, &[]);
+                    }
+                    None => self.unknown(request, &session),
+                }
+            }
+            Command::Stats { request, session } => {
+                let found = self
+                    .roster
+                    .find(&session)
+                    .and_then(|index| self.roster.at(index));
+                match found.map(|entry| stats_of(&entry.phase)) {
+                    Some(stats) => self.outbox.send(&Report::Stats { request, stats }, &[]),
+                    None => self.unknown(request, &session),
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn unknown(&self, request: u64, session: &str) {
+        let reason = format!("This engine has no session {session:?}");
+        self.outbox.send(&Report::Refused { request, reason }, &[]);
+    }
+
+    pub(super) fn serve(&mut self, name: String, parts: SessionParts) -> io::Result<()> {
+        let session = Box::new(Session::new(parts, self.options.window_pages));
+        let (index, entry) = self.roster.insert(name, Phase::Serving(session));
+        let token = |kind| Token {
+            kind,
+            index,
+            stamp: entry.stamp,
+        };
+        if let Phase::Serving(session) = &entry.phase {
+            self.ring
+                .poll_readable(session.uffd().as_fd(), token(kind::UFFD))?;
+            self.ring.poll_readable(session.pidfd(), token(kind::VMM))?;
+        }
+        // Events may have queued up before the poll was armed.
+        entry.ready = true;
+        self.ready.push_back(index);
+        Ok(())
+    }
+
+    /// Takes an entry out and has the ring let go of its descriptors: a poll would keep
+    /// them open.
+    pub(super) fn remove(&mut self, index: u32) -> io::Result<Option<Entry>> {
+        let Some(entry) = self.roster.take(index) else {
+            return Ok(None);
+        };
+        let kinds = match &entry.phase {
+            Phase::Expecting { .. } => [kind::LISTENER, kind::CONNECTION],
+            Phase::Serving(_) => [kind::UFFD, kind::VMM],
+        };
+        for kind in kinds {
+            let poll = Token {
+                kind,
+                index,
+                stamp: entry.stamp,
+            };
+            self.ring.cancel_poll(
+                poll,
+                Token {
+                    kind: kind::CANCELLED,
+                    ..poll
+                },
+            )?;
+        }
+        self.ready.retain(|ready| *ready != index);
+        Ok(Some(entry))
+    }
+}
+
+fn stats_of(phase: &Phase) -> SessionStats {
+    match phase {
+        Phase::Serving(session) => session.stats(),
+        Phase::Expecting { .. } => SessionStats::default(),
+    }
+}
