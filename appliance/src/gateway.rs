@@ -294,13 +294,15 @@ impl ControlPlane for Gateway {
             result = guest.exec(&request) => result.map_err(|error| exec_failed(&error)),
             left = leaves => {
                 let state = left.map_or(SandboxState::Destroying, |state| *state);
-                Err(ApiError::Denied {
-                    state,
-                    detail: format!(
-                        "The sandbox is {state} now; the command may go on in it, but its output \
-                         is lost"
-                    ),
-                })
+                let detail = match state {
+                    SandboxState::Pausing | SandboxState::Paused => {
+                        "The sandbox was paused; the command goes on when it is resumed, but the \
+                         rest of its output is lost"
+                            .to_owned()
+                    }
+                    state => format!("The sandbox is {state} now, and the command went with it"),
+                };
+                Err(ApiError::Denied { state, detail })
             }
         }
     }

@@ -51,11 +51,18 @@ impl Live {
                 None => std::future::pending().await,
             }
         };
-        let console = self.machine.console();
-        tokio::select! {
-            () = exited => format!("Its VMM ended: {}", console.tail()),
-            reason = failed => reason,
-        }
+        let ended = tokio::select! {
+            () = exited => None,
+            reason = failed => Some(reason),
+        };
+        ended.unwrap_or_else(|| {
+            let how = self
+                .machine
+                .exit()
+                .unwrap_or_else(|| "no exit status".to_owned());
+            let console = self.machine.console().tail();
+            format!("Its VMM ended ({how}); its console ends with: {console}")
+        })
     }
 }
 

@@ -160,6 +160,9 @@ pub trait Machine: Send + Sync {
     /// Becomes readable when the process ends.
     fn pidfd(&self) -> BorrowedFd<'_>;
 
+    /// How the process ended, if it has.
+    fn exit(&mut self) -> Option<String>;
+
     /// Its process, for people.
     fn pid(&self) -> i32;
 

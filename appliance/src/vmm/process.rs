@@ -62,6 +62,11 @@ impl VmmProcess {
         &self.console
     }
 
+    /// How it ended, if it has.
+    pub fn exit(&mut self) -> Option<String> {
+        Some(self.child.try_wait().ok()??.to_string())
+    }
+
     /// Its process id, for people and logs only.
     #[must_use]
     pub fn pid(&self) -> i32 {

@@ -165,6 +165,10 @@ impl Machine for QemuMachine {
         self.process.as_fd()
     }
 
+    fn exit(&mut self) -> Option<String> {
+        self.process.exit()
+    }
+
     fn pid(&self) -> i32 {
         self.process.pid()
     }
