@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "every test binary uses a part of it")]
 
+pub(crate) mod chain;
+
 use std::collections::BTreeMap;
 use std::fs;
 
