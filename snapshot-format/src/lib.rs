@@ -10,6 +10,7 @@ mod units;
 // memory.map: reading it, and making a new one from a parent and changes.
 mod extent;
 mod extent_check;
+mod map_cursor;
 mod map_encode;
 mod map_header;
 mod memory_map;
@@ -47,6 +48,7 @@ pub use error::{Fault, FormatError};
 pub use extent::{EXTENT_BYTES, Extent, Origin};
 pub use inspection::{InspectedBuild, Inspection};
 pub use manifest::{FileEntry, MAX_MANIFEST_BYTES, Manifest, MemoryShape, file_name};
+pub use map_cursor::{MapCursor, OriginRun, OriginRuns};
 pub use map_header::{BuildEntry, FORMAT_VERSION, MAX_BUILDS};
 pub use memory_map::MemoryMap;
 pub use memory_target::WriteSummary;

@@ -142,8 +142,7 @@ impl MemoryMap {
     /// The whole extent that contains a page; `None` outside the memory.
     #[inline]
     pub fn lookup(&self, page: PageIndex) -> Option<Extent> {
-        let position = self.position(page)?;
-        Some(Extent::decode(&self.records()[position]))
+        Some(self.extent_at(self.position(page)?))
     }
 
     /// The extents of a range of pages, clipped to it, with their storage adjusted.
@@ -171,9 +170,15 @@ impl MemoryMap {
         self.bytes.get()[self.header.extents_range()].as_chunks().0
     }
 
+    /// The extent of a record; the position is below [`MemoryMap::extent_count`].
+    #[inline]
+    pub(crate) fn extent_at(&self, position: usize) -> Extent {
+        Extent::decode(&self.records()[position])
+    }
+
     /// The position of the record that covers a page.
     #[inline]
-    fn position(&self, page: PageIndex) -> Option<usize> {
+    pub(crate) fn position(&self, page: PageIndex) -> Option<usize> {
         if page.get() >= self.header.memory_pages.get() {
             return None;
         }
