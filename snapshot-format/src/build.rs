@@ -4,7 +4,6 @@
 //! written against. It reads no pages: their checksums are for [`verify`](crate::verify) and for
 //! readers off the hot path.
 
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -128,9 +127,7 @@ impl Build {
                 Origin::Zero => part.fill(0),
                 Origin::Build(index) => {
                     let data = &self.data_files[usize::from(index)];
-                    data.file()
-                        .read_exact_at(part, DataFile::offset(extent.storage, page_size))
-                        .map_err(FormatError::io("Reading", data.path()))?;
+                    data.read_bytes(part, DataFile::offset(extent.storage, page_size))?;
                 }
             }
             rest = behind;

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::build_id::BuildId;
@@ -40,6 +41,13 @@ impl DataFile {
     /// How many pages it has; the file is at least that long.
     pub fn pages(&self) -> PageCount {
         self.pages
+    }
+
+    /// Reads a part of the data.
+    pub(crate) fn read_bytes(&self, buffer: &mut [u8], at: u64) -> Result<(), FormatError> {
+        self.file
+            .read_exact_at(buffer, at)
+            .map_err(FormatError::io("Reading", &self.path))
     }
 
     /// Opens the data of a build in `dir`, checks its length, and that its sums are those that

@@ -34,6 +34,16 @@ mod parent_pages;
 mod staging;
 mod storage;
 
+// One build instead of a chain.
+mod chunk_source;
+mod file_copy;
+mod merge;
+mod merge_attempt;
+mod merge_journal;
+mod merge_map;
+mod merge_plan;
+mod merge_policy;
+
 // Looking at a build.
 mod inspection;
 mod verify;
@@ -53,6 +63,8 @@ pub use map_header::{BuildEntry, FORMAT_VERSION, MAX_BUILDS};
 pub use memory_map::MemoryMap;
 pub use memory_target::WriteSummary;
 pub use memory_writer::MemoryWriter;
+pub use merge::{MergeOptions, MergeOutcome, MergeProgress};
+pub use merge_policy::{ChainCost, MergePolicy, MergeReason};
 pub use staging::{PublishInfo, Published, Staging};
 pub use storage::{DiskStorage, Storage};
 pub use sums::{CHUNK_BYTES, DataSums, SumsHeader};

@@ -15,7 +15,7 @@ use crate::build_id::BuildId;
 use crate::error::FormatError;
 use crate::extent::{EXTENT_BYTES, Extent, record_start};
 use crate::extent_check::check_extents;
-use crate::map_header::{BuildEntry, HEADER_BYTES, MapHeader, parse_builds};
+use crate::map_header::{BuildEntry, HEADER_BYTES, MapHeader, header_crc, parse_builds};
 use crate::sys::Mapping;
 use crate::top_index::TopIndex;
 use crate::units::{Generation, PageCount, PageIndex, PageSize};
@@ -127,6 +127,12 @@ impl MemoryMap {
     /// How many extents describe the memory.
     pub fn extent_count(&self) -> usize {
         self.header.extent_count
+    }
+
+    /// The stored checksum of the header, which covers those of the other sections: it identifies
+    /// the whole map.
+    pub(crate) fn header_crc(&self) -> u32 {
+        header_crc(self.bytes.get())
     }
 
     /// The file, or the name it was given.

@@ -180,6 +180,20 @@ pub(crate) struct SumsBuilder {
 }
 
 impl SumsBuilder {
+    /// Goes on behind whole chunks.
+    pub(crate) fn resume(sums: Vec<u32>) -> Self {
+        Self {
+            data_bytes: sums.len() as u64 * u64::from(CHUNK_BYTES),
+            sums,
+            ..Self::default()
+        }
+    }
+
+    /// The sums of the chunks that are whole.
+    pub(crate) fn complete(&self) -> &[u32] {
+        &self.sums
+    }
+
     pub(crate) fn append(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             let room = usize::try_from(self.room()).expect("a chunk is small");

@@ -3,22 +3,61 @@
 #![allow(dead_code, reason = "every test binary uses a part of it")]
 
 pub(crate) mod chain;
+pub(crate) mod crashing;
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
 
 use snapshot_format::{
-    Build, BuildId, BuildStore, MemoryWriter, PageCount, PageIndex, PageSize, PublishInfo,
-    WriteSummary,
+    Build, BuildId, BuildStore, DiskStorage, MemoryWriter, PageCount, PageIndex, PageSize,
+    PublishInfo, Storage, WriteSummary,
 };
 use tempfile::TempDir;
 
 pub(crate) const PAGE: usize = 4096;
 
+/// The disk, without waiting for it: no test here can tell.
+#[derive(Debug)]
+struct Unsynced;
+
+impl Storage for Unsynced {
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        DiskStorage.create_dir(path)
+    }
+
+    fn create_file(&self, path: &Path) -> io::Result<File> {
+        DiskStorage.create_file(path)
+    }
+
+    fn write_at(&self, file: &File, path: &Path, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        DiskStorage.write_at(file, path, offset, bytes)
+    }
+
+    fn sync_file(&self, path: &Path) -> io::Result<()> {
+        File::open(path).map(drop)
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        File::open(path).map(drop)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        DiskStorage.rename(from, to)
+    }
+
+    fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
+        DiskStorage.remove_dir_all(path)
+    }
+}
+
 /// A store that goes away with its test.
 pub(crate) fn temp_store() -> (TempDir, BuildStore) {
     let dir = tempfile::tempdir().unwrap();
-    let store = BuildStore::open_or_create(&dir.path().join("builds")).unwrap();
+    let root = dir.path().join("builds");
+    let store = BuildStore::with_storage(&root, Arc::new(Unsynced)).unwrap();
     (dir, store)
 }
 
