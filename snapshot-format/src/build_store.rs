@@ -16,6 +16,7 @@ use std::sync::Arc;
 use crate::build::Build;
 use crate::build_id::BuildId;
 use crate::error::FormatError;
+use crate::manifest::file_name;
 use crate::staging::Staging;
 use crate::storage::{DiskStorage, Storage};
 
@@ -181,6 +182,12 @@ impl BuildStore {
 
     pub(crate) fn staging_dir(&self, id: &BuildId) -> PathBuf {
         self.root.join(format!("{STAGING_PREFIX}{id}"))
+    }
+
+    /// Where a working set is written before it is renamed into its build. Only directories
+    /// count in a store, so one that a crash left does no harm; the next recording replaces it.
+    pub(crate) fn working_set_temporary(&self, id: &BuildId) -> PathBuf {
+        self.root.join(format!(".{}-{id}", file_name::WORKING_SET))
     }
 
     pub(crate) fn merge_dir(&self, id: &BuildId) -> PathBuf {

@@ -44,6 +44,10 @@ mod merge_map;
 mod merge_plan;
 mod merge_policy;
 
+// What a restore touches first.
+mod working_set;
+mod working_set_file;
+
 // Looking at a build.
 mod inspection;
 mod verify;
@@ -71,4 +75,7 @@ pub use sums::{CHUNK_BYTES, DataSums, SumsHeader};
 pub use units::{ByteOffset, Generation, MAX_MEMORY_BYTES, PageCount, PageIndex, PageSize};
 pub use verify::{
     MAX_FAULTS, VerifyOptions, VerifyProgress, VerifyReport, verify, verify_data, verify_with,
+};
+pub use working_set::{
+    IgnoredWorkingSet, MAX_WORKING_SET_RUNS, PageRun, WorkingSet, WorkingSetFile,
 };

@@ -54,7 +54,8 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// Those of `fsync(2)`.
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
 
-    /// Renames a directory inside its parent, atomically; fails if `to` exists and is not empty.
+    /// Renames a file or directory inside the store, atomically. A file replaces another; a
+    /// directory fails if `to` exists and is not empty.
     ///
     /// # Errors
     /// Those of `rename(2)`.

@@ -19,6 +19,7 @@ use crate::manifest::{FileEntry, Manifest, file_name};
 use crate::memory_map::MemoryMap;
 use crate::sparse::{file_checksum, range_checksum};
 use crate::sums::DataSums;
+use crate::working_set::{IgnoredWorkingSet, WorkingSetFile, read_working_set};
 
 /// The most faults that a report lists; further ones are counted.
 pub const MAX_FAULTS: usize = 10_000;
@@ -166,6 +167,7 @@ impl Verifier<'_> {
         let own = self.dir.clone();
         self.data(&own);
         if let Some(map) = &map {
+            self.working_set(map);
             self.identities(map, options);
         }
     }
@@ -227,6 +229,21 @@ impl Verifier<'_> {
                 .into_iter()
                 .for_each(|fault| self.report.fault(fault));
             self.report.keep(&path, checked);
+        }
+    }
+
+    /// The working set, if there is one: a restore would ignore a bad one without a word.
+    fn working_set(&mut self, map: &MemoryMap) {
+        let path = self.dir.join(file_name::WORKING_SET);
+        match read_working_set(&self.dir, map) {
+            WorkingSetFile::Missing => {}
+            WorkingSetFile::Present(set) => self.report.count(set.to_bytes(map).len() as u64),
+            WorkingSetFile::Ignored(IgnoredWorkingSet::Corrupt(fault)) => self.report.fault(*fault),
+            WorkingSetFile::Ignored(other) => {
+                let expected = "readable, and of this build";
+                let fault = Fault::new(&path, 0, "working set", expected, other);
+                self.report.fault(fault);
+            }
         }
     }
 

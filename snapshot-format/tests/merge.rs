@@ -35,8 +35,11 @@ fn merge(store: &BuildStore, source: &Build, number: u8) -> (Build, MergeProgres
     (store.open(&id(number)).unwrap(), progress)
 }
 
-/// Name, inode, times and content of every file under a directory.
-fn state(dir: &Path) -> Vec<(PathBuf, u64, (i64, i64), Vec<u8>)> {
+/// Path, inode, time of change and content.
+type FileState = (PathBuf, u64, (i64, i64), Vec<u8>);
+
+/// Every file in a directory.
+fn state(dir: &Path) -> Vec<FileState> {
     let entries = fs::read_dir(dir)
         .unwrap()
         .map(|entry| entry.unwrap().path());

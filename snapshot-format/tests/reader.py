@@ -7,8 +7,8 @@ what the specification says. Standard library only.
     reader.py <builds directory> <build id>
 
 Checks the build and the sums and data of every build it takes pages from. Prints one line
-`build <id> generation <n> pages <n> page-size <n>`, a line `working-set <pages>` if there is a
-good one, then `<page> <SHA-256 of its content>` for each page. Exits with 1 and a line
+`build <id> generation <n> pages <n> page-size <n>`, a line `working-set` with the pages in
+first-touch order if there is one, then `<page> <SHA-256 of its content>` for each page. Exits with 1 and a line
 on standard error at the first thing that is not as specified.
 """
 
@@ -173,6 +173,26 @@ def check_files(directory, files):
     return contents
 
 
+def read_working_set(path, memory):
+    raw = read(path)
+    must(len(raw) >= 64, "working set: length")
+    magic, version, flags, size, generation, pages, build, map_crc, runs, runs_crc, crc = struct.unpack_from(
+        "<8sIIIIQ16sIIII", raw
+    )
+    must(magic == b"THAWWSET" and version == 1 and flags == 0, "working set: unknown")
+    must(crc == masked(raw[:60]), "working set: header checksum")
+    must((size, pages) == (memory.page_size, memory.pages), "working set: stale")
+    must((generation, build, map_crc) == (memory.generation, memory.id, memory.header_crc), "working set: stale")
+    must(runs <= 65536 and len(raw) == 64 + 8 * runs, "working set: length")
+    must(runs_crc == masked(raw[64:]), "working set: runs checksum")
+    touched = []
+    for start, count in struct.iter_unpack("<II", raw[64:]):
+        must(count >= 1 and start + count <= memory.pages, "working set: run")
+        touched.extend(range(start, start + count))
+    must(len(set(touched)) == len(touched), "working set: page twice")
+    return touched
+
+
 def main(root, build_id):
     must(re.fullmatch("[0-9a-f]{32}", build_id), "build id")
     directory = os.path.join(root, build_id)
@@ -193,8 +213,14 @@ def main(root, build_id):
         data.append(read(os.path.join(other, "memory.data")))
         sums.check(data[-1])
 
+    touched = None
+    path = os.path.join(directory, "working-set")
+    if os.path.exists(path):
+        touched = read_working_set(path, memory)
     size = memory.page_size
     print("build %s generation %d pages %d page-size %d" % (build_id, memory.generation, memory.pages, size))
+    if touched is not None:
+        print("working-set", *touched)
     zero = hashlib.sha256(bytes(size)).hexdigest()
     for start, pages, storage, origin, _ in memory.extents:
         for page in range(pages):

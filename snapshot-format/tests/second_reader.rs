@@ -11,9 +11,9 @@ use std::process::{Command, Output};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use sha2::{Digest, Sha256};
-use snapshot_format::{Build, BuildId, BuildStore};
+use snapshot_format::{Build, BuildId, BuildStore, WorkingSet, WorkingSetFile};
 use support::chain::{mixed_chain, publish_chain};
-use support::{PAGE, at, id, small_chain, temp_store};
+use support::{PAGE, at, count, id, small_chain, temp_store};
 
 fn read_in_python(root: &Path, build: BuildId) -> Output {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reader.py");
@@ -41,6 +41,12 @@ fn in_rust(build: &Build) -> String {
         map.memory_pages(),
         map.page_size().bytes()
     )];
+    if let WorkingSetFile::Present(set) = build.working_set() {
+        let runs = set.runs().iter();
+        let pages = runs.flat_map(|run| (0..run.pages.get()).map(|page| run.start.get() + page));
+        let pages: String = pages.map(|page| format!(" {page}")).collect();
+        lines.push(format!("working-set{pages}"));
+    }
     let mut content = [0; PAGE];
     for page in 0..map.memory_pages().get() {
         build.read_page(at(page), &mut content).unwrap();
@@ -96,6 +102,10 @@ fn second_reader_refuses_a_flipped_bit_in_every_file() {
     }
     let (_dir, store) = temp_store();
     let (_, diff) = small_chain(&store);
+    let touches = [7, 0, 1, 2, 5, 4].map(at);
+    let set = WorkingSet::record(diff.map(), touches, count(100));
+    store.write_working_set(&diff, &set).unwrap();
+    assert_same(&store, &diff);
     for name in fs::read_dir(diff.dir()).unwrap() {
         let path = name.unwrap().path();
         let good = fs::read(&path).unwrap();
