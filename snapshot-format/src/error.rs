@@ -216,6 +216,32 @@ pub enum FormatError {
         /// The name.
         name: String,
     },
+    /// An import stream has something else than what is due.
+    #[error("Import stream has {found} for {entry:?}: expected {expected}")]
+    StreamContent {
+        /// The entry that it is about.
+        entry: String,
+        /// What should be there.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// An import stream ends too early.
+    #[error("Import stream ends before the end of {entry:?}")]
+    StreamTruncated {
+        /// The entry that is missing or cut.
+        entry: String,
+    },
+    /// Something in an import stream is larger than is allowed.
+    #[error("Import stream has {bytes} bytes of {entry:?}, more than {limit}")]
+    StreamTooLarge {
+        /// The entry.
+        entry: String,
+        /// Its size.
+        bytes: u64,
+        /// What is allowed.
+        limit: u64,
+    },
     /// A manifest is larger than a reader accepts.
     #[error("Manifest of {bytes} bytes is over the limit")]
     ManifestTooLarge {

@@ -48,6 +48,13 @@ mod merge_policy;
 mod working_set;
 mod working_set_file;
 
+// From store to store.
+mod export;
+mod import;
+mod stream_file;
+mod stream_layout;
+mod stream_reader;
+
 // Looking at a build.
 mod inspection;
 mod verify;
@@ -59,7 +66,9 @@ pub use build_id::{BuildId, InvalidBuildId};
 pub use build_store::BuildStore;
 pub use data_file::DataFile;
 pub use error::{Fault, FormatError};
+pub use export::ExportSummary;
 pub use extent::{EXTENT_BYTES, Extent, Origin};
+pub use import::{ImportOptions, ImportSummary};
 pub use inspection::{InspectedBuild, Inspection};
 pub use manifest::{FileEntry, MAX_MANIFEST_BYTES, Manifest, MemoryShape, file_name};
 pub use map_cursor::{MapCursor, OriginRun, OriginRuns};

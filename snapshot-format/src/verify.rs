@@ -264,7 +264,7 @@ impl Verifier<'_> {
 }
 
 /// Compares every chunk of a data file with its sum.
-fn check_data(
+pub(crate) fn check_data(
     path: &Path,
     sums: &DataSums,
     fault: &mut dyn FnMut(Fault),
