@@ -1,6 +1,6 @@
 //! A table of contents over the extents: one hop to a handful of neighbours.
 //!
-//! Memory is cut into equal buckets, about one per eight extents; the table holds the position
+//! Memory is cut into equal buckets, about one per four extents; the table holds the position
 //! of the extent that covers the first page of each bucket. A lookup reads two entries of this
 //! table and searches the few records between them, where a search over all of a million
 //! records would miss the cache a dozen times. It is built in memory while the extents are
