@@ -95,9 +95,18 @@ impl BuildStore {
     ///
     /// # Errors
     /// [`FormatError::NotFound`], [`FormatError::AncestorMissing`],
-    /// [`FormatError::AncestorChanged`], [`FormatError::Corrupt`],
-    /// [`FormatError::Unsupported`] or [`FormatError::Io`].
+    /// [`FormatError::AncestorChanged`], [`FormatError::Cold`] if any of it is encoded,
+    /// [`FormatError::Corrupt`], [`FormatError::Unsupported`] or [`FormatError::Io`].
     pub fn open(&self, id: &BuildId) -> Result<Build, FormatError> {
+        Build::open_served(&self.root, *id)
+    }
+
+    /// As [`BuildStore::open`], for those who read pages through [`Build`] only, which decodes
+    /// what is encoded.
+    ///
+    /// # Errors
+    /// As for [`BuildStore::open`], without [`FormatError::Cold`].
+    pub fn open_cold(&self, id: &BuildId) -> Result<Build, FormatError> {
         Build::open(&self.root, *id)
     }
 

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::build_id::BuildId;
+use crate::encoding::Encoding;
 use crate::units::{PageCount, PageIndex, PageSize};
 
 /// One place where a file is not what it has to be.
@@ -127,6 +128,17 @@ pub enum FormatError {
         expected: u32,
         /// The identity it has now.
         found: u32,
+    },
+    /// Pages of the build can't be read where its map says, because they are encoded: open it as
+    /// a cold one, or merge it into one that isn't.
+    #[error("Data of build {ancestor}, which {build_id} takes pages from, is stored as {encoding}")]
+    Cold {
+        /// The build that was opened.
+        build_id: BuildId,
+        /// The one that is encoded; maybe the same.
+        ancestor: BuildId,
+        /// How.
+        encoding: Encoding,
     },
     /// The store already has this build, or a staging directory for it.
     #[error("Build {build_id} already exists at {}", path.display())]

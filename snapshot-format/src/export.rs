@@ -45,7 +45,7 @@ impl BuildStore {
         let index = StreamIndex::new(builds.clone()).to_bytes();
         export.entry(INDEX_NAME, index.len() as u64, index.as_slice())?;
         for id in &builds {
-            export.build(&self.open(id)?)?;
+            export.build(&self.open_cold(id)?)?;
         }
         let flushed = export.tar.into_inner().and_then(|mut to| to.flush());
         flushed.map_err(FormatError::io(
@@ -63,7 +63,7 @@ impl BuildStore {
         let (mut known, mut builds) = (BTreeSet::from([*id]), Vec::new());
         let mut wanted = vec![*id];
         while let Some(id) = wanted.pop() {
-            let build = self.open(&id)?;
+            let build = self.open_cold(&id)?;
             let named = build.map().builds().iter().map(|entry| entry.id);
             wanted.extend(named.filter(|named| known.insert(*named)));
             builds.push((build.map().generation(), id));

@@ -17,6 +17,7 @@ use std::path::Path;
 use crate::build::disagreement;
 use crate::build_id::BuildId;
 use crate::build_store::BuildStore;
+use crate::data_check::check_data;
 use crate::error::FormatError;
 use crate::manifest::{MAX_MANIFEST_BYTES, Manifest, file_name};
 use crate::memory_map::MemoryMap;
@@ -25,7 +26,6 @@ use crate::stream_file::{receive_file, skip_file};
 use crate::stream_layout::{INDEX_NAME, MAX_INDEX_BYTES, StreamIndex, entry_name, unexpected};
 use crate::stream_reader::StreamReader;
 use crate::sums::DataSums;
-use crate::verify::check_data;
 use crate::working_set::{WorkingSet, WorkingSetFile};
 use crate::working_set_file::MAX_FILE_BYTES;
 
@@ -167,7 +167,7 @@ impl<R: Read> Import<'_, R> {
         })?;
         self.summary.published.push(*id);
         if let Some(bytes) = working_set {
-            let build = self.store.open(id)?;
+            let build = self.store.open_cold(id)?;
             let name = Path::new(file_name::WORKING_SET);
             // Advice from afar is taken if it fits, and no reason to refuse a build if not.
             if let WorkingSetFile::Present(set) = WorkingSet::from_bytes(&bytes, build.map(), name)

@@ -19,10 +19,14 @@ mod top_index;
 
 // The other files, and a build of all of them.
 mod build;
+mod chunk_table;
 mod data_file;
+mod encoding;
 mod manifest;
 mod sparse;
+mod stored_chunk;
 mod sums;
+mod sums_builder;
 
 // From pages to a published build.
 mod adopt;
@@ -43,6 +47,7 @@ mod merge_journal;
 mod merge_map;
 mod merge_plan;
 mod merge_policy;
+mod merged_data;
 
 // What a restore touches first.
 mod working_set;
@@ -56,6 +61,7 @@ mod stream_layout;
 mod stream_reader;
 
 // Looking at a build.
+mod data_check;
 mod inspection;
 mod verify;
 
@@ -65,6 +71,7 @@ pub use build::Build;
 pub use build_id::{BuildId, InvalidBuildId};
 pub use build_store::BuildStore;
 pub use data_file::DataFile;
+pub use encoding::Encoding;
 pub use error::{Fault, FormatError};
 pub use export::ExportSummary;
 pub use extent::{EXTENT_BYTES, Extent, Origin};

@@ -15,7 +15,7 @@ use crate::map_header::BuildEntry;
 use crate::overlay::{keep_referenced, overlay, own_origin};
 use crate::staging::Staging;
 use crate::storage::{Storage, write_new_file};
-use crate::sums::SumsBuilder;
+use crate::sums_builder::SumsBuilder;
 use crate::units::{Generation, PageCount, PageSize};
 
 /// What writing a memory came to.

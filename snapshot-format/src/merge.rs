@@ -9,7 +9,7 @@
 //! work of a crashed or stopped merge count. The source's files are only read, and every chunk is
 //! compared with its sum on the way: a merge doesn't turn rot into content with a good checksum.
 //!
-//! In memory are one window of pages, 4 MiB of read buffer, and four bytes per chunk of all data
+//! In memory are one window of pages, 4 MiB of read buffer, and a few bytes per chunk of all data
 //! involved.
 
 use std::fs::{self, File};
@@ -19,6 +19,7 @@ use crate::build::Build;
 use crate::build_id::BuildId;
 use crate::build_store::BuildStore;
 use crate::chunk_source::ChunkSource;
+use crate::encoding::Encoding;
 use crate::error::FormatError;
 use crate::file_copy::copy_file;
 use crate::manifest::{Manifest, file_name};
@@ -27,9 +28,10 @@ use crate::merge_attempt::{Attempt, JOURNAL, OpenJournal, remove_attempt};
 use crate::merge_journal::{Journal, MergeIdentity};
 use crate::merge_map::write_merged_map;
 use crate::merge_plan::{Windows, stored_pages};
+use crate::merged_data::MergedData;
 use crate::staging::{PublishInfo, Published, Staging};
 use crate::storage::write_new_file;
-use crate::sums::{CHUNK_BYTES, SumsBuilder};
+use crate::sums::CHUNK_BYTES;
 use crate::units::{Generation, PageCount};
 
 /// How a merge goes about it.
@@ -39,8 +41,11 @@ pub struct MergeOptions {
     /// a chunk. The longer the chain, the more a large window helps: each of its builds is read
     /// once per window.
     pub window_bytes: u64,
-    /// How much is written between two points from which a crashed merge goes on.
+    /// How much content is written between two points from which a crashed merge goes on.
     pub checkpoint_bytes: u64,
+    /// How the merged build is stored. Any but [`Encoding::Raw`] makes a cold build, which only
+    /// [`BuildStore::open_cold`] opens.
+    pub encoding: Encoding,
 }
 
 /// How far a merge is.
@@ -70,6 +75,7 @@ impl Default for MergeOptions {
         Self {
             window_bytes: 32 << 20,
             checkpoint_bytes: 256 << 20,
+            encoding: Encoding::Raw,
         }
     }
 }
@@ -94,7 +100,7 @@ impl BuildStore {
         options: &MergeOptions,
         progress: &mut dyn FnMut(MergeProgress) -> ControlFlow<()>,
     ) -> Result<MergeOutcome, FormatError> {
-        let identity = MergeIdentity::new(id, source.map());
+        let identity = MergeIdentity::new(id, source.map(), options.encoding);
         if let Some(published) = self.published_merge(&identity)? {
             let total = stored_pages(source.map());
             let progress = MergeProgress {
@@ -167,7 +173,7 @@ struct Merge<'a> {
     journal: OpenJournal,
     data: File,
     reader: ChunkSource,
-    sums: SumsBuilder,
+    content: MergedData,
     window: PageCount,
     checkpoint_bytes: u64,
     total: PageCount,
@@ -189,9 +195,10 @@ impl<'a> Merge<'a> {
         let Attempt {
             staging,
             journal,
-            sums,
+            written,
         } = Attempt::open(store, identity, unit)?;
-        let written = sums.len() as u64 * u64::from(CHUNK_BYTES);
+        let content = MergedData::resume(identity.encoding, written);
+        let resumed = content.content_bytes() / page_size.bytes();
         Ok(Self {
             store,
             source,
@@ -199,18 +206,18 @@ impl<'a> Merge<'a> {
             staging,
             journal,
             reader: ChunkSource::new(source.clone()),
-            sums: SumsBuilder::resume(sums),
+            content,
             window: PageCount::new(window_bytes / page_size.bytes()),
             checkpoint_bytes: options.checkpoint_bytes,
             total: stored_pages(source.map()),
-            resumed: PageCount::new(written / page_size.bytes()),
+            resumed: PageCount::new(resumed),
         })
     }
 
     fn progress(&self) -> MergeProgress {
         let page_size = self.source.map().page_size();
         MergeProgress {
-            written: PageCount::new(self.sums.data_bytes() / page_size.bytes()),
+            written: PageCount::new(self.content.content_bytes() / page_size.bytes()),
             total: self.total,
             resumed: self.resumed,
             bytes_read: self.reader.bytes_read(),
@@ -225,7 +232,7 @@ impl<'a> Merge<'a> {
         let extents = map.all_extents();
         let mut windows = Windows::new(extents, map.page_size(), self.window, self.resumed);
         let path = self.staging.file_path(file_name::DATA);
-        let mut durable = self.sums.data_bytes();
+        let mut durable = self.content.content_bytes();
         let (mut placed, mut window) = (Vec::new(), Vec::new());
         loop {
             let pages = windows.next_into(&mut placed);
@@ -236,17 +243,17 @@ impl<'a> Merge<'a> {
             let bytes = bytes.and_then(|bytes| usize::try_from(bytes).ok());
             window.resize(bytes.expect("a window fits memory"), 0);
             self.reader.read(&mut placed, &mut window)?;
+            let (at, stored) = self.content.append(&window);
             self.store
                 .storage()
-                .write_at(&self.data, &path, self.sums.data_bytes(), &window)
+                .write_at(&self.data, &path, at, stored)
                 .map_err(FormatError::io("Writing", &path))?;
-            self.sums.append(&window);
             let flow = progress(self.progress());
-            if flow.is_break() || self.sums.data_bytes() - durable >= self.checkpoint_bytes {
+            if flow.is_break() || self.content.content_bytes() - durable >= self.checkpoint_bytes {
                 let storage = &**self.store.storage();
                 self.journal
-                    .checkpoint(storage, &path, self.sums.complete())?;
-                durable = self.sums.data_bytes();
+                    .checkpoint(storage, &path, self.content.complete())?;
+                durable = self.content.content_bytes();
             }
             if flow.is_break() {
                 return Ok(flow);
@@ -259,7 +266,7 @@ impl<'a> Merge<'a> {
         let map = self.source.map();
         let storage = &**self.store.storage();
         let data_pages = self.progress().written;
-        let (sums, sums_crc) = self.sums.finish(self.staging.build_id());
+        let (sums, sums_crc) = self.content.finish(self.staging.build_id());
         let path = self.staging.file_path(file_name::SUMS);
         write_new_file(storage, &path, &sums)?;
         let own = BuildEntry {

@@ -16,6 +16,7 @@ use crate::merge_journal::{Journal, MergeIdentity, encode_record};
 use crate::sparse::range_checksum;
 use crate::staging::Staging;
 use crate::storage::Storage;
+use crate::stored_chunk::{StoredChunk, offsets};
 use crate::sums::CHUNK_BYTES;
 
 pub(crate) const JOURNAL: &str = "journal";
@@ -24,8 +25,8 @@ pub(crate) const JOURNAL: &str = "journal";
 pub(crate) struct Attempt {
     pub(crate) staging: Staging,
     pub(crate) journal: OpenJournal,
-    /// The sums of the chunks that are written already.
-    pub(crate) sums: Vec<u32>,
+    /// The chunks that are written already.
+    pub(crate) written: Vec<StoredChunk>,
 }
 
 /// A journal, to be appended to.
@@ -73,10 +74,10 @@ impl Attempt {
     ) -> Result<Self, FormatError> {
         let id = identity.build_id;
         let (dir, path) = (store.staging_dir(&id), store.merge_dir(&id).join(JOURNAL));
-        let good = good_chunks(&dir.join(file_name::DATA), &journal.sums);
+        let good = good_chunks(&dir.join(file_name::DATA), &journal.chunks);
         let per_unit = usize::try_from(unit / u64::from(CHUNK_BYTES)).expect("a page is small");
         let keep = good - good % per_unit;
-        let open = if keep == journal.sums.len() {
+        let open = if keep == journal.chunks.len() {
             let file = store.storage().open_file(&path);
             OpenJournal {
                 file: file.map_err(FormatError::io("Opening", &path))?,
@@ -85,13 +86,13 @@ impl Attempt {
                 chunks: keep,
             }
         } else {
-            journal.sums.truncate(keep);
-            OpenJournal::create(&**store.storage(), path, identity, &journal.sums)?
+            journal.chunks.truncate(keep);
+            OpenJournal::create(&**store.storage(), path, identity, &journal.chunks)?
         };
         Ok(Self {
             staging: Staging::resumable(store.clone(), id, dir),
             journal: open,
-            sums: journal.sums,
+            written: journal.chunks,
         })
     }
 
@@ -118,7 +119,7 @@ impl Attempt {
         Ok(Self {
             staging: Staging::resumable(store.clone(), id, staging),
             journal,
-            sums: Vec::new(),
+            written: Vec::new(),
         })
     }
 }
@@ -139,11 +140,11 @@ impl OpenJournal {
         storage: &dyn Storage,
         path: PathBuf,
         identity: &MergeIdentity,
-        sums: &[u32],
+        durable: &[StoredChunk],
     ) -> Result<Self, FormatError> {
         let mut bytes = identity.encode();
-        if !sums.is_empty() {
-            bytes.extend_from_slice(&encode_record(sums));
+        if !durable.is_empty() {
+            bytes.extend_from_slice(&encode_record(durable));
         }
         let file = storage
             .create_file(&path)
@@ -158,18 +159,18 @@ impl OpenJournal {
             file,
             path,
             bytes: bytes.len() as u64,
-            chunks: sums.len(),
+            chunks: durable.len(),
         })
     }
 
-    /// Makes the chunks with these sums durable, and then says so.
+    /// Makes these chunks, all that are written, durable, and then says so.
     pub(crate) fn checkpoint(
         &mut self,
         storage: &dyn Storage,
         data: &Path,
-        sums: &[u32],
+        written: &[StoredChunk],
     ) -> Result<(), FormatError> {
-        let new = &sums[self.chunks..];
+        let new = &written[self.chunks..];
         if new.is_empty() {
             return Ok(());
         }
@@ -189,16 +190,17 @@ impl OpenJournal {
     }
 }
 
-/// How many chunks at the beginning of a file are what their sums say.
-fn good_chunks(data: &Path, sums: &[u32]) -> usize {
+/// How many chunks at the beginning of a file are what the journal says.
+fn good_chunks(data: &Path, chunks: &[StoredChunk]) -> usize {
     let Ok(file) = File::open(data) else {
         return 0;
     };
     let written = file.metadata().map_or(0, |metadata| metadata.len());
-    let chunk = u64::from(CHUNK_BYTES);
-    let good = |&(number, &sum): &(u64, &u32)| {
-        let bytes = number * chunk..(number + 1) * chunk;
-        bytes.end <= written && range_checksum(&file, bytes).is_ok_and(|found| found == sum)
+    let good = |&(bytes, chunk): &(&[u64], &StoredChunk)| {
+        let bytes = bytes[0]..bytes[1];
+        let crc = chunk.stored_crc;
+        bytes.end <= written && range_checksum(&file, bytes).is_ok_and(|found| found == crc)
     };
-    (0..).zip(sums).take_while(good).count()
+    let offsets = offsets(chunks);
+    offsets.windows(2).zip(chunks).take_while(good).count()
 }

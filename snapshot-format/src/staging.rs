@@ -17,7 +17,6 @@ use crate::manifest::{FileEntry, Manifest, MemoryShape, check_name, file_name};
 use crate::memory_map::MemoryMap;
 use crate::sparse::file_checksum;
 use crate::storage::write_new_file;
-use crate::sums::SumsHeader;
 
 /// What the publisher says about a build; the rest of the manifest follows from its files.
 #[derive(Clone, Debug, Default)]
@@ -145,9 +144,10 @@ impl Staging {
             let (expected, found) = (self.build_id, map.build_id());
             return Err(Fault::new(&map_path, 32, "build id", expected, found).into());
         }
-        DataFile::open_all(self.store.root(), &self.dir, &map)?;
+        let data = DataFile::open_all(self.store.root(), &self.dir, &map)?;
+        let own = data.last().expect("a table ends with its own build");
+        let bytes = own.stored_bytes(map.page_size());
         let sums_path = self.file_path(file_name::SUMS);
-        let bytes = SumsHeader::open(&sums_path)?.data_bytes;
         let data_path = self.file_path(file_name::DATA);
         let metadata =
             fs::metadata(&data_path).map_err(FormatError::io("Reading the size of", &data_path))?;

@@ -62,6 +62,34 @@ def is_name(name):
     )
 
 
+def lz4_block(raw):
+    """Decodes a block. Source: lz4, doc/lz4_Block_format.md."""
+    out, at = bytearray(), 0
+
+    def length(nibble, at):
+        if nibble == 15:
+            while raw[at] == 255:
+                nibble, at = nibble + 255, at + 1
+            nibble, at = nibble + raw[at], at + 1
+        return nibble, at
+
+    try:
+        while True:
+            token, at = raw[at], at + 1
+            literals, at = length(token >> 4, at)
+            out += raw[at : at + literals]
+            at += literals
+            if at >= len(raw):
+                return bytes(out)
+            (offset,) = struct.unpack_from("<H", raw, at)
+            match, at = length(token & 15, at + 2)
+            must(1 <= offset <= len(out), "lz4: offset")
+            run = bytes(out[-offset:])
+            out += (run * ((match + 4) // offset + 1))[: match + 4]
+    except (IndexError, struct.error):
+        raise Bad("lz4: length") from None
+
+
 class Sums:
     """memory.sums of one build."""
 
@@ -72,21 +100,33 @@ class Sums:
         zeros, entries_crc, self.crc = struct.unpack_from("<QII", raw, 48)
         must(magic == b"THAWSUM\0", "sums: magic")
         must(version == 1, "sums: unsupported version")
-        must(self.encoding == 0, "sums: unsupported encoding")
+        must(self.encoding in (0, 1), "sums: encoding that this reader doesn't know")
         must(self.crc == masked(raw[:60]), "sums: header checksum")
         must(self.chunk & (self.chunk - 1) == 0 and 4096 <= self.chunk <= 16 << 20, "sums: chunk size")
         must(zero == 0 and zeros == 0, "sums: reserved")
         must(self.bytes <= MAX_BYTES, "sums: data length")
         count = -(-self.bytes // self.chunk)
-        must(len(raw) == 64 + 4 * count, "sums: length")
+        must(len(raw) == 64 + (12 if self.encoding else 4) * count, "sums: length")
         must(entries_crc == masked(raw[64:]), "sums: entries checksum")
-        self.entries = struct.unpack_from("<%dI" % count, raw, 64)
+        self.entries = list(struct.iter_unpack("<III" if self.encoding else "<I", raw[64:]))
 
-    def check(self, data):
-        must(len(data) == self.bytes, "data: length")
-        for number, expected in enumerate(self.entries):
-            chunk = data[number * self.chunk : (number + 1) * self.chunk]
-            must(crc32c(chunk) == expected, "data: chunk %d" % number)
+    def content(self, data):
+        """All pages, from the content of memory.data."""
+        chunks, at = [], 0
+        for number, entry in enumerate(self.entries):
+            length = min(self.chunk, self.bytes - number * self.chunk)
+            stored_length, stored_crc, crc = entry if self.encoding else (length, entry[0], entry[0])
+            must(1 <= stored_length <= length, "sums: length of chunk %d" % number)
+            chunk = data[at : at + stored_length]
+            must(crc32c(chunk) == stored_crc, "data: chunk %d" % number)
+            if stored_length < length:
+                chunk = lz4_block(chunk)
+                must(crc32c(chunk) == crc, "data: content of chunk %d" % number)
+            must(len(chunk) == length, "data: length of chunk %d" % number)
+            chunks.append(chunk)
+            at += stored_length
+        must(len(data) == at, "data: length")
+        return b"".join(chunks)
 
 
 class Map:
@@ -210,8 +250,7 @@ def main(root, build_id):
         sums = Sums(read(os.path.join(other, "memory.sums")))
         must(sums.id == build and sums.crc == crc, "other data than the map's: " + build.hex())
         must(sums.bytes == pages * memory.page_size, "other length than the map's: " + build.hex())
-        data.append(read(os.path.join(other, "memory.data")))
-        sums.check(data[-1])
+        data.append(sums.content(read(os.path.join(other, "memory.data"))))
 
     touched = None
     path = os.path.join(directory, "working-set")

@@ -5,15 +5,18 @@
 mod support;
 
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::{Command, Output};
 
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use sha2::{Digest, Sha256};
-use snapshot_format::{Build, BuildId, BuildStore, WorkingSet, WorkingSetFile};
+use snapshot_format::{
+    Build, BuildId, BuildStore, Encoding, MergeOptions, WorkingSet, WorkingSetFile,
+};
 use support::chain::{mixed_chain, publish_chain};
-use support::{PAGE, at, count, id, small_chain, temp_store};
+use support::{PAGE, at, count, id, info, small_chain, temp_store};
 
 fn read_in_python(root: &Path, build: BuildId) -> Output {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reader.py");
@@ -78,6 +81,15 @@ fn second_reader_reads_random_chains_alike() {
         let (_dir, store) = temp_store();
         let (last, _) = publish_chain(&store, &chain);
         assert_same(&store, &last);
+        let options = MergeOptions {
+            encoding: Encoding::Lz4,
+            ..MergeOptions::default()
+        };
+        let mut go_on = |_| ControlFlow::Continue(());
+        store
+            .merge(&last, id(100), info(), &options, &mut go_on)
+            .unwrap();
+        assert_same(&store, &store.open_cold(&id(100)).unwrap());
         Ok(())
     });
     result.unwrap();

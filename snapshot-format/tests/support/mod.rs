@@ -137,3 +137,21 @@ pub(crate) fn small_chain(store: &BuildStore) -> (Build, Build) {
     });
     (base, diff)
 }
+
+/// A base of 300 pages and two diffs over it: five chunks of content.
+pub(crate) fn large_chain(store: &BuildStore) -> Build {
+    let (base, _) = publish(store, 1, None, 320, |writer| {
+        let bytes: Vec<u8> = (0..300u16).map(|page| (page % 7) as u8 + 1).collect();
+        writer.pages(at(10), &filled(&bytes)).unwrap();
+    });
+    let (diff, _) = publish(store, 2, Some(&base), 320, |writer| {
+        for page in (0..320).step_by(3) {
+            writer.pages(at(page), &filled(&[100])).unwrap();
+        }
+    });
+    let (last, _) = publish(store, 3, Some(&diff), 320, |writer| {
+        writer.zero(at(50), count(20)).unwrap();
+        writer.pages(at(200), &filled(&[200; 30])).unwrap();
+    });
+    last
+}
