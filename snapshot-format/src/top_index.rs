@@ -53,18 +53,23 @@ impl TopIndexBuilder {
         }
     }
 
-    /// Takes the next extent; they cover the memory without gaps, in order, or else the index
-    /// is never asked.
+    /// Takes the first pages of the next extents; they cover the memory without gaps, in order,
+    /// or else the index is never asked.
     ///
     /// Branches only where it never does: which extent is the first of a bucket is
-    /// unpredictable.
-    #[inline]
-    pub(crate) fn push(&mut self, start_page: u64) {
-        let bucket = (start_page + self.round_up) >> self.shift;
-        if let Some(begun) = self.begun.get_mut(bucket as usize) {
-            *begun = self.position;
+    /// unpredictable. The position lives in a register; in the builder, every write to the table
+    /// would make the compiler read it anew.
+    pub(crate) fn push_all(&mut self, start_pages: impl Iterator<Item = u64>) {
+        let (shift, round_up) = (self.shift, self.round_up);
+        let (begun, mut position) = (self.begun.as_mut_slice(), self.position);
+        for start_page in start_pages {
+            let bucket = (start_page + round_up) >> shift;
+            if let Some(begun) = begun.get_mut(bucket as usize) {
+                *begun = position;
+            }
+            position = position.wrapping_add(1);
         }
-        self.position = self.position.wrapping_add(1);
+        self.position = position;
     }
 
     pub(crate) fn finish(self) -> TopIndex {
@@ -97,9 +102,10 @@ mod tests {
     fn index(ends: &[u64]) -> TopIndex {
         let pages = PageCount::new(*ends.last().unwrap());
         let mut builder = TopIndexBuilder::new(pages, ends.len());
-        for &start in [0].iter().chain(&ends[..ends.len() - 1]) {
-            builder.push(start);
-        }
+        builder.push_all(
+            [0].into_iter()
+                .chain(ends[..ends.len() - 1].iter().copied()),
+        );
         builder.finish()
     }
 
