@@ -6,7 +6,7 @@
 //!
 //! A name that is a build id is a whole build, always. Names with a dot in front are unfinished
 //! business of a process; [`BuildStore::remove_staging`] clears them when no such process is
-//! left.
+//! left. A staging directory with a `.merge-<id>/` beside it is an unfinished merge, and stays.
 
 use std::fs;
 use std::io;

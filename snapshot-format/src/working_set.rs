@@ -149,7 +149,7 @@ impl BuildStore {
     /// Records a working set for a build, in place of an earlier one.
     ///
     /// It replaces the file by a rename, so whoever reads at the same time has the old one or the
-    /// new.
+    /// new. One recording of a build may be written at a time.
     ///
     /// # Errors
     /// [`FormatError::Io`], among others if the build was removed meanwhile.
