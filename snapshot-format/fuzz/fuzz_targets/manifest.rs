@@ -18,7 +18,10 @@ fn check(bytes: &[u8]) {
     };
     for file in manifest.files.keys() {
         let components: Vec<_> = Path::new(file).components().collect();
-        assert!(matches!(components.as_slice(), [Component::Normal(_)]), "{file:?}");
+        assert!(
+            matches!(components.as_slice(), [Component::Normal(_)]),
+            "{file:?}"
+        );
     }
     // Only one that is longer than a manifest may be can't be written.
     if let Ok(written) = manifest.to_bytes() {
