@@ -23,7 +23,7 @@ use crate::memory_writer::MemoryWriter;
 use crate::parent_pages::{ParentPages, window_pages};
 use crate::sparse::next_data;
 use crate::staging::Staging;
-use crate::sums::SumsBuilder;
+use crate::sums_builder::SumsBuilder;
 use crate::units::{ByteOffset, PageCount, PageIndex, PageSize};
 
 impl MemoryWriter {

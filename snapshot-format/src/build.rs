@@ -4,12 +4,12 @@
 //! written against. It reads no pages: their checksums are for [`verify`](crate::verify) and for
 //! readers off the hot path.
 
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::build_id::BuildId;
 use crate::data_file::DataFile;
+use crate::encoding::Encoding;
 use crate::error::{Fault, FormatError};
 use crate::extent::Origin;
 use crate::manifest::{Manifest, file_name};
@@ -27,6 +27,24 @@ pub struct Build {
 }
 
 impl Build {
+    /// Opens the build `id` of the store at `root`, if all data it refers to can be read where
+    /// its map says.
+    pub(crate) fn open_served(root: &Path, id: BuildId) -> Result<Self, FormatError> {
+        let build = Self::open(root, id)?;
+        let cold = build
+            .data_files
+            .iter()
+            .find(|data| data.encoding() != Encoding::Raw);
+        match cold {
+            None => Ok(build),
+            Some(data) => Err(FormatError::Cold {
+                build_id: id,
+                ancestor: data.build_id(),
+                encoding: data.encoding(),
+            }),
+        }
+    }
+
     /// Opens the build `id` of the store at `root`.
     pub(crate) fn open(root: &Path, id: BuildId) -> Result<Self, FormatError> {
         let dir = root.join(id.to_string());
@@ -128,9 +146,7 @@ impl Build {
                 Origin::Zero => part.fill(0),
                 Origin::Build(index) => {
                     let data = &self.data_files[usize::from(index)];
-                    data.file()
-                        .read_exact_at(part, DataFile::offset(extent.storage, page_size))
-                        .map_err(FormatError::io("Reading", data.path()))?;
+                    data.read_bytes(part, DataFile::offset(extent.storage, page_size))?;
                 }
             }
             rest = behind;

@@ -6,7 +6,7 @@
 //!
 //! A name that is a build id is a whole build, always. Names with a dot in front are unfinished
 //! business of a process; [`BuildStore::remove_staging`] clears them when no such process is
-//! left.
+//! left. A staging directory with a `.merge-<id>/` beside it is an unfinished merge, and stays.
 
 use std::fs;
 use std::io;
@@ -16,11 +16,13 @@ use std::sync::Arc;
 use crate::build::Build;
 use crate::build_id::BuildId;
 use crate::error::FormatError;
+use crate::manifest::file_name;
 use crate::staging::Staging;
 use crate::storage::{DiskStorage, Storage};
 
 const STAGING_PREFIX: &str = ".staging-";
 const TRASH_PREFIX: &str = ".trash-";
+const MERGE_PREFIX: &str = ".merge-";
 
 /// A directory of builds. Clones share the storage.
 #[derive(Clone, Debug)]
@@ -93,9 +95,18 @@ impl BuildStore {
     ///
     /// # Errors
     /// [`FormatError::NotFound`], [`FormatError::AncestorMissing`],
-    /// [`FormatError::AncestorChanged`], [`FormatError::Corrupt`],
-    /// [`FormatError::Unsupported`] or [`FormatError::Io`].
+    /// [`FormatError::AncestorChanged`], [`FormatError::Cold`] if any of it is encoded,
+    /// [`FormatError::Corrupt`], [`FormatError::Unsupported`] or [`FormatError::Io`].
     pub fn open(&self, id: &BuildId) -> Result<Build, FormatError> {
+        Build::open_served(&self.root, *id)
+    }
+
+    /// As [`BuildStore::open`], for those who read pages through [`Build`] only, which decodes
+    /// what is encoded.
+    ///
+    /// # Errors
+    /// As for [`BuildStore::open`], without [`FormatError::Cold`].
+    pub fn open_cold(&self, id: &BuildId) -> Result<Build, FormatError> {
         Build::open(&self.root, *id)
     }
 
@@ -112,7 +123,7 @@ impl BuildStore {
         if path.exists() {
             return Err(FormatError::AlreadyExists { build_id: id, path });
         }
-        let dir = self.root.join(format!("{STAGING_PREFIX}{id}"));
+        let dir = self.staging_dir(&id);
         match self.storage.create_dir(&dir) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 return Err(FormatError::AlreadyExists {
@@ -149,16 +160,20 @@ impl BuildStore {
         self.sync_root()
     }
 
-    /// The staging and trash directories that are there.
+    /// The staging and trash directories that are there, and the journals of merges that were
+    /// published.
+    ///
+    /// An unfinished merge is none of them: it goes on when it is asked for again
+    /// ([`BuildStore::unfinished_merges`]).
     ///
     /// # Errors
     /// [`FormatError::Io`].
     pub fn leftovers(&self) -> Result<Vec<PathBuf>, FormatError> {
         let unfinished = |name: &String| {
-            [STAGING_PREFIX, TRASH_PREFIX].iter().any(|prefix| {
-                let id = name.strip_prefix(prefix);
-                id.is_some_and(|id| id.parse::<BuildId>().is_ok())
-            })
+            let id = |prefix| name.strip_prefix(prefix)?.parse::<BuildId>().ok();
+            id(TRASH_PREFIX).is_some()
+                || id(STAGING_PREFIX).is_some_and(|id| !self.merge_dir(&id).is_dir())
+                || id(MERGE_PREFIX).is_some_and(|id| self.contains(&id))
         };
         let names = self.names()?;
         Ok(names
@@ -166,6 +181,26 @@ impl BuildStore {
             .filter(|name| unfinished(name))
             .map(|name| self.root.join(name))
             .collect())
+    }
+
+    /// The builds into which something is being merged.
+    pub(crate) fn merge_ids(&self) -> Result<Vec<BuildId>, FormatError> {
+        let id = |name: &String| name.strip_prefix(MERGE_PREFIX)?.parse().ok();
+        Ok(self.names()?.iter().filter_map(id).collect())
+    }
+
+    pub(crate) fn staging_dir(&self, id: &BuildId) -> PathBuf {
+        self.root.join(format!("{STAGING_PREFIX}{id}"))
+    }
+
+    /// Where a working set is written before it is renamed into its build. Only directories
+    /// count in a store, so one that a crash left does no harm; the next recording replaces it.
+    pub(crate) fn working_set_temporary(&self, id: &BuildId) -> PathBuf {
+        self.root.join(format!(".{}-{id}", file_name::WORKING_SET))
+    }
+
+    pub(crate) fn merge_dir(&self, id: &BuildId) -> PathBuf {
+        self.root.join(format!("{MERGE_PREFIX}{id}"))
     }
 
     /// Removes what crashes left behind, and returns what that was.
@@ -195,7 +230,7 @@ impl BuildStore {
             .map_err(FormatError::io("Syncing", &self.root))
     }
 
-    fn remove_dir(&self, dir: &Path) -> Result<(), FormatError> {
+    pub(crate) fn remove_dir(&self, dir: &Path) -> Result<(), FormatError> {
         self.storage
             .remove_dir_all(dir)
             .map_err(FormatError::io("Removing", dir))

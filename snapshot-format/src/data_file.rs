@@ -2,9 +2,12 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::build_id::BuildId;
+use crate::chunk_table::ChunkTable;
+use crate::encoding::Encoding;
 use crate::error::{Fault, FormatError};
 use crate::manifest::file_name;
 use crate::map_header::BuildEntry;
@@ -19,10 +22,12 @@ pub struct DataFile {
     path: PathBuf,
     build_id: BuildId,
     pages: PageCount,
+    /// If the file is encoded.
+    table: Option<ChunkTable>,
 }
 
 impl DataFile {
-    /// The file, opened for reading.
+    /// The file, opened for reading. Pages are where extents say only if it is not encoded.
     pub fn file(&self) -> &File {
         &self.file
     }
@@ -37,9 +42,36 @@ impl DataFile {
         self.build_id
     }
 
-    /// How many pages it has; the file is at least that long.
+    /// How the file is stored. Only builds that were opened with
+    /// [`BuildStore::open_cold`](crate::BuildStore::open_cold) have others than
+    /// [`Encoding::Raw`].
+    pub fn encoding(&self) -> Encoding {
+        self.table
+            .as_ref()
+            .map_or(Encoding::Raw, ChunkTable::encoding)
+    }
+
+    /// The length of the file, as its sums say.
+    pub(crate) fn stored_bytes(&self, page_size: PageSize) -> u64 {
+        let raw = || Self::offset(PageIndex::new(self.pages.get()), page_size);
+        self.table
+            .as_ref()
+            .map_or_else(raw, ChunkTable::stored_bytes)
+    }
+
+    /// How many pages it has.
     pub fn pages(&self) -> PageCount {
         self.pages
+    }
+
+    /// Reads a part of the data.
+    pub(crate) fn read_bytes(&self, buffer: &mut [u8], at: u64) -> Result<(), FormatError> {
+        if let Some(table) = &self.table {
+            return table.read(&self.file, &self.path, buffer, at);
+        }
+        self.file
+            .read_exact_at(buffer, at)
+            .map_err(FormatError::io("Reading", &self.path))
     }
 
     /// Opens the data of a build in `dir`, checks its length, and that its sums are those that
@@ -58,13 +90,20 @@ impl DataFile {
             let fault = Fault::new(&sums_path, 24, "data length", expected, sums.data_bytes);
             return Err(FormatError::from(fault).into());
         }
+        let table = match sums.encoding {
+            Encoding::Raw => None,
+            Encoding::Lz4 | Encoding::Zstd => Some(ChunkTable::open(&sums_path, &sums)?),
+        };
+        let stored_bytes = table
+            .as_ref()
+            .map_or(sums.data_bytes, ChunkTable::stored_bytes);
         let path = dir.join(file_name::DATA);
         let file = File::open(&path).map_err(FormatError::io("Opening", &path))?;
         let metadata = file
             .metadata()
             .map_err(FormatError::io("Reading the size of", &path))?;
-        if metadata.len() < sums.data_bytes {
-            let expected = format!("at least {}", sums.data_bytes);
+        if metadata.len() < stored_bytes {
+            let expected = format!("at least {stored_bytes}");
             let at = metadata.len();
             let fault = Fault::new(&path, at, "data length", expected, metadata.len());
             return Err(FormatError::from(fault).into());
@@ -74,6 +113,7 @@ impl DataFile {
             path,
             build_id: entry.id,
             pages: entry.data_pages,
+            table,
         })
     }
 

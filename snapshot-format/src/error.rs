@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::build_id::BuildId;
+use crate::encoding::Encoding;
 use crate::units::{PageCount, PageIndex, PageSize};
 
 /// One place where a file is not what it has to be.
@@ -128,6 +129,17 @@ pub enum FormatError {
         /// The identity it has now.
         found: u32,
     },
+    /// Pages of the build can't be read where its map says, because they are encoded: open it as
+    /// a cold one, or merge it into one that isn't.
+    #[error("Data of build {ancestor}, which {build_id} takes pages from, is stored as {encoding}")]
+    Cold {
+        /// The build that was opened.
+        build_id: BuildId,
+        /// The one that is encoded; maybe the same.
+        ancestor: BuildId,
+        /// How.
+        encoding: Encoding,
+    },
     /// The store already has this build, or a staging directory for it.
     #[error("Build {build_id} already exists at {}", path.display())]
     AlreadyExists {
@@ -215,6 +227,32 @@ pub enum FormatError {
     Unregistered {
         /// The name.
         name: String,
+    },
+    /// An import stream has something else than what is due.
+    #[error("Import stream has {found} for {entry:?}: expected {expected}")]
+    StreamContent {
+        /// The entry that it is about.
+        entry: String,
+        /// What should be there.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// An import stream ends too early.
+    #[error("Import stream ends before the end of {entry:?}")]
+    StreamTruncated {
+        /// The entry that is missing or cut.
+        entry: String,
+    },
+    /// Something in an import stream is larger than is allowed.
+    #[error("Import stream has {bytes} bytes of {entry:?}, more than {limit}")]
+    StreamTooLarge {
+        /// The entry.
+        entry: String,
+        /// Its size.
+        bytes: u64,
+        /// What is allowed.
+        limit: u64,
     },
     /// A manifest is larger than a reader accepts.
     #[error("Manifest of {bytes} bytes is over the limit")]

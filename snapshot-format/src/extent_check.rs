@@ -9,7 +9,7 @@ use std::path::Path;
 
 use crate::checksum::mask;
 use crate::error::Fault;
-use crate::extent::EXTENT_BYTES;
+use crate::extent::{EXTENT_BYTES, record_start};
 use crate::le::u64_at;
 use crate::map_header::{BuildEntry, MapHeader};
 use crate::top_index::{TopIndex, TopIndexBuilder};
@@ -124,9 +124,9 @@ fn judge(
         nonzero |= start ^ page;
         nonzero |= if origin == 0 { storage } else { 0 };
         negative |= pages.wrapping_sub(1) | limit.wrapping_sub(storage + pages);
-        index.push(start);
         page += pages;
     }
+    index.push_all(block.iter().map(record_start));
     (nonzero == 0 && negative >> 63 == 0, page)
 }
 

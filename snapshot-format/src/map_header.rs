@@ -40,6 +40,14 @@ pub(crate) struct MapHeader {
     pub(crate) extents_crc: u32,
 }
 
+/// The stored checksum of a map's header; it covers those of the other sections.
+///
+/// The file is one whose header was parsed.
+pub(crate) fn header_crc(file_bytes: &[u8]) -> u32 {
+    let header = file_bytes.first_chunk::<HEADER_BYTES>();
+    u32_at(header.expect("a parsed map has a header"), CRC_AT)
+}
+
 /// A build that a map takes pages from, and what identifies its data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BuildEntry {

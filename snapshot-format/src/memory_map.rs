@@ -15,7 +15,7 @@ use crate::build_id::BuildId;
 use crate::error::FormatError;
 use crate::extent::{EXTENT_BYTES, Extent, record_start};
 use crate::extent_check::check_extents;
-use crate::map_header::{BuildEntry, HEADER_BYTES, MapHeader, parse_builds};
+use crate::map_header::{BuildEntry, HEADER_BYTES, MapHeader, header_crc, parse_builds};
 use crate::sys::Mapping;
 use crate::top_index::TopIndex;
 use crate::units::{Generation, PageCount, PageIndex, PageSize};
@@ -129,6 +129,12 @@ impl MemoryMap {
         self.header.extent_count
     }
 
+    /// The stored checksum of the header, which covers those of the other sections: it identifies
+    /// the whole map.
+    pub(crate) fn header_crc(&self) -> u32 {
+        header_crc(self.bytes.get())
+    }
+
     /// The file, or the name it was given.
     pub fn path(&self) -> &Path {
         &self.name
@@ -142,8 +148,7 @@ impl MemoryMap {
     /// The whole extent that contains a page; `None` outside the memory.
     #[inline]
     pub fn lookup(&self, page: PageIndex) -> Option<Extent> {
-        let position = self.position(page)?;
-        Some(Extent::decode(&self.records()[position]))
+        Some(self.extent_at(self.position(page)?))
     }
 
     /// The extents of a range of pages, clipped to it, with their storage adjusted.
@@ -171,9 +176,15 @@ impl MemoryMap {
         self.bytes.get()[self.header.extents_range()].as_chunks().0
     }
 
+    /// The extent of a record; the position is below [`MemoryMap::extent_count`].
+    #[inline]
+    pub(crate) fn extent_at(&self, position: usize) -> Extent {
+        Extent::decode(&self.records()[position])
+    }
+
     /// The position of the record that covers a page.
     #[inline]
-    fn position(&self, page: PageIndex) -> Option<usize> {
+    pub(crate) fn position(&self, page: PageIndex) -> Option<usize> {
         if page.get() >= self.header.memory_pages.get() {
             return None;
         }

@@ -14,8 +14,8 @@ use crate::map_encode::{MapContent, encode_map};
 use crate::map_header::BuildEntry;
 use crate::overlay::{keep_referenced, overlay, own_origin};
 use crate::staging::Staging;
-use crate::storage::Storage;
-use crate::sums::SumsBuilder;
+use crate::storage::{Storage, write_new_file};
+use crate::sums_builder::SumsBuilder;
 use crate::units::{Generation, PageCount, PageSize};
 
 /// What writing a memory came to.
@@ -137,13 +137,6 @@ impl MemoryTarget {
     }
 
     fn write_file(&self, name: &str, bytes: &[u8]) -> Result<(), FormatError> {
-        let path = self.dir.join(name);
-        let file = self
-            .storage
-            .create_file(&path)
-            .map_err(FormatError::io("Creating", &path))?;
-        self.storage
-            .write_at(&file, &path, 0, bytes)
-            .map_err(FormatError::io("Writing", &path))
+        write_new_file(&*self.storage, &self.dir.join(name), bytes)
     }
 }

@@ -17,7 +17,7 @@ use crate::overlay::inherited;
 use crate::parent_pages::{ParentPages, window_pages};
 use crate::staging::Staging;
 use crate::storage::Storage;
-use crate::sums::SumsBuilder;
+use crate::sums_builder::SumsBuilder;
 use crate::units::{PageCount, PageIndex, PageSize};
 
 const WRITE_BYTES: usize = 1 << 20;

@@ -5,7 +5,6 @@
 //! two reads and not one per page.
 
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 
 use crate::build::Build;
 use crate::data_file::DataFile;
@@ -94,12 +93,8 @@ impl ParentPages {
         let data = &parent.data_files()[usize::from(run.origin)];
         let pages = in_memory(run.storage.end - run.storage.start);
         self.bounce.resize(pages * page_bytes, 0);
-        data.file()
-            .read_exact_at(
-                &mut self.bounce,
-                DataFile::offset(run.storage.start, self.page_size),
-            )
-            .map_err(FormatError::io("Reading", data.path()))?;
+        let at = DataFile::offset(run.storage.start, self.page_size);
+        data.read_bytes(&mut self.bounce, at)?;
         for extent in run.extents {
             let from = in_memory(extent.storage - run.storage.start) * page_bytes;
             let position = in_memory(extent.start - window_start);

@@ -16,7 +16,7 @@ use crate::error::{Fault, FormatError};
 use crate::manifest::{FileEntry, Manifest, MemoryShape, check_name, file_name};
 use crate::memory_map::MemoryMap;
 use crate::sparse::file_checksum;
-use crate::sums::SumsHeader;
+use crate::storage::write_new_file;
 
 /// What the publisher says about a build; the rest of the manifest follows from its files.
 #[derive(Clone, Debug, Default)]
@@ -38,7 +38,8 @@ pub struct Published {
     pub manifest: Manifest,
 }
 
-/// A staging directory; dropping it unpublished removes it.
+/// A staging directory; dropping it unpublished removes it, unless it belongs to a merge, which
+/// can go on.
 #[derive(Debug)]
 pub struct Staging {
     store: BuildStore,
@@ -46,6 +47,8 @@ pub struct Staging {
     dir: PathBuf,
     files: BTreeMap<String, FileEntry>,
     published: bool,
+    /// Whether the directory stays for another attempt.
+    resumable: bool,
 }
 
 impl Staging {
@@ -56,7 +59,15 @@ impl Staging {
             dir,
             files: BTreeMap::new(),
             published: false,
+            resumable: false,
         }
+    }
+
+    /// A directory that is there, and that stays if this is dropped.
+    pub(crate) fn resumable(store: BuildStore, build_id: BuildId, dir: PathBuf) -> Self {
+        let mut staging = Self::new(store, build_id, dir);
+        staging.resumable = true;
+        staging
     }
 
     /// The id that the build will have.
@@ -94,6 +105,11 @@ impl Staging {
         Ok(entry)
     }
 
+    /// Registers a file whose length and checksum are known.
+    pub(crate) fn register(&mut self, name: &str, entry: FileEntry) {
+        self.files.insert(name.to_owned(), entry);
+    }
+
     /// Makes the staged files a build.
     ///
     /// The memory files are validated first: what is published can be opened. If this fails,
@@ -128,9 +144,10 @@ impl Staging {
             let (expected, found) = (self.build_id, map.build_id());
             return Err(Fault::new(&map_path, 32, "build id", expected, found).into());
         }
-        DataFile::open_all(self.store.root(), &self.dir, &map)?;
+        let data = DataFile::open_all(self.store.root(), &self.dir, &map)?;
+        let own = data.last().expect("a table ends with its own build");
+        let bytes = own.stored_bytes(map.page_size());
         let sums_path = self.file_path(file_name::SUMS);
-        let bytes = SumsHeader::open(&sums_path)?.data_bytes;
         let data_path = self.file_path(file_name::DATA);
         let metadata =
             fs::metadata(&data_path).map_err(FormatError::io("Reading the size of", &data_path))?;
@@ -151,13 +168,8 @@ impl Staging {
 
     fn write_manifest(&self, manifest: &Manifest) -> Result<(), FormatError> {
         let path = self.file_path(file_name::MANIFEST);
-        let storage = self.store.storage();
-        let file = storage
-            .create_file(&path)
-            .map_err(FormatError::io("Creating", &path))?;
-        storage
-            .write_at(&file, &path, 0, &manifest.to_bytes()?)
-            .map_err(FormatError::io("Writing", &path))
+        let bytes = manifest.to_bytes()?;
+        write_new_file(&**self.store.storage(), &path, &bytes)
     }
 
     /// Makes every file and then the directory durable; refuses files that nobody registered.
@@ -206,7 +218,7 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        if !self.published {
+        if !self.published && !self.resumable {
             // What can't be removed now is removed by `remove_staging` at the next start.
             let _ = self.store.storage().remove_dir_all(&self.dir);
         }

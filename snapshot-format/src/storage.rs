@@ -9,6 +9,8 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use crate::error::FormatError;
+
 /// What a [`BuildStore`](crate::BuildStore) does to its file system.
 ///
 /// Every method returns after the effect is visible to other processes; only the two `sync`
@@ -25,6 +27,14 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// # Errors
     /// Those of `open(2)`.
     fn create_file(&self, path: &Path) -> io::Result<File>;
+
+    /// Opens a file for reading and writing as it is.
+    ///
+    /// # Errors
+    /// Those of `open(2)`.
+    fn open_file(&self, path: &Path) -> io::Result<File> {
+        File::options().read(true).write(true).open(path)
+    }
 
     /// Writes all bytes at an offset; `path` names the file for reports.
     ///
@@ -44,7 +54,8 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// Those of `fsync(2)`.
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
 
-    /// Renames a directory inside its parent, atomically; fails if `to` exists and is not empty.
+    /// Renames a file or directory inside the store, atomically. A file replaces another; a
+    /// directory fails if `to` exists and is not empty.
     ///
     /// # Errors
     /// Those of `rename(2)`.
@@ -94,4 +105,18 @@ impl Storage for DiskStorage {
     fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
         fs::remove_dir_all(path)
     }
+}
+
+/// Creates or replaces a file with this content.
+pub(crate) fn write_new_file(
+    storage: &dyn Storage,
+    path: &Path,
+    bytes: &[u8],
+) -> Result<(), FormatError> {
+    let file = storage
+        .create_file(path)
+        .map_err(FormatError::io("Creating", path))?;
+    storage
+        .write_at(&file, path, 0, bytes)
+        .map_err(FormatError::io("Writing", path))
 }

@@ -10,10 +10,12 @@ use std::io::Read;
 use std::path::Path;
 
 use crate::build_id::BuildId;
-use crate::checksum::{append_zeros, masked};
+use crate::checksum::masked;
+use crate::encoding::Encoding;
 use crate::error::{Fault, FormatError};
 use crate::le::{bytes_at, u32_at, u64_at};
 use crate::map_header::FORMAT_VERSION;
+use crate::stored_chunk::{STORED_CHUNK_BYTES, StoredChunk};
 use crate::units::MAX_MEMORY_BYTES;
 
 pub(crate) const SUMS_MAGIC: [u8; 8] = *b"THAWSUM\0";
@@ -22,8 +24,6 @@ pub(crate) const SUMS_HEADER_BYTES: usize = 64;
 pub const CHUNK_BYTES: u32 = 256 << 10;
 const MIN_CHUNK_BYTES: u32 = 4 << 10;
 const MAX_CHUNK_BYTES: u32 = 16 << 20;
-/// Chunks hold the pages as they are; later versions may compress them.
-const ENCODING_RAW: u32 = 0;
 
 /// What the header of a `memory.sums` says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,8 +32,10 @@ pub struct SumsHeader {
     pub build_id: BuildId,
     /// How many bytes one checksum covers; the last chunk may be shorter.
     pub chunk_bytes: u32,
-    /// The length of `memory.data`.
+    /// The length of the data; also that of `memory.data` if it is not encoded.
     pub data_bytes: u64,
+    /// How the chunks are stored.
+    pub encoding: Encoding,
     /// The stored checksum of this header, which identifies the data.
     pub header_crc: u32,
     entries_crc: u32,
@@ -44,6 +46,8 @@ pub struct SumsHeader {
 pub struct DataSums {
     header: SumsHeader,
     sums: Vec<u32>,
+    /// Of each chunk, if they are encoded.
+    stored: Vec<StoredChunk>,
 }
 
 impl SumsHeader {
@@ -72,16 +76,16 @@ impl SumsHeader {
             );
             return Err(Fault::new(file, 0, "magic", expected, found).into());
         }
-        for (at, what, known) in [
-            (8, "format version", FORMAT_VERSION),
-            (12, "encoding", ENCODING_RAW),
-        ] {
-            let found = u32_at(bytes, at);
-            if found != known {
-                let (file, found) = (file.to_owned(), found.into());
-                return Err(FormatError::Unsupported { file, what, found });
-            }
+        let unsupported = |what, found: u32| {
+            let (file, found) = (file.to_owned(), found.into());
+            FormatError::Unsupported { file, what, found }
+        };
+        let (version, encoding) = (u32_at(bytes, 8), u32_at(bytes, 12));
+        if version != FORMAT_VERSION {
+            return Err(unsupported("format version", version));
         }
+        let encoding =
+            Encoding::from_code(encoding).ok_or_else(|| unsupported("encoding", encoding))?;
         let (stored, computed) = (u32_at(bytes, 60), masked(&bytes[..60]));
         if stored != computed {
             return Err(Fault::checksum(file, 0, "header checksum", stored, computed).into());
@@ -105,6 +109,7 @@ impl SumsHeader {
             build_id: BuildId::from_bytes(bytes_at(bytes, 32)),
             chunk_bytes,
             data_bytes,
+            encoding,
             header_crc: stored,
             entries_crc: u32_at(bytes, 56),
         })
@@ -132,7 +137,11 @@ impl DataSums {
     /// [`FormatError::Corrupt`] or [`FormatError::Unsupported`].
     pub fn from_bytes(bytes: &[u8], name: &Path) -> Result<Self, FormatError> {
         let header = SumsHeader::parse(bytes, name)?;
-        let expected = SUMS_HEADER_BYTES as u64 + 4 * header.chunk_count();
+        let entry_bytes = match header.encoding {
+            Encoding::Raw => 4,
+            Encoding::Lz4 | Encoding::Zstd => STORED_CHUNK_BYTES as u64,
+        };
+        let expected = SUMS_HEADER_BYTES as u64 + entry_bytes * header.chunk_count();
         if bytes.len() as u64 != expected {
             return Err(Fault::new(name, 0, "sums length", expected, bytes.len()).into());
         }
@@ -142,11 +151,34 @@ impl DataSums {
             let at = SUMS_HEADER_BYTES as u64;
             return Err(Fault::checksum(name, at, "entries checksum", stored, computed).into());
         }
-        let sums = entries.as_chunks().0.iter().map(|&e| u32::from_le_bytes(e));
-        Ok(Self {
+        let mut sums = Self {
             header,
-            sums: sums.collect(),
-        })
+            sums: Vec::new(),
+            stored: Vec::new(),
+        };
+        if header.encoding == Encoding::Raw {
+            let raw = entries.as_chunks().0.iter();
+            sums.sums = raw.map(|&entry| u32::from_le_bytes(entry)).collect();
+        } else {
+            let stored = entries.as_chunks().0.iter();
+            sums.stored = stored.map(StoredChunk::decode).collect();
+            sums.sums = sums.stored.iter().map(|chunk| chunk.content_crc).collect();
+            sums.check_stored(name)?;
+        }
+        Ok(sums)
+    }
+
+    /// That every encoded chunk has some bytes, and no more than it has without encoding.
+    fn check_stored(&self, name: &Path) -> Result<(), Fault> {
+        for (number, chunk) in self.stored.iter().enumerate() {
+            let most = self.chunk_len(number);
+            if chunk.bytes == 0 || u64::from(chunk.bytes) > most {
+                let at = (SUMS_HEADER_BYTES + number * STORED_CHUNK_BYTES) as u64;
+                let expected = format!("1 to {most}");
+                return Err(Fault::new(name, at, "chunk length", expected, chunk.bytes));
+            }
+        }
+        Ok(())
     }
 
     /// The header.
@@ -154,7 +186,24 @@ impl DataSums {
         &self.header
     }
 
-    /// The plain CRC-32C of each chunk.
+    /// The length of `memory.data`.
+    pub fn stored_bytes(&self) -> u64 {
+        match self.header.encoding {
+            Encoding::Raw => self.header.data_bytes,
+            _ => self.stored.iter().map(|chunk| u64::from(chunk.bytes)).sum(),
+        }
+    }
+
+    /// The encoded chunks; none if they are stored as they are.
+    pub(crate) fn stored(&self) -> &[StoredChunk] {
+        &self.stored
+    }
+
+    pub(crate) fn into_stored(self) -> Vec<StoredChunk> {
+        self.stored
+    }
+
+    /// The plain CRC-32C of the content of each chunk.
     pub fn sums(&self) -> &[u32] {
         &self.sums
     }
@@ -169,114 +218,25 @@ impl DataSums {
     }
 }
 
-/// Sums that grow while the data is written, front to back.
-#[derive(Debug, Default)]
-pub(crate) struct SumsBuilder {
-    sums: Vec<u32>,
-    crc: u32,
-    /// Bytes in the chunk that is not complete yet.
-    filled: u64,
+/// The file for data of this length, and the header checksum that identifies the data.
+pub(crate) fn encode_sums(
+    build_id: BuildId,
+    encoding: Encoding,
     data_bytes: u64,
-}
-
-impl SumsBuilder {
-    pub(crate) fn append(&mut self, mut bytes: &[u8]) {
-        while !bytes.is_empty() {
-            let room = usize::try_from(self.room()).expect("a chunk is small");
-            let (now, later) = bytes.split_at(bytes.len().min(room));
-            self.crc = crc32c::crc32c_append(self.crc, now);
-            self.advance(now.len() as u64);
-            bytes = later;
-        }
-    }
-
-    pub(crate) fn append_zeros(&mut self, mut zeros: u64) {
-        let whole = append_zeros(0, CHUNK_BYTES.into());
-        while zeros > 0 {
-            let now = zeros.min(self.room());
-            let whole_chunk = now == u64::from(CHUNK_BYTES);
-            self.crc = if whole_chunk {
-                whole
-            } else {
-                append_zeros(self.crc, now)
-            };
-            self.advance(now);
-            zeros -= now;
-        }
-    }
-
-    fn room(&self) -> u64 {
-        u64::from(CHUNK_BYTES) - self.filled
-    }
-
-    fn advance(&mut self, bytes: u64) {
-        self.filled += bytes;
-        self.data_bytes += bytes;
-        if self.room() == 0 {
-            self.end_chunk();
-        }
-    }
-
-    fn end_chunk(&mut self) {
-        self.sums.push(self.crc);
-        self.crc = 0;
-        self.filled = 0;
-    }
-
-    /// The length of the data so far.
-    pub(crate) fn data_bytes(&self) -> u64 {
-        self.data_bytes
-    }
-
-    /// The file, and the header checksum that identifies the data.
-    pub(crate) fn finish(mut self, build_id: BuildId) -> (Vec<u8>, u32) {
-        if self.filled > 0 {
-            self.end_chunk();
-        }
-        let entries: Vec<u8> = self.sums.iter().flat_map(|sum| sum.to_le_bytes()).collect();
-        let mut file = Vec::with_capacity(SUMS_HEADER_BYTES + entries.len());
-        file.extend_from_slice(&SUMS_MAGIC);
-        file.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
-        file.extend_from_slice(&ENCODING_RAW.to_le_bytes());
-        file.extend_from_slice(&CHUNK_BYTES.to_le_bytes());
-        file.extend_from_slice(&[0; 4]);
-        file.extend_from_slice(&self.data_bytes.to_le_bytes());
-        file.extend_from_slice(build_id.as_bytes());
-        file.extend_from_slice(&[0; 8]);
-        file.extend_from_slice(&masked(&entries).to_le_bytes());
-        let header_crc = masked(&file);
-        file.extend_from_slice(&header_crc.to_le_bytes());
-        file.extend_from_slice(&entries);
-        (file, header_crc)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn zeros_that_were_skipped_sum_like_zeros_that_were_read() {
-        let id = BuildId::from_bytes([1; 16]);
-        let (mut read, mut skipped) = (SumsBuilder::default(), SumsBuilder::default());
-        for zeros in [4096, 262_144, 700_000, 3] {
-            read.append(b"data");
-            read.append(&vec![0; zeros]);
-            skipped.append(b"data");
-            skipped.append_zeros(zeros as u64);
-        }
-        assert_eq!(read.finish(id), skipped.finish(id));
-    }
-
-    #[test]
-    fn written_sums_are_read_back() {
-        let mut builder = SumsBuilder::default();
-        builder.append(&vec![7; 300_000]);
-        let (file, crc) = builder.finish(BuildId::from_bytes([1; 16]));
-        let sums = DataSums::from_bytes(&file, Path::new("sums")).unwrap();
-        assert_eq!(sums.header().header_crc, crc);
-        assert_eq!(sums.sums().len(), 2);
-        assert_eq!(sums.sums()[0], crc32c::crc32c(&vec![7; 262_144]));
-        assert_eq!(sums.chunk_len(1), 300_000 - 262_144);
-    }
+    entries: &[u8],
+) -> (Vec<u8>, u32) {
+    let mut file = Vec::with_capacity(SUMS_HEADER_BYTES + entries.len());
+    file.extend_from_slice(&SUMS_MAGIC);
+    file.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
+    file.extend_from_slice(&encoding.code().to_le_bytes());
+    file.extend_from_slice(&CHUNK_BYTES.to_le_bytes());
+    file.extend_from_slice(&[0; 4]);
+    file.extend_from_slice(&data_bytes.to_le_bytes());
+    file.extend_from_slice(build_id.as_bytes());
+    file.extend_from_slice(&[0; 8]);
+    file.extend_from_slice(&masked(entries).to_le_bytes());
+    let header_crc = masked(&file);
+    file.extend_from_slice(&header_crc.to_le_bytes());
+    file.extend_from_slice(entries);
+    (file, header_crc)
 }

@@ -1,6 +1,6 @@
 //! A table of contents over the extents: one hop to a handful of neighbours.
 //!
-//! Memory is cut into equal buckets, about one per eight extents; the table holds the position
+//! Memory is cut into equal buckets, about one per four extents; the table holds the position
 //! of the extent that covers the first page of each bucket. A lookup reads two entries of this
 //! table and searches the few records between them, where a search over all of a million
 //! records would miss the cache a dozen times. It is built in memory while the extents are
@@ -53,18 +53,23 @@ impl TopIndexBuilder {
         }
     }
 
-    /// Takes the next extent; they cover the memory without gaps, in order, or else the index
-    /// is never asked.
+    /// Takes the first pages of the next extents; they cover the memory without gaps, in order,
+    /// or else the index is never asked.
     ///
     /// Branches only where it never does: which extent is the first of a bucket is
-    /// unpredictable.
-    #[inline]
-    pub(crate) fn push(&mut self, start_page: u64) {
-        let bucket = (start_page + self.round_up) >> self.shift;
-        if let Some(begun) = self.begun.get_mut(bucket as usize) {
-            *begun = self.position;
+    /// unpredictable. The position lives in a register; in the builder, every write to the table
+    /// would make the compiler read it anew.
+    pub(crate) fn push_all(&mut self, start_pages: impl Iterator<Item = u64>) {
+        let (shift, round_up) = (self.shift, self.round_up);
+        let (begun, mut position) = (self.begun.as_mut_slice(), self.position);
+        for start_page in start_pages {
+            let bucket = (start_page + round_up) >> shift;
+            if let Some(begun) = begun.get_mut(bucket as usize) {
+                *begun = position;
+            }
+            position = position.wrapping_add(1);
         }
-        self.position = self.position.wrapping_add(1);
+        self.position = position;
     }
 
     pub(crate) fn finish(self) -> TopIndex {
@@ -97,9 +102,10 @@ mod tests {
     fn index(ends: &[u64]) -> TopIndex {
         let pages = PageCount::new(*ends.last().unwrap());
         let mut builder = TopIndexBuilder::new(pages, ends.len());
-        for &start in [0].iter().chain(&ends[..ends.len() - 1]) {
-            builder.push(start);
-        }
+        builder.push_all(
+            [0].into_iter()
+                .chain(ends[..ends.len() - 1].iter().copied()),
+        );
         builder.finish()
     }
 

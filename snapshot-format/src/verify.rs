@@ -5,7 +5,7 @@
 //! of any file is found, and so is a file that was exchanged for another intact one.
 
 use std::error::Error;
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -13,12 +13,14 @@ use serde::Serialize;
 use crate::build::{Build, disagreement};
 use crate::build_id::BuildId;
 use crate::build_store::BuildStore;
+use crate::data_check::check_data;
 use crate::data_file::DataFile;
 use crate::error::{Fault, FormatError};
 use crate::manifest::{FileEntry, Manifest, file_name};
 use crate::memory_map::MemoryMap;
-use crate::sparse::{file_checksum, range_checksum};
+use crate::sparse::file_checksum;
 use crate::sums::DataSums;
+use crate::working_set::{IgnoredWorkingSet, WorkingSetFile, read_working_set};
 
 /// The most faults that a report lists; further ones are counted.
 pub const MAX_FAULTS: usize = 10_000;
@@ -166,6 +168,7 @@ impl Verifier<'_> {
         let own = self.dir.clone();
         self.data(&own);
         if let Some(map) = &map {
+            self.working_set(map);
             self.identities(map, options);
         }
     }
@@ -220,13 +223,28 @@ impl Verifier<'_> {
     fn data(&mut self, dir: &Path) {
         let (sums_path, path) = (dir.join(file_name::SUMS), dir.join(file_name::DATA));
         if let Some(sums) = self.report.keep(&sums_path, DataSums::open(&sums_path)) {
-            self.report.count(sums.header().data_bytes);
+            self.report.count(sums.stored_bytes());
             let mut faults = Vec::new();
             let checked = check_data(&path, &sums, &mut |fault| faults.push(fault), self.progress);
             faults
                 .into_iter()
                 .for_each(|fault| self.report.fault(fault));
             self.report.keep(&path, checked);
+        }
+    }
+
+    /// The working set, if there is one: a restore would ignore a bad one without a word.
+    fn working_set(&mut self, map: &MemoryMap) {
+        let path = self.dir.join(file_name::WORKING_SET);
+        match read_working_set(&self.dir, map) {
+            WorkingSetFile::Missing => {}
+            WorkingSetFile::Present(set) => self.report.count(set.to_bytes(map).len() as u64),
+            WorkingSetFile::Ignored(IgnoredWorkingSet::Corrupt(fault)) => self.report.fault(*fault),
+            WorkingSetFile::Ignored(other) => {
+                let expected = "readable, and of this build";
+                let fault = Fault::new(&path, 0, "working set", expected, other);
+                self.report.fault(fault);
+            }
         }
     }
 
@@ -244,46 +262,6 @@ impl Verifier<'_> {
             }
         }
     }
-}
-
-/// Compares every chunk of a data file with its sum.
-fn check_data(
-    path: &Path,
-    sums: &DataSums,
-    fault: &mut dyn FnMut(Fault),
-    progress: &mut dyn FnMut(VerifyProgress<'_>),
-) -> Result<(), FormatError> {
-    let file = File::open(path).map_err(FormatError::io("Opening", path))?;
-    let metadata = file
-        .metadata()
-        .map_err(FormatError::io("Reading the size of", path))?;
-    let (total, found) = (sums.header().data_bytes, metadata.len());
-    if found != total {
-        fault(Fault::new(
-            path,
-            found.min(total),
-            "data length",
-            total,
-            found,
-        ));
-    }
-    let mut at = 0;
-    for (chunk, &expected) in sums.sums().iter().enumerate() {
-        let end = at + sums.chunk_len(chunk);
-        match range_checksum(&file, at..end) {
-            Ok(found) if found == expected => {}
-            Ok(found) => fault(Fault::checksum(path, at, "data chunk", expected, found)),
-            // One unreadable sector must not hide what is wrong behind it.
-            Err(error) => fault(Fault::new(path, at, "data chunk", "readable bytes", error)),
-        }
-        at = end;
-        progress(VerifyProgress {
-            file: path,
-            done: at,
-            total,
-        });
-    }
-    Ok(())
 }
 
 /// Whatever is wrong with a file, as a fault of it.

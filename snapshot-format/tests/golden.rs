@@ -11,7 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use snapshot_format::{BuildStore, VerifyOptions, verify_with};
-use support::{content, id, small_chain, temp_store};
+use support::{content, id, small_chain};
 
 fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/v1")
@@ -32,7 +32,8 @@ fn files(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 
 #[test]
 fn writer_produces_the_golden_files() {
-    let (_dir, store) = temp_store();
+    let dir = tempfile::tempdir().unwrap();
+    let store = BuildStore::open_or_create(dir.path()).unwrap();
     small_chain(&store);
     let written = files(store.root());
     if std::env::var_os("THAW_BLESS").is_some() {

@@ -3,75 +3,9 @@
 mod support;
 
 use proptest::prelude::*;
-use snapshot_format::{Build, BuildStore, Inspection, MemoryWriter, PageSize, verify_with};
-use support::{PAGE, at, content, count, filled, id, info, publish, temp_store};
-
-const PAGES: usize = 40;
-
-/// What a generation does to a page.
-#[derive(Clone, Copy, Debug)]
-enum Op {
-    Leave,
-    /// Handed over with this content; 0 is a zero page.
-    Write(u8),
-    /// Handed over with the content it has.
-    Rewrite,
-    /// Declared zero.
-    Zero,
-}
-
-fn op() -> impl Strategy<Value = Op> {
-    prop_oneof![
-        5 => Just(Op::Leave),
-        3 => (0u8..4).prop_map(Op::Write),
-        1 => Just(Op::Rewrite),
-        1 => Just(Op::Zero),
-    ]
-}
-
-fn chain() -> impl Strategy<Value = Vec<Vec<Op>>> {
-    prop::collection::vec(prop::collection::vec(op(), PAGES), 1..7)
-}
-
-/// The memory after a generation.
-fn apply(memory: &[u8], ops: &[Op]) -> Vec<u8> {
-    let page = |(&old, op): (&u8, &Op)| match op {
-        Op::Leave | Op::Rewrite => old,
-        Op::Write(byte) => *byte,
-        Op::Zero => 0,
-    };
-    memory.iter().zip(ops).map(page).collect()
-}
-
-/// Hands the ops to a writer; runs of pages that are written go in one call.
-fn write(writer: &mut MemoryWriter, old: &[u8], ops: &[Op]) {
-    let mut run = Vec::new();
-    for (page, op) in (0..).zip(ops) {
-        let written = match op {
-            Op::Write(byte) => Some(*byte),
-            Op::Rewrite => Some(old[usize::try_from(page).unwrap()]),
-            Op::Leave | Op::Zero => None,
-        };
-        match written {
-            Some(byte) => run.push(byte),
-            None if run.is_empty() => {}
-            None => {
-                writer
-                    .pages(at(page - run.len() as u64), &filled(&run))
-                    .unwrap();
-                run.clear();
-            }
-        }
-        if matches!(op, Op::Zero) {
-            writer.zero(at(page), count(1)).unwrap();
-        }
-    }
-    if !run.is_empty() {
-        writer
-            .pages(at((PAGES - run.len()) as u64), &filled(&run))
-            .unwrap();
-    }
-}
+use snapshot_format::{Build, BuildStore, Inspection, verify_with};
+use support::chain::{PAGES, apply, chain, publish_adopted, write};
+use support::{PAGE, at, content, count, filled, publish, temp_store};
 
 /// Everything that must hold for a build with this memory.
 fn check(store: &BuildStore, build: &Build, memory: &[u8]) {
@@ -148,32 +82,10 @@ proptest! {
         let mut memory = vec![0; PAGES];
         let mut parent: Option<Build> = None;
         for (number, ops) in (1..).zip(&chain) {
-            let staging = store.stage(id(number)).unwrap();
-            sparse_file(&staging.file_path("memory.data"), &memory, ops);
-            let pages = count(PAGES as u64);
-            MemoryWriter::adopt_sparse(&staging, parent.as_ref(), PageSize::Size4K, pages).unwrap();
-            staging.publish(info()).unwrap();
+            let build = publish_adopted(&store, number, parent.as_ref(), &memory, ops);
             memory = apply(&memory, ops);
-            let build = store.open(&id(number)).unwrap();
             check(&store, &build, &memory);
             parent = Some(build);
         }
-    }
-}
-
-/// What a VMM writes for a generation: data where pages changed, holes elsewhere.
-fn sparse_file(path: &std::path::Path, old: &[u8], ops: &[Op]) {
-    use std::os::unix::fs::FileExt;
-    let file = std::fs::File::create(path).unwrap();
-    file.set_len((PAGES * PAGE) as u64).unwrap();
-    for ((page, &old), op) in (0u64..).zip(old).zip(ops) {
-        let byte = match op {
-            Op::Leave => continue,
-            Op::Write(byte) => *byte,
-            Op::Rewrite => old,
-            Op::Zero => 0,
-        };
-        file.write_all_at(&[byte; PAGE], page * PAGE as u64)
-            .unwrap();
     }
 }

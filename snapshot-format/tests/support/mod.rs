@@ -2,21 +2,62 @@
 
 #![allow(dead_code, reason = "every test binary uses a part of it")]
 
+pub(crate) mod chain;
+pub(crate) mod crashing;
+
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
 
 use snapshot_format::{
-    Build, BuildId, BuildStore, MemoryWriter, PageCount, PageIndex, PageSize, PublishInfo,
-    WriteSummary,
+    Build, BuildId, BuildStore, DiskStorage, MemoryWriter, PageCount, PageIndex, PageSize,
+    PublishInfo, Storage, WriteSummary,
 };
 use tempfile::TempDir;
 
 pub(crate) const PAGE: usize = 4096;
 
+/// The disk, without waiting for it: no test here can tell.
+#[derive(Debug)]
+struct Unsynced;
+
+impl Storage for Unsynced {
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        DiskStorage.create_dir(path)
+    }
+
+    fn create_file(&self, path: &Path) -> io::Result<File> {
+        DiskStorage.create_file(path)
+    }
+
+    fn write_at(&self, file: &File, path: &Path, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        DiskStorage.write_at(file, path, offset, bytes)
+    }
+
+    fn sync_file(&self, path: &Path) -> io::Result<()> {
+        File::open(path).map(drop)
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        File::open(path).map(drop)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        DiskStorage.rename(from, to)
+    }
+
+    fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
+        DiskStorage.remove_dir_all(path)
+    }
+}
+
 /// A store that goes away with its test.
 pub(crate) fn temp_store() -> (TempDir, BuildStore) {
     let dir = tempfile::tempdir().unwrap();
-    let store = BuildStore::open_or_create(&dir.path().join("builds")).unwrap();
+    let root = dir.path().join("builds");
+    let store = BuildStore::with_storage(&root, Arc::new(Unsynced)).unwrap();
     (dir, store)
 }
 
@@ -95,4 +136,22 @@ pub(crate) fn small_chain(store: &BuildStore) -> (Build, Build) {
         writer.pages(at(7), &filled(&[7])).unwrap();
     });
     (base, diff)
+}
+
+/// A base of 300 pages and two diffs over it: five chunks of content.
+pub(crate) fn large_chain(store: &BuildStore) -> Build {
+    let (base, _) = publish(store, 1, None, 320, |writer| {
+        let bytes: Vec<u8> = (0..300u16).map(|page| (page % 7) as u8 + 1).collect();
+        writer.pages(at(10), &filled(&bytes)).unwrap();
+    });
+    let (diff, _) = publish(store, 2, Some(&base), 320, |writer| {
+        for page in (0..320).step_by(3) {
+            writer.pages(at(page), &filled(&[100])).unwrap();
+        }
+    });
+    let (last, _) = publish(store, 3, Some(&diff), 320, |writer| {
+        writer.zero(at(50), count(20)).unwrap();
+        writer.pages(at(200), &filled(&[200; 30])).unwrap();
+    });
+    last
 }
