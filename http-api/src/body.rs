@@ -52,9 +52,11 @@ fn field_of(path: &str, message: &str) -> String {
         .iter()
         .find_map(|lead| message.strip_prefix(lead)?.split_once('`'))
         .map(|(name, _)| name.to_owned());
+    // A `?` is a key that was still being read when the text broke.
+    let path = path.trim_end_matches('?').trim_end_matches('.');
     match (path, named) {
-        (".", Some(name)) => name,
-        (".", None) => "body".to_owned(),
+        ("", Some(name)) => name,
+        ("", None) => "body".to_owned(),
         (path, Some(name)) if path != name && !path.ends_with(&format!(".{name}")) => {
             format!("{path}.{name}")
         }
