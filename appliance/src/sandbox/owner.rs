@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::cell::Cell;
 use super::live::{Live, give_back};
 use super::snapshot::{Purpose, Taken, take};
+use super::state::Operation;
 use super::{OperationError, boot, restore};
 use crate::catalogue::{TemplateRow, builds, sandboxes, templates};
 use crate::guest::Guest;
@@ -400,11 +401,21 @@ impl Owner {
         }
     }
 
-    /// The daemon stops: what still runs (because it could not be paused) is ended.
+    /// The daemon stops: what was busy when the others were paused is paused now, and what
+    /// can't be is ended.
     async fn leave(&mut self) {
+        if self.live.is_none() {
+            return;
+        }
+        let mut reason = "The daemon stopped and it could not be paused".to_owned();
+        if self.cell.begin(Operation::Pause).is_ok() {
+            match self.pause().await {
+                Ok(_) => return,
+                Err(error) => reason = format!("{reason}: {error}"),
+            }
+        }
         if self.live.is_some() {
-            self.vmm_ended("The daemon stopped and it could not be paused".into())
-                .await;
+            self.vmm_ended(reason).await;
         }
     }
 

@@ -53,14 +53,18 @@ impl Api {
         let mut stream = UnixStream::connect(&self.socket)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         let body = body.map(Value::to_string).unwrap_or_default();
-        write!(
-            stream,
+        let request = format!(
             "{method} {path} HTTP/1.1\r\nhost: thaw\r\nconnection: close\r\n\
              content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
             body.len()
-        )?;
+        );
+        stream.write_all(request.as_bytes())?;
         let mut bytes = Vec::new();
-        stream.read_to_end(&mut bytes)?;
+        let read = stream.read_to_end(&mut bytes);
+        if let (None, Err(error)) = (parse(&bytes), read) {
+            // A whole answer counts, even when the body that nobody needed broke the connection.
+            return Err(error);
+        }
         parse(&bytes).ok_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, "no answer"))
     }
 
