@@ -29,6 +29,13 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for JsonBody<T> {
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    // serde takes an array for a struct, field by field in the order of our source.
+    if bytes.trim_ascii_start().starts_with(b"[") {
+        return Err(ApiError::BadRequest {
+            field: "body".into(),
+            detail: "is an array; an object is needed".into(),
+        });
+    }
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();

@@ -318,6 +318,7 @@ async fn a_bad_body_is_a_400_that_names_the_field() {
     for (path, body, field) in [
         ("/v1/sandboxes", "{", "body"),
         ("/v1/sandboxes", "7", "body"),
+        ("/v1/sandboxes", r#" ["base"]"#, "body"),
         ("/v1/sandboxes", "\u{0}", "body"),
         ("/v1/sandboxes", "", "template"),
         ("/v1/sandboxes", r#"{"template":7}"#, "template"),
