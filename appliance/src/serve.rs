@@ -302,11 +302,9 @@ async fn apply(
         }
     }
     tracing::warn!(sandbox_id = %row.id, state = %row.state, reason = row.reason, "Recovered");
-    let store_it = move |connection: &mut rusqlite::Connection| {
-        if let Some(build) = &build {
-            builds::put(connection, build)?;
-        }
-        sandboxes::put(connection, &row)
+    let store_it = move |connection: &mut rusqlite::Connection| match &build {
+        Some(build) => builds::put_with_sandbox(connection, build, &row),
+        None => sandboxes::put(connection, &row),
     };
     Ok(catalogue.call(store_it).await?)
 }

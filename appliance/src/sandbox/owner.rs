@@ -161,8 +161,7 @@ impl Owner {
         row.reason = None;
         let (id, generation) = (build.id, build.generation);
         let record = move |connection: &mut rusqlite::Connection| {
-            builds::put(connection, &build)?;
-            sandboxes::put(connection, &row)
+            builds::put_with_sandbox(connection, &build, &row)
         };
         if let Err(error) = self.host.catalogue.call(record).await {
             let _ = self.host.store.remove(&id);
