@@ -310,6 +310,7 @@ fn guest_survives_its_daemon_or_is_reported() {
         test.api().destroy("runs");
         test.api().destroy("sleeps");
     }
+    a_resume_that_cannot_be_stored_fails(&test);
     killed_during_pauses(&mut test);
     killed_during_snapshots(&mut test);
     killed_during_resumes(&mut test);
@@ -409,6 +410,31 @@ fn killed_during_resumes(test: &mut Crashing) {
         }
     }
     test.api().destroy("resuming");
+}
+
+/// A sandbox that somebody was told is running has to be stored as running: otherwise a crash
+/// would bring back, as if nothing had been, what was before the resume.
+fn a_resume_that_cannot_be_stored_fails(test: &Crashing) {
+    test.fresh("stored");
+    test.api().pause("stored").expect(200);
+    let other = rusqlite::Connection::open(test.place.data.join("catalogue.db")).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let resuming = operation(test.api(), "stored", "resume");
+    // The catalogue gives up after five seconds.
+    let started = std::time::Instant::now();
+    while started.elapsed() < Duration::from_secs(6) && !resuming.is_finished() {
+        let state = test.api().sandbox("stored").body["state"].clone();
+        assert_ne!(state, "running", "after {:?}", started.elapsed());
+        sleep(Duration::from_millis(20));
+    }
+    other.execute_batch("ROLLBACK").unwrap();
+    let refused = resuming.join().unwrap().unwrap();
+    assert_eq!(refused.body["code"], "catalogue_failed", "{}", refused.body);
+    assert_eq!(test.api().sandbox("stored").body["state"], "paused");
+    assert_eq!(test.place.sandbox_leftovers(), Vec::<String>::new());
+    test.api().resume("stored").expect(200);
+    test.work.clone().check(test.api(), "stored");
+    test.api().destroy("stored");
 }
 
 fn killed_during_creations(test: &mut Crashing) {

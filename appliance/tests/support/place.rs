@@ -125,7 +125,7 @@ impl Place {
     pub(crate) fn sandbox_leftovers(&self) -> Vec<String> {
         let mut found: Vec<String> = procs::of(self)
             .into_iter()
-            .filter(|process| process.is_vmm())
+            .filter(procs::Process::is_vmm)
             .map(|process| format!("process {process:?}"))
             .collect();
         for (what, dir) in [("namespace", "/run/netns"), ("link", "/sys/class/net")] {
