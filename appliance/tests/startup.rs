@@ -203,6 +203,20 @@ fn a_second_daemon_is_refused_and_the_first_goes_on() {
 }
 
 #[test]
+fn a_slot_that_was_half_taken_down_is_removed_at_the_start() {
+    needs_daemon!("a_slot_that_was_half_taken_down_is_removed_at_the_start");
+    let place = Place::new("thalf", 19, None);
+    // The link goes first: this is what a daemon killed between the two leaves.
+    fs::create_dir_all("/run/netns").unwrap();
+    let name = std::path::Path::new("/run/netns/thalf-0");
+    fs::write(name, "").unwrap();
+    let daemon = Daemon::start(&place);
+    assert!(!name.exists());
+    assert_eq!(place.sandbox_leftovers(), Vec::<String>::new());
+    daemon.stop();
+}
+
+#[test]
 fn what_is_no_build_is_said_to_be_none() {
     let dir = tempfile::tempdir().unwrap();
     let named = |name: &str| {
