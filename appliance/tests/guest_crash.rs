@@ -143,10 +143,36 @@ fn guest_outlives_its_engine() {
         work.check(api, "one");
         api.pause("one").expect(200);
     }
+    one_that_cannot_be_adopted_fails_alone(&place, api, &mut work);
     api.destroy("one");
     assert_eq!(place.leftovers(), Vec::<String>::new());
     daemon.stop();
     assert_eq!(place.leftovers_of_the_daemon(), Vec::<String>::new());
+}
+
+/// A build that can't be opened any more costs the sandbox that runs on it, and no other.
+fn one_that_cannot_be_adopted_fails_alone(place: &Place, api: &Api, work: &mut Workload) {
+    let paused = api.snapshot("one", "tpl").expect(201);
+    let clone = api.create("two", "tpl");
+    assert_eq!(clone["build"], paused["build"]);
+    api.pause("two").expect(200);
+    let build = api.resume("two").expect(200)["build"].clone();
+    api.resume("one").expect(200);
+    let map = place.build(build.as_str().unwrap()).join("memory.map");
+    let (whole, away) = (map.clone(), map.with_extension("away"));
+    std::fs::rename(&whole, &away).unwrap();
+    procs::engine(place).expect("an engine").kill();
+    let failed = wait_for("it has failed", Duration::from_secs(10), || {
+        let sandbox = api.sandbox("two").expect(200);
+        (sandbox["state"] == "failed").then_some(sandbox)
+    });
+    let reason = failed["reason"].as_str().unwrap();
+    assert!(reason.contains("memory.map"), "{reason}");
+    assert_eq!(api.sandbox("one").body["state"], "running");
+    work.check(api, "one");
+    std::fs::rename(&away, &whole).unwrap();
+    api.destroy("two");
+    api.delete("/v1/snapshots/tpl").expect(204);
 }
 
 #[test]
