@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use nix::unistd::{Whence, lseek64};
@@ -113,8 +114,17 @@ fn copy_range(source: &File, target: &File, start: u64, end: u64) -> io::Result<
     while at < end {
         let (mut from, mut to) = (at as i64, at as i64);
         let wanted = (end - at) as usize;
-        let copied =
-            nix::fcntl::copy_file_range(source, Some(&mut from), target, Some(&mut to), wanted)?;
+        let copied = match nix::fcntl::copy_file_range(
+            source,
+            Some(&mut from),
+            target,
+            Some(&mut to),
+            wanted,
+        ) {
+            // Image and copy lie on different file systems.
+            Err(nix::Error::EXDEV) => copy_through_memory(source, target, at, end)?,
+            copied => copied?,
+        };
         if copied == 0 {
             let name = format!("descriptor {} ended at byte {at}", source.as_raw_fd());
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, name));
@@ -124,10 +134,18 @@ fn copy_range(source: &File, target: &File, start: u64, end: u64) -> io::Result<
     Ok(())
 }
 
+/// The first part of a range, as much as fits into a buffer; 0 at the source's end.
+fn copy_through_memory(source: &File, target: &File, start: u64, end: u64) -> io::Result<usize> {
+    let mut buffer = vec![0; (end - start).min(1 << 20) as usize];
+    let read = source.read_at(&mut buffer, start)?;
+    target.write_all_at(&buffer[..read], start)?;
+    Ok(read)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::{FileExt, MetadataExt};
+    use std::os::unix::fs::MetadataExt;
 
     #[test]
     fn a_copy_is_equal_and_keeps_its_holes() {
@@ -147,6 +165,23 @@ mod tests {
             fs::metadata(&to).unwrap().blocks() * 512 < 1 << 20,
             "holes were filled"
         );
+    }
+
+    #[test]
+    fn a_copy_may_go_to_another_file_system() {
+        let Ok(elsewhere) = tempfile::tempdir_in("/dev/shm") else {
+            return println!("skipped: a_copy_may_go_to_another_file_system: no /dev/shm");
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("a"), elsewhere.path().join("b"));
+        let content: Vec<u8> = (0..3 << 20).map(|n: u32| (n / 7) as u8).collect();
+        fs::write(&from, &content).unwrap();
+        let disks = Disks {
+            method: CopyMethod::Sparse,
+            reason: String::new(),
+        };
+        disks.copy(&from, &to).unwrap();
+        assert!(fs::read(&to).unwrap() == content);
     }
 
     #[test]

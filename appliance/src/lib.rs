@@ -13,6 +13,7 @@
 //! touched; whatever is touched is given back by one function, however far it got.
 
 pub mod args;
+pub mod claim;
 pub mod clock;
 pub mod config;
 

@@ -19,6 +19,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use crate::catalogue::{Catalogue, SandboxRow, builds, sandboxes, templates};
+use crate::claim::Claim;
 use crate::config::Config;
 use crate::disks::Disks;
 use crate::engines::{Engines, topology};
@@ -43,8 +44,13 @@ pub fn run(config: &Config) -> Result<()> {
     let main = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
+    for dir in [&config.data_dir, &config.run_dir] {
+        check_writable(dir)?;
+    }
+    let _claim = Claim::take(config)?;
     let (host, cells) = main.block_on(assemble(config))?;
-    let listeners = bind_all(config)?;
+    // An engine outlives its daemon's sudden end; this is none.
+    let listeners = bind_all(config).inspect_err(|_| host.engines.stop())?;
 
     let shard_count = config.shard_count();
     let mut per_shard: Vec<Vec<Cell>> = (0..shard_count).map(|_| Vec::new()).collect();
@@ -119,9 +125,6 @@ async fn wait_for_signal() -> io::Result<()> {
 
 /// Everything but shards and listeners.
 async fn assemble(config: &Config) -> Result<(Arc<Host>, Vec<Cell>)> {
-    for dir in [&config.data_dir, &config.run_dir] {
-        check_writable(dir)?;
-    }
     check_userfaultfd()?;
     launch::prepare_host().context("Preparing /run for VMM disks; is it writable?")?;
     let catalogue = Catalogue::open(&config.data_dir.join("catalogue.db"))
@@ -299,11 +302,9 @@ async fn apply(
         }
     }
     tracing::warn!(sandbox_id = %row.id, state = %row.state, reason = row.reason, "Recovered");
-    let store_it = move |connection: &mut rusqlite::Connection| {
-        if let Some(build) = &build {
-            builds::put(connection, build)?;
-        }
-        sandboxes::put(connection, &row)
+    let store_it = move |connection: &mut rusqlite::Connection| match &build {
+        Some(build) => builds::put_with_sandbox(connection, build, &row),
+        None => sandboxes::put(connection, &row),
     };
     Ok(catalogue.call(store_it).await?)
 }

@@ -29,6 +29,13 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for JsonBody<T> {
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    // serde takes an array for a struct, field by field in the order of our source.
+    if bytes.trim_ascii_start().starts_with(b"[") {
+        return Err(ApiError::BadRequest {
+            field: "body".into(),
+            detail: "is an array; an object is needed".into(),
+        });
+    }
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();
@@ -52,10 +59,11 @@ fn field_of(path: &str, message: &str) -> String {
         .iter()
         .find_map(|lead| message.strip_prefix(lead)?.split_once('`'))
         .map(|(name, _)| name.to_owned());
+    // A `?` is a key that was still being read when the text broke.
+    let path = path.trim_end_matches('?').trim_end_matches('.');
     match (path, named) {
-        // `?`: the text broke off before it named anything.
-        ("." | "?", Some(name)) => name,
-        ("." | "?", None) => "body".to_owned(),
+        ("", Some(name)) => name,
+        ("", None) => "body".to_owned(),
         (path, Some(name)) if path != name && !path.ends_with(&format!(".{name}")) => {
             format!("{path}.{name}")
         }

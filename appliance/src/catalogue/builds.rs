@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use snapshot_format::{BuildId, Generation};
 
-use super::{CatalogueError, parse};
+use super::{CatalogueError, SandboxRow, parse, sandboxes};
 
 /// One build.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +29,27 @@ pub struct BuildRow {
 /// As SQLite's.
 pub fn put(connection: &mut Connection, row: &BuildRow) -> Result<(), CatalogueError> {
     let transaction = connection.transaction()?;
+    insert(&transaction, row)?;
+    Ok(transaction.commit()?)
+}
+
+/// Stores a build and the sandbox that is paused in it: both or neither. A build that is
+/// stored without its sandbox would not be found again by who looks for unrecorded ones.
+///
+/// # Errors
+/// As SQLite's.
+pub fn put_with_sandbox(
+    connection: &mut Connection,
+    row: &BuildRow,
+    sandbox: &SandboxRow,
+) -> Result<(), CatalogueError> {
+    let transaction = connection.transaction()?;
+    insert(&transaction, row)?;
+    sandboxes::put(&transaction, sandbox)?;
+    Ok(transaction.commit()?)
+}
+
+fn insert(transaction: &Transaction<'_>, row: &BuildRow) -> Result<(), CatalogueError> {
     transaction.execute(
         "INSERT INTO builds (id, generation, stored_pages, identity) VALUES (?1,?2,?3,?4)
          ON CONFLICT (id) DO UPDATE SET identity = excluded.identity",
@@ -45,7 +66,7 @@ pub fn put(connection: &mut Connection, row: &BuildRow) -> Result<(), CatalogueE
             params![row.id.to_string(), used.to_string()],
         )?;
     }
-    Ok(transaction.commit()?)
+    Ok(())
 }
 
 /// One build, if it is known.
@@ -127,4 +148,53 @@ fn column(
         found.insert(parse("build id", &row.get::<_, String>(0)?)?);
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http_api::wire::SandboxState;
+
+    use crate::network::SlotIndex;
+    use crate::vmm::GuestShape;
+
+    fn sandbox(id: &str) -> SandboxRow {
+        SandboxRow {
+            id: id.parse().unwrap(),
+            template: "base".parse().unwrap(),
+            shape: GuestShape {
+                vcpus: 1,
+                memory_mb: 256,
+                kernel: "/k".into(),
+                initrd: "/i".into(),
+                cmdline: String::new(),
+            },
+            slot: SlotIndex(0),
+            state: SandboxState::Paused,
+            build: Some(BuildId::from_bytes([1; 16])),
+            reason: None,
+            created_at_ms: 0,
+            env: std::collections::BTreeMap::new(),
+            labels: std::collections::BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn a_build_is_not_stored_without_its_sandbox() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        super::super::schema::prepare(&mut connection).unwrap();
+        let build = BuildRow {
+            id: BuildId::from_bytes([1; 16]),
+            generation: Generation::new(1),
+            stored_pages: 5,
+            identity: String::new(),
+            uses: vec![BuildId::from_bytes([2; 16])],
+        };
+        // The second one's slot is taken.
+        sandboxes::put(&connection, &sandbox("a")).unwrap();
+        assert!(put_with_sandbox(&mut connection, &build, &sandbox("b")).is_err());
+        assert_eq!(get(&connection, build.id).unwrap(), None);
+        put_with_sandbox(&mut connection, &build, &sandbox("a")).unwrap();
+        assert_eq!(get(&connection, build.id).unwrap(), Some(build));
+    }
 }

@@ -29,9 +29,6 @@ use crate::config::EngineConfig;
 
 type Answer = oneshot::Sender<(Report, Vec<OwnedFd>)>;
 
-/// The number of a request whose answer nobody waits for.
-const UNWATCHED: u64 = 0;
-
 /// What a successor needs to go on with a session.
 #[derive(Debug)]
 pub(super) struct Kept {
@@ -76,6 +73,8 @@ impl Kept {
 struct Shared {
     connection: Option<OwnedFd>,
     waiting: HashMap<u64, Answer>,
+    /// Sessions that a successor was asked to adopt, by request.
+    adopting: HashMap<u64, String>,
     kept: HashMap<String, Kept>,
     thread: Option<JoinHandle<()>>,
 }
@@ -107,7 +106,7 @@ impl Link {
             node,
             config,
             run_dir: run_dir.to_owned(),
-            next_request: AtomicU64::new(UNWATCHED + 1),
+            next_request: AtomicU64::new(1),
             stopping: AtomicBool::new(false),
             shared: Mutex::default(),
         });
@@ -214,14 +213,17 @@ impl Link {
             shared.waiting.clear();
         }
         let child = self.spawn()?;
-        let shared = self.shared.lock();
+        let mut shared = self.shared.lock();
         let Some(connection) = &shared.connection else {
             return Err(io::Error::other("the successor has no connection"));
         };
+        let mut adopting = HashMap::new();
         for (session, kept) in &shared.kept {
             let Some(vmm) = &kept.attached else { continue };
+            let request = self.next_request.fetch_add(1, Ordering::Relaxed);
+            adopting.insert(request, session.clone());
             let adopt = Request::Adopt {
-                request: UNWATCHED,
+                request,
                 session: session.clone(),
                 store: kept.store.clone(),
                 build: kept.build,
@@ -230,6 +232,7 @@ impl Link {
             let fds = [vmm.uffd.as_fd(), vmm.pidfd.as_fd(), kept.states.as_fd()];
             control::send(connection.as_fd(), &adopt, &fds)?;
         }
+        shared.adopting = adopting;
         let (node, sessions) = (self.node.number, shared.kept.len());
         tracing::warn!(
             node,
@@ -241,33 +244,35 @@ impl Link {
 
     fn hear(&self, report: Report, fds: Vec<OwnedFd>) {
         match &report {
-            Report::Failed { session, reason } => {
-                if let Some(kept) = self.shared.lock().kept.get(session) {
-                    let _ = kept.events.try_send(SessionEvent::Failed(reason.clone()));
-                }
-            }
+            Report::Failed { session, reason } => self.fail(session, reason),
             // The daemon watches its VMMs itself.
             Report::Ended { .. } => {}
-            Report::Refused {
-                request: UNWATCHED,
-                reason,
-            } => {
-                tracing::error!(
-                    node = self.node.number,
-                    reason,
-                    "A session can't be adopted"
-                );
-                self.fail_all(reason);
-            }
             Report::Attached { request, .. }
             | Report::Refused { request, .. }
             | Report::Stats { request, .. }
             | Report::Detached { request, .. } => {
-                let answer = self.shared.lock().waiting.remove(request);
+                let (answer, adopted) = {
+                    let mut shared = self.shared.lock();
+                    (
+                        shared.waiting.remove(request),
+                        shared.adopting.remove(request),
+                    )
+                };
                 if let Some(answer) = answer {
                     let _ = answer.send((report, fds));
+                } else if let (Some(session), Report::Refused { reason, .. }) = (adopted, &report) {
+                    self.fail(&session, reason);
                 }
             }
+        }
+    }
+
+    /// Tells one session's sandbox that its memory can't be served any more.
+    fn fail(&self, session: &str, reason: &str) {
+        tracing::error!(node = self.node.number, session, reason, "A session failed");
+        if let Some(kept) = self.shared.lock().kept.get(session) {
+            let event = SessionEvent::Failed(reason.to_owned());
+            let _ = kept.events.try_send(event);
         }
     }
 

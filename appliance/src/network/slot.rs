@@ -131,11 +131,13 @@ pub(super) fn take_down(
             let driver = tokio::spawn(connection);
             let result = match find(&handle, &outer).await {
                 Ok(link) => handle.link().del(link).execute().await.map_err(into_io),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
                 Err(error) => Err(error),
             };
             driver.abort();
-            result
+            match result {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                result => result,
+            }
         })
         .map_err(failed("removing its link"))?;
     namespace::remove(&address::namespace(instance, index))
@@ -249,7 +251,15 @@ fn check_acknowledgements(bytes: &[u8]) -> io::Result<u32> {
 
 fn into_io(error: rtnetlink::Error) -> io::Error {
     match error {
-        rtnetlink::Error::NetlinkError(message) => message.to_io(),
+        rtnetlink::Error::NetlinkError(message) => {
+            let error = message.to_io();
+            // What the kernel says of a link that is not there, or no more.
+            if error.raw_os_error() == Some(libc::ENODEV) {
+                io::Error::new(io::ErrorKind::NotFound, error)
+            } else {
+                error
+            }
+        }
         other => io::Error::other(other),
     }
 }

@@ -15,8 +15,9 @@ use tokio::sync::{mpsc, oneshot};
 use super::cell::Cell;
 use super::live::{Live, give_back};
 use super::snapshot::{Purpose, Taken, take};
+use super::state::Operation;
 use super::{OperationError, boot, restore};
-use crate::catalogue::{TemplateRow, builds, sandboxes, templates};
+use crate::catalogue::{CatalogueError, SandboxRow, TemplateRow, builds, sandboxes, templates};
 use crate::guest::Guest;
 use crate::host::Host;
 use crate::template::{Origin, Template};
@@ -69,11 +70,10 @@ impl Owner {
             Origin::Disk(image) => boot::boot(&self.host, &row, image).await,
             Origin::Memory(build) => restore::restore(&self.host, &row, build).await,
         };
-        match made {
-            Ok(live) => {
-                self.live = Some(live);
+        match self.keep(&row, made).await {
+            Ok(()) => {
                 self.cell.set_generation(self.generation().await);
-                self.settle(SandboxState::Running, None).await;
+                self.cell.settle(SandboxState::Running, None);
                 let _ = reply.send(Ok(self.cell.view()));
                 self.serve(jobs).await;
             }
@@ -84,6 +84,22 @@ impl Owner {
                 refuse_all(jobs, &row.id);
             }
         }
+    }
+
+    /// Takes over a guest that was made, once it is stored that it runs: after a crash, a row
+    /// that says less would bring back what was before it ran.
+    async fn keep(
+        &mut self,
+        row: &SandboxRow,
+        made: Result<Live, OperationError>,
+    ) -> Result<(), OperationError> {
+        let live = made?;
+        if let Err(error) = self.store(SandboxState::Running, None).await {
+            give_back(&self.host, row, Some(live)).await;
+            return Err(error.into());
+        }
+        self.live = Some(live);
+        Ok(())
     }
 
     /// Takes jobs until the sandbox is gone.
@@ -160,8 +176,7 @@ impl Owner {
         row.reason = None;
         let (id, generation) = (build.id, build.generation);
         let record = move |connection: &mut rusqlite::Connection| {
-            builds::put(connection, &build)?;
-            sandboxes::put(connection, &row)
+            builds::put_with_sandbox(connection, &build, &row)
         };
         if let Err(error) = self.host.catalogue.call(record).await {
             let _ = self.host.store.remove(&id);
@@ -178,10 +193,10 @@ impl Owner {
         let Some(build) = row.build else {
             return Err(self.no_vmm().await);
         };
-        match restore::restore(&self.host, &row, build).await {
-            Ok(live) => {
-                self.live = Some(live);
-                self.settle(SandboxState::Running, None).await;
+        let restored = restore::restore(&self.host, &row, build).await;
+        match self.keep(&row, restored).await {
+            Ok(()) => {
+                self.cell.settle(SandboxState::Running, None);
                 Ok(self.cell.view())
             }
             Err(error) => {
@@ -400,22 +415,43 @@ impl Owner {
         }
     }
 
-    /// The daemon stops: what still runs (because it could not be paused) is ended.
+    /// The daemon stops: what was busy when the others were paused is paused now, and what
+    /// can't be is ended.
     async fn leave(&mut self) {
+        if self.live.is_none() {
+            return;
+        }
+        let mut reason = "The daemon stopped and it could not be paused".to_owned();
+        if self.cell.begin(Operation::Pause).is_ok() {
+            match self.pause().await {
+                Ok(_) => return,
+                Err(error) => reason = format!("{reason}: {error}"),
+            }
+        }
         if self.live.is_some() {
-            self.vmm_ended("The daemon stopped and it could not be paused".into())
-                .await;
+            self.vmm_ended(reason).await;
         }
     }
 
+    /// Stores a state, then shows it.
     async fn settle(&self, state: SandboxState, reason: Option<String>) {
-        self.cell.settle(state, reason);
-        let row = self.cell.row();
-        let id = row.id.clone();
-        let put = move |connection: &mut rusqlite::Connection| sandboxes::put(connection, &row);
-        if let Err(error) = self.host.catalogue.call(put).await {
+        if let Err(error) = self.store(state, reason.clone()).await {
+            let id = self.cell.row().id;
             tracing::error!(sandbox_id = %id, %error, "Its state could not be stored");
         }
+        self.cell.settle(state, reason);
+    }
+
+    async fn store(
+        &self,
+        state: SandboxState,
+        reason: Option<String>,
+    ) -> Result<(), CatalogueError> {
+        let mut row = self.cell.row();
+        row.state = state;
+        row.reason = reason;
+        let put = move |connection: &mut rusqlite::Connection| sandboxes::put(connection, &row);
+        self.host.catalogue.call(put).await
     }
 
     async fn collect_garbage(&self) {

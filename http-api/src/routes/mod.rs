@@ -7,7 +7,27 @@ pub(crate) mod snapshots;
 use std::fmt::Display;
 use std::str::FromStr;
 
+use axum::extract::rejection::PathRejection;
+use axum::extract::{FromRequestParts, Path};
+use axum::http::request::Parts;
+
 use crate::problem::ApiError;
+
+/// The one variable part of a route's path; a 400 when its bytes are no text.
+pub(crate) struct Segment(pub(crate) String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Segment {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let path = Path::from_request_parts(parts, state).await;
+        path.map(|Path(text)| Self(text))
+            .map_err(|rejection: PathRejection| ApiError::BadRequest {
+                field: "path".to_owned(),
+                detail: rejection.body_text(),
+            })
+    }
+}
 
 /// A name from the path, or a 400 that says which part is wrong.
 fn name<T>(field: &'static str, text: &str) -> Result<T, ApiError>

@@ -1,10 +1,10 @@
 //! `/v1/sandboxes`.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 
-use super::name;
+use super::{Segment, name};
 use crate::body::JsonBody;
 use crate::control_plane::ControlPlane;
 use crate::problem::ApiError;
@@ -26,28 +26,28 @@ pub(crate) async fn create<C: ControlPlane>(
 
 pub(crate) async fn get<C: ControlPlane>(
     State(control): State<C>,
-    Path(id): Path<String>,
+    Segment(id): Segment,
 ) -> Result<Json<Sandbox>, ApiError> {
     control.get(name("id", &id)?).await.map(Json)
 }
 
 pub(crate) async fn pause<C: ControlPlane>(
     State(control): State<C>,
-    Path(id): Path<String>,
+    Segment(id): Segment,
 ) -> Result<Json<Sandbox>, ApiError> {
     control.pause(name("id", &id)?).await.map(Json)
 }
 
 pub(crate) async fn resume<C: ControlPlane>(
     State(control): State<C>,
-    Path(id): Path<String>,
+    Segment(id): Segment,
 ) -> Result<Json<Sandbox>, ApiError> {
     control.resume(name("id", &id)?).await.map(Json)
 }
 
 pub(crate) async fn exec<C: ControlPlane>(
     State(control): State<C>,
-    Path(id): Path<String>,
+    Segment(id): Segment,
     JsonBody(request): JsonBody<ExecRequest>,
 ) -> Result<Json<ExecResult>, ApiError> {
     let id = name("id", &id)?;
@@ -62,14 +62,14 @@ pub(crate) async fn exec<C: ControlPlane>(
 
 pub(crate) async fn memory<C: ControlPlane>(
     State(control): State<C>,
-    Path(id): Path<String>,
+    Segment(id): Segment,
 ) -> Result<Json<MemoryStats>, ApiError> {
     control.memory(name("id", &id)?).await.map(Json)
 }
 
 pub(crate) async fn delete<C: ControlPlane>(
     State(control): State<C>,
-    Path(id): Path<String>,
+    Segment(id): Segment,
 ) -> Result<StatusCode, ApiError> {
     control.delete(name("id", &id)?).await?;
     Ok(StatusCode::NO_CONTENT)

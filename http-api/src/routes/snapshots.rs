@@ -1,10 +1,10 @@
 //! `/v1/snapshots`.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 
-use super::name;
+use super::{Segment, name};
 use crate::body::JsonBody;
 use crate::control_plane::ControlPlane;
 use crate::problem::ApiError;
@@ -26,7 +26,7 @@ pub(crate) async fn create<C: ControlPlane>(
 
 pub(crate) async fn get<C: ControlPlane>(
     State(control): State<C>,
-    Path(template): Path<String>,
+    Segment(template): Segment,
 ) -> Result<Json<Snapshot>, ApiError> {
     control
         .get_snapshot(name("name", &template)?)
@@ -36,7 +36,7 @@ pub(crate) async fn get<C: ControlPlane>(
 
 pub(crate) async fn delete<C: ControlPlane>(
     State(control): State<C>,
-    Path(template): Path<String>,
+    Segment(template): Segment,
 ) -> Result<StatusCode, ApiError> {
     control.delete_snapshot(name("name", &template)?).await?;
     Ok(StatusCode::NO_CONTENT)

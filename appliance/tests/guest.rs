@@ -1,0 +1,465 @@
+//! A daemon and real guests, seen from outside: what HTTP says, what runs, what is on disk.
+
+mod support;
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use support::daemon::{Daemon, run};
+use support::needs::{self, GuestInputs};
+use support::place::{Place, names};
+use support::workload::Workload;
+use support::{procs, skip, wait_for};
+
+/// Takes the inputs, or prints why there are none and leaves the test.
+macro_rules! inputs_or_skip {
+    ($test:literal) => {
+        match needs::for_guests() {
+            Ok(inputs) => inputs,
+            Err(reason) => return skip($test, &reason),
+        }
+    };
+}
+
+fn start(instance: &str, pool: u16, inputs: &GuestInputs) -> (Place, Daemon) {
+    let place = Place::new(instance, pool, Some(inputs));
+    let daemon = Daemon::start(&place);
+    (place, daemon)
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+#[test]
+fn guest_lives_a_whole_life() {
+    let inputs = inputs_or_skip!("guest_lives_a_whole_life");
+    let _turn = needs::one_at_a_time();
+    let (place, daemon) = start("tlife", 1, &inputs);
+    let api = &daemon.api;
+
+    let body = json!({
+        "id": "one", "template": "base",
+        "env": { "COLOUR": "blue" }, "labels": { "owner": "test" },
+    });
+    let made = api.post("/v1/sandboxes", &body).expect(201);
+    assert_eq!(made["state"], "running", "{made}");
+    assert_eq!(made["labels"]["owner"], "test");
+    assert_eq!(
+        (&made["vcpus"], &made["memory_mb"]),
+        (&json!(1), &json!(256))
+    );
+    assert!(made.get("build").is_none(), "{made}");
+
+    // A name is taken, a name is unknown.
+    let again = api.post("/v1/sandboxes", &body);
+    assert_eq!(again.body["code"], "exists");
+    again.expect(409);
+    let unknown = json!({ "id": "two", "template": "nothing" });
+    api.post("/v1/sandboxes", &unknown).expect(404);
+    api.sandbox("two").expect(404);
+    api.pause("two").expect(404);
+    api.snapshot("two", "tpl").expect(404);
+    api.exec("two", "true", &[]).expect(404);
+    api.delete("/v1/sandboxes/two").expect(404);
+    api.delete("/v1/snapshots/nothing").expect(404);
+
+    commands_are_run_and_judged(&daemon);
+    let mut work = Workload::start(api, "one", 16);
+
+    // Paused: nothing runs, and the refusals say so.
+    let paused = api.pause("one").expect(200);
+    assert_eq!(paused["state"], "paused", "{paused}");
+    assert_eq!(paused["generation"], 0, "{paused}");
+    assert!(procs::vmm(&place, "one").is_none(), "a VMM runs still");
+    assert_eq!(place.sandbox_leftovers(), Vec::<String>::new());
+    for refused in [api.exec("one", "true", &[]), api.pause("one")] {
+        assert_eq!(refused.body["state"], "paused", "{}", refused.body);
+        assert!(refused.detail().contains("paused"), "{}", refused.body);
+        refused.expect(409);
+    }
+    let memory = api.get("/v1/sandboxes/one/memory").expect(200);
+    assert_eq!(memory["resident_pages"], 0, "{memory}");
+    assert!(memory["diff_pages"].as_u64().unwrap() > 4096, "{memory}");
+
+    // Back: the same address, memory and process.
+    let resumed = api.resume("one").expect(200);
+    assert_eq!(resumed["state"], "running", "{resumed}");
+    assert_eq!(resumed["address"], made["address"]);
+    assert_eq!(resumed["labels"], made["labels"]);
+    let refused = api.resume("one");
+    assert_eq!(refused.body["state"], "running", "{}", refused.body);
+    refused.expect(409);
+    memory_was_faulted_in_lazily(&daemon);
+    work.check(api, "one");
+    assert_eq!(api.shell("one", "echo $COLOUR"), "blue");
+
+    clones_outlive_their_template(&place, &daemon, &work);
+
+    api.destroy("one");
+    api.sandbox("one").expect(404);
+    assert_eq!(api.get("/v1/sandboxes").expect(200), json!([]));
+    assert_eq!(place.leftovers(), Vec::<String>::new());
+    daemon.stop();
+    assert_eq!(place.leftovers_of_the_daemon(), Vec::<String>::new());
+}
+
+fn commands_are_run_and_judged(daemon: &Daemon) {
+    let api = &daemon.api;
+    let ran = api
+        .exec("one", "sh", &["-c", "echo out; echo err >&2; exit 7"])
+        .expect(200);
+    assert_eq!(ran["exit_code"], 7, "{ran}");
+    assert_eq!(text(&ran["stdout"]), "out\n");
+    assert_eq!(text(&ran["stderr"]), "err\n");
+    let unknown = api.exec("one", "no-such-program", &[]);
+    assert_eq!(unknown.body["field"], "cmd", "{}", unknown.body);
+    unknown.expect(400);
+    let body = json!({ "cmd": "sleep", "args": ["60"], "user": "root", "timeout_ms": 300 });
+    let cut = api.post("/v1/sandboxes/one/exec", &body);
+    assert_ne!(cut.body["exit_code"], 0, "{}", cut.body);
+    assert_eq!(api.shell("one", "hostname"), "one");
+}
+
+fn memory_was_faulted_in_lazily(daemon: &Daemon) {
+    let memory = daemon.api.get("/v1/sandboxes/one/memory").expect(200);
+    let number = |key: &str| memory[key].as_f64().unwrap();
+    assert_eq!(number("guest_pages"), 65_536.0);
+    assert_eq!(number("page_bytes"), 4096.0);
+    assert!(number("faults") > 0.0, "{memory}");
+    assert!(number("resident_pages") >= number("faults"), "{memory}");
+    // The data alone is 4096 pages that nobody has asked for since.
+    assert!(
+        number("resident_pages") < number("diff_pages") - 4096.0,
+        "{memory}"
+    );
+    assert!(number("fault_us_p50") > 0.0, "{memory}");
+    assert!(number("fault_us_p50") <= number("fault_us_p99"), "{memory}");
+    assert!(number("fault_us_p99") <= number("fault_us_max"), "{memory}");
+}
+
+fn clones_outlive_their_template(place: &Place, daemon: &Daemon, work: &Workload) {
+    let api = &daemon.api;
+    let template = api.snapshot("one", "tpl").expect(201);
+    assert_eq!(template["kind"], "memory", "{template}");
+    assert_eq!(template["generation"], 1, "{template}");
+    assert_eq!(api.sandbox("one").body["state"], "running");
+    assert_eq!(api.snapshot("one", "tpl").body["code"], "exists");
+    assert_eq!(api.snapshot("one", "base").body["code"], "exists");
+
+    for (field, value) in [("memory_mb", 512), ("vcpus", 2)] {
+        let mut body = json!({ "id": "clone", "template": "tpl" });
+        body[field] = json!(value);
+        let refused = api.post("/v1/sandboxes", &body);
+        assert_eq!(refused.body["field"], field, "{}", refused.body);
+        refused.expect(400);
+        api.sandbox("clone").expect(404);
+    }
+
+    let clone = api.create("clone", "tpl");
+    assert_ne!(clone["address"], api.sandbox("one").body["address"]);
+    let mut cloned = work.clone();
+    cloned.check(api, "clone");
+    assert_eq!(api.shell("clone", "hostname"), "clone");
+    api.shell("clone", "echo mine > /root/mine && sync");
+    api.shell("one", "test ! -e /root/mine");
+
+    api.delete("/v1/snapshots/tpl").expect(204);
+    api.get("/v1/snapshots/tpl").expect(404);
+    api.delete("/v1/snapshots/base").expect(400);
+    let body = json!({ "template": "tpl" });
+    api.post("/v1/sandboxes", &body).expect(404);
+    cloned.check(api, "clone");
+    let paused = api.pause("clone").expect(200);
+    assert_eq!(paused["generation"], 2, "{paused}");
+    let resumed = api.resume("clone").expect(200);
+    assert_eq!(resumed["address"], clone["address"]);
+    cloned.check(api, "clone");
+    assert_eq!(api.shell("clone", "cat /root/mine"), "mine");
+    api.destroy("clone");
+    assert!(procs::vmm(place, "clone").is_none());
+    work.clone().check(api, "one");
+}
+
+#[test]
+fn guest_is_intact_through_generations_and_damage() {
+    let inputs = inputs_or_skip!("guest_is_intact_through_generations_and_damage");
+    let _turn = needs::one_at_a_time();
+    let (place, daemon) = start("tgen", 2, &inputs);
+    let api = &daemon.api;
+    api.create("one", "base");
+    let mut work = Workload::start(api, "one", 16);
+
+    let mut parent = Value::Null;
+    let mut build = String::new();
+    for generation in 0..5 {
+        let paused = api.pause("one").expect(200);
+        assert_eq!(paused["generation"], generation, "{paused}");
+        build = text(&paused["build"]);
+        let dir = place.build(&build);
+        let found = inspect(&dir);
+        assert_eq!(found["build_id"], json!(build), "{found}");
+        assert_eq!(found["generation"], generation, "{found}");
+        assert_eq!(found["parent"], parent, "{found}");
+        parent = json!(build);
+        pages_add_up(&found, generation);
+        if generation < 4 {
+            api.resume("one").expect(200);
+            work.check(api, "one");
+            work.change(api, "one");
+        }
+    }
+    let dir = place.build(&build);
+    let path = dir.to_str().unwrap();
+    let verified = run(&["snapshot", "verify", path, "--ancestors", "--json"]);
+    let report: Value = serde_json::from_slice(&verified.stdout).unwrap();
+    assert!(verified.status.success(), "{report}");
+    assert_eq!(report["faults"], json!([]), "{report}");
+    assert!(!report["ancestors"].as_array().unwrap().is_empty());
+
+    damage_is_refused_by_name(&place, &daemon, &dir);
+    let ancestor = text(&report["ancestors"][0]);
+    let data = place.build(&ancestor).join("memory.data");
+    refuses(&place, &daemon, &data, Damage::Flip);
+
+    api.resume("one").expect(200);
+    assert!(api.sandbox("one").body.get("reason").is_none());
+    work.check(api, "one");
+    api.destroy("one");
+    assert_eq!(place.leftovers(), Vec::<String>::new());
+    daemon.stop();
+}
+
+fn inspect(dir: &Path) -> Value {
+    let output = run(&["snapshot", "inspect", dir.to_str().unwrap(), "--json"]);
+    assert!(output.status.success(), "{output:?}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn pages_add_up(found: &Value, generation: u64) {
+    let number = |key: &str| found[key].as_u64().unwrap();
+    assert_eq!(number("memory_pages"), 65_536, "{found}");
+    assert_eq!(number("memory_bytes"), 256 << 20, "{found}");
+    let sum = number("zero_pages") + number("own_pages") + number("inherited_pages");
+    assert_eq!(sum, 65_536, "{found}");
+    assert!(number("own_pages") > 0, "{found}");
+    assert_eq!(number("inherited_pages") > 0, generation > 0, "{found}");
+    // A diff is small: most of what the guest holds is in its ancestors.
+    if generation > 0 {
+        assert!(number("own_pages") < number("inherited_pages"), "{found}");
+    }
+    let table = found["builds"].as_array().unwrap();
+    let own = table.last().unwrap();
+    assert_eq!(own["build_id"], found["build_id"], "{found}");
+    assert_eq!(own["referenced_pages"], found["own_pages"], "{found}");
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Damage {
+    Flip,
+    Cut,
+}
+
+/// A damaged file; whole again when this is dropped.
+struct Damaged {
+    path: PathBuf,
+    at: u64,
+    original: Vec<u8>,
+}
+
+impl Damaged {
+    fn new(path: &Path, damage: Damage) -> Self {
+        let file = File::options().read(true).write(true).open(path).unwrap();
+        let len = file.metadata().unwrap().len();
+        let (at, count) = match damage {
+            Damage::Flip => (len / 2, 1),
+            Damage::Cut => (len - 1000.min(len / 2), 1000.min(len / 2)),
+        };
+        let mut original = vec![0; count as usize];
+        file.read_exact_at(&mut original, at).unwrap();
+        match damage {
+            Damage::Flip => file.write_all_at(&[original[0] ^ 0x40], at).unwrap(),
+            Damage::Cut => file.set_len(at).unwrap(),
+        }
+        Self {
+            path: path.to_owned(),
+            at,
+            original,
+        }
+    }
+}
+
+impl Drop for Damaged {
+    fn drop(&mut self) {
+        let file = File::options().write(true).open(&self.path).unwrap();
+        file.write_all_at(&self.original, self.at).unwrap();
+    }
+}
+
+fn damage_is_refused_by_name(place: &Place, daemon: &Daemon, dir: &Path) {
+    for name in [
+        "memory.map",
+        "memory.data",
+        "memory.sums",
+        "vmstate",
+        "manifest.json",
+    ] {
+        for damage in [Damage::Flip, Damage::Cut] {
+            refuses(place, daemon, &dir.join(name), damage);
+        }
+    }
+}
+
+fn refuses(place: &Place, daemon: &Daemon, path: &Path, damage: Damage) {
+    let api = &daemon.api;
+    let damaged = Damaged::new(path, damage);
+    let refused = api.resume("one");
+    drop(damaged);
+    let what = format!("{damage:?} of {}: {}", path.display(), refused.body);
+    assert_eq!(refused.status, 422, "{what}");
+    let name = path.display().to_string();
+    for part in [&*name, "offset", "expected", "found"] {
+        assert!(refused.detail().contains(part), "no {part:?}: {what}");
+    }
+    let sandbox = api.sandbox("one").expect(200);
+    assert_eq!(sandbox["state"], "paused", "{what}");
+    assert_eq!(place.sandbox_leftovers(), Vec::<String>::new(), "{what}");
+}
+
+#[test]
+fn guest_goes_on_when_its_pause_fails() {
+    let name = "guest_goes_on_when_its_pause_fails";
+    let inputs = inputs_or_skip!("guest_goes_on_when_its_pause_fails");
+    let _turn = needs::one_at_a_time();
+    let room = 420 << 20;
+    let place = match Place::with_small_disk("tfull", 3, &inputs, room) {
+        Ok(place) => place,
+        Err(reason) => return skip(name, &reason),
+    };
+    let daemon = Daemon::start(&place);
+    let api = &daemon.api;
+    api.create("one", "base");
+    let mut work = Workload::start(api, "one", 32);
+
+    // Room for the guest's own writes, not for its memory.
+    let ballast = fill_up(&place, 16 << 20);
+
+    for operation in ["pause", "snapshot"] {
+        let refused = match operation {
+            "pause" => api.pause("one"),
+            _ => api.snapshot("one", "tpl"),
+        };
+        let detail = refused.detail().to_owned();
+        assert_eq!(refused.status, 507, "{operation}: {}", refused.body);
+        assert!(detail.contains("goes on running"), "{operation}: {detail}");
+        assert!(detail.contains("No space left"), "{operation}: {detail}");
+        let sandbox = api.sandbox("one").expect(200);
+        assert_eq!(sandbox["state"], "running", "{sandbox}");
+        assert!(text(&sandbox["reason"]).contains("No space left"));
+        work.check(api, "one");
+        assert_eq!(
+            names(&place.data.join("builds")),
+            Vec::<String>::new(),
+            "{operation}"
+        );
+    }
+    api.get("/v1/snapshots/tpl").expect(404);
+    drop(ballast);
+    api.pause("one").expect(200);
+
+    // Not even a disk: nobody runs who could need the room.
+    let ballast = fill_up(&place, 2 << 20);
+    let body = json!({ "id": "two", "template": "base" });
+    let full = api.post("/v1/sandboxes", &body);
+    assert_eq!(full.status, 507, "{}", full.body);
+    api.sandbox("two").expect(404);
+    let full = api.resume("one");
+    assert_eq!(full.status, 507, "{}", full.body);
+    assert_eq!(api.sandbox("one").body["state"], "paused");
+    assert_eq!(place.sandbox_leftovers(), Vec::<String>::new());
+    drop(ballast);
+    let resumed = api.resume("one").expect(200);
+    assert!(resumed.get("reason").is_none(), "{resumed}");
+    work.check(api, "one");
+    api.destroy("one");
+    assert_eq!(place.leftovers(), Vec::<String>::new());
+    daemon.stop();
+}
+
+/// Takes all room in the data directory but `left` bytes, until it is dropped.
+fn fill_up(place: &Place, left: u64) -> tempfile::NamedTempFile {
+    let ballast = tempfile::NamedTempFile::new_in(&place.data).unwrap();
+    let free = nix::sys::statvfs::statvfs(&place.data).unwrap();
+    let free = free.blocks_available() * free.fragment_size();
+    let (none, bytes) = (nix::fcntl::FallocateFlags::empty(), free - left);
+    nix::fcntl::fallocate(ballast.as_file(), none, 0, bytes as i64).unwrap();
+    ballast
+}
+
+#[test]
+fn guest_is_paused_when_the_daemon_stops_and_comes_back_after_it() {
+    let inputs = inputs_or_skip!("guest_is_paused_when_the_daemon_stops_and_comes_back_after_it");
+    let _turn = needs::one_at_a_time();
+    let (place, daemon) = start("tstop", 4, &inputs);
+    let api = daemon.api.clone();
+    let made = api.create("one", "base");
+    let mut work = Workload::start(&api, "one", 16);
+
+    // A second daemon of the same configuration harms neither guest nor engine.
+    let engine = procs::engine(&place).unwrap().pid;
+    let second = run(&["serve", "--config", place.config.to_str().unwrap()]);
+    assert!(!second.status.success(), "{second:?}");
+    assert_eq!(procs::engine(&place).unwrap().pid, engine);
+    work.check(&api, "one");
+
+    // Whatever is under way when the signal comes is finished, and the result is paused.
+    let busy = api.clone();
+    let snapshot = std::thread::spawn(move || {
+        busy.try_call(
+            "POST",
+            "/v1/snapshots",
+            Some(&json!({ "sandbox": "one", "name": "tpl" })),
+        )
+    });
+    wait_for("it is snapshotting", Duration::from_secs(20), || {
+        (api.sandbox("one").body["state"] == "snapshotting").then_some(())
+    });
+    daemon.stop();
+    snapshot.join().unwrap().unwrap().expect(201);
+    assert_eq!(place.sandbox_leftovers(), Vec::<String>::new());
+    assert_eq!(place.leftovers_of_the_daemon(), Vec::<String>::new());
+
+    let daemon = Daemon::start(&place);
+    let api = &daemon.api;
+    let sandbox = api.sandbox("one").expect(200);
+    assert_eq!(sandbox["state"], "paused", "{sandbox}");
+    assert_eq!(sandbox["vcpus"], made["vcpus"]);
+    assert_eq!(sandbox["template"], made["template"]);
+    let resumed = api.resume("one").expect(200);
+    assert_eq!(resumed["address"], made["address"]);
+    work.check(api, "one");
+    api.create("two", "tpl");
+    assert_eq!(
+        api.shell("two", "sha256sum < /run/fill"),
+        work.memory(),
+        "the template survived as well"
+    );
+
+    // Two at once, and one that is paused already.
+    api.pause("two").expect(200);
+    daemon.stop();
+    let daemon = Daemon::start(&place);
+    let api = &daemon.api;
+    for id in ["one", "two"] {
+        assert_eq!(api.sandbox(id).body["state"], "paused");
+        api.resume(id).expect(200);
+        let hash = api.shell(id, "sha256sum < /run/fill");
+        assert_eq!(hash, work.memory(), "{id}");
+    }
+    api.delete_all();
+    assert_eq!(place.leftovers(), Vec::<String>::new());
+    daemon.stop();
+}

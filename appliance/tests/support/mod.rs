@@ -1,0 +1,36 @@
+//! A daemon of a test's own, driven from outside: its program, its HTTP socket, and what the
+//! kernel shows of it.
+//!
+//! A [`Place`] has a name, directories and addresses that no other test has. Whatever happens,
+//! its end kills every process that belongs to it (by pidfd) and removes what it left.
+
+#![allow(dead_code, reason = "every test binary uses a part of it")]
+
+pub(crate) mod api;
+pub(crate) mod daemon;
+pub(crate) mod needs;
+pub(crate) mod place;
+pub(crate) mod procs;
+pub(crate) mod workload;
+
+use std::time::{Duration, Instant};
+
+/// Asks again and again until there is an answer; fails with `what` after `patience`.
+pub(crate) fn wait_for<T>(what: &str, patience: Duration, mut ask: impl FnMut() -> Option<T>) -> T {
+    let started = Instant::now();
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(
+            started.elapsed() < patience,
+            "{what}: not within {patience:?}"
+        );
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Prints the line that counts a test as skipped.
+pub(crate) fn skip(test: &str, reason: &str) {
+    println!("skipped: {test}: {reason}");
+}

@@ -1,0 +1,214 @@
+//! Names, directories and the configuration file of one test's daemons; and their end.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::needs::{self, GuestInputs};
+use super::procs;
+
+/// One test's own corner of the host.
+#[derive(Debug)]
+pub(crate) struct Place {
+    pub(crate) instance: String,
+    /// Configuration, log and data.
+    pub(crate) root: PathBuf,
+    pub(crate) data: PathBuf,
+    /// Short, because of its sockets.
+    pub(crate) run: PathBuf,
+    pub(crate) config: PathBuf,
+    pub(crate) log: PathBuf,
+    mounted: bool,
+}
+
+impl Place {
+    /// A place under a name of one to eight lowercase letters that no other test uses, with
+    /// the addresses `10.<215 + pool / 256>.<pool % 256>.0/24`.
+    pub(crate) fn new(instance: &str, pool: u16, inputs: Option<&GuestInputs>) -> Self {
+        let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join(instance);
+        let place = Self {
+            instance: instance.to_owned(),
+            data: root.join("data"),
+            run: PathBuf::from("/run").join(instance),
+            config: root.join("thaw.toml"),
+            log: root.join("daemon.log"),
+            root,
+            mounted: false,
+        };
+        // What a killed run of the same test has left.
+        place.clear();
+        fs::create_dir_all(&place.data).unwrap();
+        fs::write(&place.config, place.configuration(pool, inputs)).unwrap();
+        place
+    }
+
+    /// As [`Place::new`], with the data directory on a file system of this size.
+    pub(crate) fn with_small_disk(
+        instance: &str,
+        pool: u16,
+        inputs: &GuestInputs,
+        bytes: u64,
+    ) -> Result<Self, String> {
+        let mut place = Self::new(instance, pool, Some(inputs));
+        let options = format!("size={bytes}");
+        nix::mount::mount(
+            Some("thaw-test"),
+            &place.data,
+            Some("tmpfs"),
+            nix::mount::MsFlags::empty(),
+            Some(options.as_str()),
+        )
+        .map_err(|error| format!("a tmpfs can't be mounted: {error}"))?;
+        place.mounted = true;
+        Ok(place)
+    }
+
+    fn configuration(&self, pool: u16, inputs: Option<&GuestInputs>) -> String {
+        let quoted = |path: &Path| toml::Value::String(path.display().to_string()).to_string();
+        let mut text = format!(
+            "instance = \"{}\"\ndata_dir = {}\nrun_dir = {}\nshards = 2\n\
+             [api]\nlisten = []\n\
+             [network]\npool = \"10.{}.{}.0/24\"\n\
+             [vmm]\naccelerator = \"tcg\"\n",
+            self.instance,
+            quoted(&self.data),
+            quoted(&self.run),
+            215 + pool / 256,
+            pool % 256,
+        );
+        match inputs {
+            None => {
+                if let Ok(preload) = needs::for_daemons() {
+                    text += &format!("preload = {}\n", quoted(&preload));
+                }
+            }
+            Some(inputs) => {
+                text += &format!("preload = {}\n", quoted(&inputs.preload));
+                text += &format!(
+                    "[[template]]\nname = \"base\"\nkernel = {}\ninitrd = {}\ndisk = {}\n\
+                     memory_mb = 256\n",
+                    quoted(&inputs.dir.join("vmlinuz")),
+                    quoted(&inputs.dir.join("initrd.img")),
+                    quoted(&inputs.dir.join("base.ext4")),
+                );
+            }
+        }
+        text
+    }
+
+    /// Changes the configuration file: each pair is a text that has to be in it and what takes
+    /// its place.
+    pub(crate) fn reconfigure(&self, changes: &[(&str, &str)]) {
+        let mut text = fs::read_to_string(&self.config).unwrap();
+        for (old, new) in changes {
+            assert!(text.contains(old), "no {old:?} in:\n{text}");
+            text = text.replace(old, new);
+        }
+        fs::write(&self.config, text).unwrap();
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.run.join("api.sock")
+    }
+
+    pub(crate) fn build(&self, id: &str) -> PathBuf {
+        self.data.join("builds").join(id)
+    }
+
+    /// The last lines of the daemons' log.
+    pub(crate) fn log_tail(&self) -> String {
+        let text = fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(20)..].join("\n")
+    }
+
+    /// What is left of sandboxes that have no VMM: nothing of these may be there.
+    pub(crate) fn sandbox_leftovers(&self) -> Vec<String> {
+        let mut found: Vec<String> = procs::of(self)
+            .into_iter()
+            .filter(procs::Process::is_vmm)
+            .map(|process| format!("process {process:?}"))
+            .collect();
+        for (what, dir) in [("namespace", "/run/netns"), ("link", "/sys/class/net")] {
+            let ours = names(Path::new(dir))
+                .into_iter()
+                .filter(|name| name.starts_with(&self.instance));
+            found.extend(ours.map(|name| format!("{what} {name}")));
+        }
+        for dir in [self.run.join("sandboxes"), self.data.join("sandboxes")] {
+            let left = names(&dir).into_iter();
+            found.extend(left.map(|name| format!("directory {}", dir.join(name).display())));
+        }
+        let unfinished = names(&self.data.join("builds")).into_iter();
+        let unfinished = unfinished.filter(|name| name.starts_with('.'));
+        found.extend(unfinished.map(|name| format!("unfinished build {name}")));
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let of_sandboxes = [
+            format!("/netns/{}-", self.instance),
+            self.data.join("sandboxes").display().to_string(),
+        ];
+        let ours = mounts
+            .lines()
+            .filter(|line| of_sandboxes.iter().any(|part| line.contains(part)));
+        found.extend(ours.map(|line| format!("mount {line}")));
+        found
+    }
+
+    /// What is left when every sandbox and template is deleted.
+    pub(crate) fn leftovers(&self) -> Vec<String> {
+        let mut found = self.sandbox_leftovers();
+        let builds = names(&self.data.join("builds")).into_iter();
+        found.extend(builds.map(|name| format!("build {name}")));
+        found
+    }
+
+    /// What is left when the daemon has stopped, too.
+    pub(crate) fn leftovers_of_the_daemon(&self) -> Vec<String> {
+        let mut found: Vec<String> = procs::of(self)
+            .iter()
+            .map(|process| format!("process {process:?}"))
+            .collect();
+        let sockets = names(&self.run).into_iter();
+        let sockets = sockets.filter(|name| name != "sandboxes");
+        found.extend(sockets.map(|name| format!("in the run directory: {name}")));
+        found
+    }
+
+    /// Ends all processes and removes everything on the host that has our name.
+    fn clear(&self) {
+        // Twice: a daemon may have started something while we looked.
+        for _ in 0..2 {
+            for process in procs::of(self) {
+                process.kill();
+            }
+        }
+        for name in names(Path::new("/run/netns")) {
+            if name.starts_with(&format!("{}-", self.instance)) {
+                let path = Path::new("/run/netns").join(name);
+                let _ = nix::mount::umount2(&path, nix::mount::MntFlags::MNT_DETACH);
+                let _ = fs::remove_file(path);
+            }
+        }
+        let _ = nix::mount::umount2(&self.data, nix::mount::MntFlags::MNT_DETACH);
+        let _ = fs::remove_dir_all(&self.run);
+        let _ = fs::remove_dir_all(&self.root);
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the daemons' log ends with:\n{}", self.log_tail());
+        }
+        self.clear();
+    }
+}
+
+/// The names in a directory, in order; none if it isn't there.
+pub(crate) fn names(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect();
+    names.sort();
+    names
+}

@@ -1,0 +1,519 @@
+//! Every route over a control plane that only plays: what a request becomes, what its answer
+//! looks like, and what leaves when it is refused.
+
+use std::collections::BTreeMap;
+
+use axum::body::Body;
+use axum::http::{Method, Request, StatusCode, header};
+use http_api::body::MAX_BODY_BYTES;
+use http_api::ids::{SandboxId, TemplateName};
+use http_api::wire::{
+    CreateSandbox, CreateSnapshot, ExecRequest, ExecResult, HostInfo, MemoryStats, Sandbox,
+    SandboxState, Snapshot, SnapshotKind, VmmInfo,
+};
+use http_api::{ApiError, ControlPlane, Readiness, router};
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+use tower::ServiceExt;
+
+/// Answers everything with fixed values, or everything with one error.
+#[derive(Clone, Default)]
+struct Fake {
+    error: Option<ApiError>,
+    not_ready: Option<&'static str>,
+}
+
+impl Fake {
+    fn refusing(error: ApiError) -> Self {
+        let error = Some(error);
+        Self {
+            error,
+            ..Self::default()
+        }
+    }
+
+    fn answer<T>(&self, value: T) -> Result<T, ApiError> {
+        self.error.clone().map_or(Ok(value), Err)
+    }
+}
+
+fn sandbox(id: SandboxId, state: SandboxState) -> Sandbox {
+    Sandbox {
+        id,
+        state,
+        template: "base".parse().unwrap(),
+        vcpus: 1,
+        memory_mb: 256,
+        address: "10.0.0.1".into(),
+        created_at_ms: 5,
+        build: None,
+        generation: None,
+        reason: None,
+        labels: BTreeMap::new(),
+    }
+}
+
+fn snapshot(name: TemplateName) -> Snapshot {
+    Snapshot {
+        name,
+        kind: SnapshotKind::Memory,
+        build: Some("ab".repeat(16)),
+        generation: Some(2),
+        vcpus: 1,
+        memory_mb: 256,
+        diff_pages: Some(7),
+        created_at_ms: 5,
+    }
+}
+
+impl ControlPlane for Fake {
+    async fn readiness(&self) -> Readiness {
+        self.not_ready.map_or(Readiness::Ready, |reason| {
+            Readiness::NotReady(reason.to_owned())
+        })
+    }
+    async fn host(&self) -> Result<HostInfo, ApiError> {
+        self.answer(HostInfo {
+            version: "0".into(),
+            vmm: VmmInfo {
+                name: "fake".into(),
+                version: "1".into(),
+                accelerator: "none".into(),
+                reason: "a test".into(),
+            },
+            disks: "none".into(),
+            shards: 1,
+            engines: 1,
+            sandboxes: 0,
+        })
+    }
+    async fn create(&self, request: CreateSandbox) -> Result<Sandbox, ApiError> {
+        let id = request.id.unwrap_or_else(|| "chosen".parse().unwrap());
+        let mut made = sandbox(id, SandboxState::Running);
+        made.template = request.template;
+        made.vcpus = request.vcpus.unwrap_or(1);
+        made.memory_mb = request.memory_mb.unwrap_or(256);
+        made.labels = request.labels;
+        self.answer(made)
+    }
+    async fn list(&self) -> Result<Vec<Sandbox>, ApiError> {
+        self.answer(vec![sandbox("a".parse().unwrap(), SandboxState::Paused)])
+    }
+    async fn get(&self, id: SandboxId) -> Result<Sandbox, ApiError> {
+        self.answer(sandbox(id, SandboxState::Running))
+    }
+    async fn pause(&self, id: SandboxId) -> Result<Sandbox, ApiError> {
+        self.answer(sandbox(id, SandboxState::Paused))
+    }
+    async fn resume(&self, id: SandboxId) -> Result<Sandbox, ApiError> {
+        self.answer(sandbox(id, SandboxState::Running))
+    }
+    async fn exec(&self, id: SandboxId, request: ExecRequest) -> Result<ExecResult, ApiError> {
+        self.answer(ExecResult {
+            exit_code: 3,
+            status: "exit status 3".into(),
+            stdout: format!("{id}: {} {:?}", request.cmd, request.args),
+            stderr: format!("{} ms", request.timeout_ms),
+        })
+    }
+    async fn memory(&self, _: SandboxId) -> Result<MemoryStats, ApiError> {
+        self.answer(MemoryStats {
+            guest_pages: 65_536,
+            page_bytes: 4096,
+            faults: 9,
+            fault_us_p99: 12.5,
+            ..MemoryStats::default()
+        })
+    }
+    async fn delete(&self, _: SandboxId) -> Result<(), ApiError> {
+        self.answer(())
+    }
+    async fn create_snapshot(&self, request: CreateSnapshot) -> Result<Snapshot, ApiError> {
+        self.answer(snapshot(request.name))
+    }
+    async fn list_snapshots(&self) -> Result<Vec<Snapshot>, ApiError> {
+        self.answer(vec![snapshot("t".parse().unwrap())])
+    }
+    async fn get_snapshot(&self, name: TemplateName) -> Result<Snapshot, ApiError> {
+        self.answer(snapshot(name))
+    }
+    async fn delete_snapshot(&self, _: TemplateName) -> Result<(), ApiError> {
+        self.answer(())
+    }
+}
+
+struct Answer {
+    status: StatusCode,
+    content_type: String,
+    retry_after: Option<String>,
+    text: String,
+}
+
+impl Answer {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.text)
+            .unwrap_or_else(|error| panic!("{:?} is no JSON: {error}", self.text))
+    }
+
+    /// The document of a refusal, after checking what every refusal has.
+    fn problem(&self) -> Value {
+        assert_eq!(self.content_type, "application/problem+json");
+        let problem = self.json();
+        assert_eq!(problem["status"], self.status.as_u16(), "{problem}");
+        for key in ["title", "detail", "code", "request_id"] {
+            let text = problem[key].as_str();
+            assert!(
+                text.is_some_and(|text| !text.is_empty()),
+                "{key}: {problem}"
+            );
+        }
+        let again = matches!(self.status.as_u16(), 429 | 503);
+        assert_eq!(problem["retryable"], again, "{problem}");
+        assert_eq!(self.retry_after.is_some(), again, "{problem}");
+        problem
+    }
+}
+
+async fn send(fake: Fake, method: &str, path: &str, body: impl Into<Body>) -> Answer {
+    let request = Request::builder()
+        .method(Method::from_bytes(method.as_bytes()).unwrap())
+        .uri(path)
+        .body(body.into())
+        .unwrap();
+    let response = router(fake).oneshot(request).await.unwrap();
+    let text_of = |name| {
+        let value = response.headers().get(name)?;
+        Some(value.to_str().unwrap().to_owned())
+    };
+    let content_type = text_of(header::CONTENT_TYPE).unwrap_or_default();
+    let retry_after = text_of(header::RETRY_AFTER);
+    let status = response.status();
+    let bytes = response.into_body().collect().await.unwrap().to_bytes();
+    Answer {
+        status,
+        content_type,
+        retry_after,
+        text: String::from_utf8(bytes.to_vec()).unwrap(),
+    }
+}
+
+/// All routes behind the control plane, each with a body that is good.
+const ROUTES: [(&str, &str, &str); 13] = [
+    ("GET", "/v1/host", ""),
+    ("GET", "/v1/sandboxes", ""),
+    ("POST", "/v1/sandboxes", r#"{"template":"base"}"#),
+    ("GET", "/v1/sandboxes/a", ""),
+    ("DELETE", "/v1/sandboxes/a", ""),
+    ("POST", "/v1/sandboxes/a/pause", ""),
+    ("POST", "/v1/sandboxes/a/resume", ""),
+    ("POST", "/v1/sandboxes/a/exec", r#"{"cmd":"true"}"#),
+    ("GET", "/v1/sandboxes/a/memory", ""),
+    ("GET", "/v1/snapshots", ""),
+    ("POST", "/v1/snapshots", r#"{"sandbox":"a","name":"t"}"#),
+    ("GET", "/v1/snapshots/t", ""),
+    ("DELETE", "/v1/snapshots/t", ""),
+];
+
+#[tokio::test]
+async fn every_route_answers_with_its_status_and_json() {
+    for (method, path, body) in ROUTES {
+        let answer = send(Fake::default(), method, path, body).await;
+        let expected = match (method, path) {
+            ("DELETE", _) => 204,
+            ("POST", "/v1/sandboxes" | "/v1/snapshots") => 201,
+            _ => 200,
+        };
+        assert_eq!(answer.status.as_u16(), expected, "{method} {path}");
+        if expected == 204 {
+            assert_eq!(answer.text, "", "{method} {path}");
+        } else {
+            assert_eq!(answer.content_type, "application/json", "{method} {path}");
+            answer.json();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_created_sandbox_is_what_was_asked_for() {
+    let body = json!({
+        "template": "py-3.12", "id": "a1", "vcpus": 2, "memory_mb": 512,
+        "env": { "A": "1" }, "labels": { "owner": "me" },
+    });
+    let made = send(Fake::default(), "POST", "/v1/sandboxes", body.to_string())
+        .await
+        .json();
+    let expected = json!({
+        "id": "a1", "state": "running", "template": "py-3.12", "vcpus": 2, "memory_mb": 512,
+        "address": "10.0.0.1", "created_at_ms": 5, "labels": { "owner": "me" },
+    });
+    assert_eq!(made, expected, "absent fields are left out, not null");
+}
+
+#[tokio::test]
+async fn a_command_has_defaults_and_its_result_comes_back() {
+    let body = r#"{"cmd":"echo","args":["a b"]}"#;
+    let ran = send(Fake::default(), "POST", "/v1/sandboxes/a/exec", body)
+        .await
+        .json();
+    assert_eq!(ran["exit_code"], 3);
+    assert_eq!(ran["stdout"], r#"a: echo ["a b"]"#);
+    assert_eq!(ran["stderr"], "60000 ms");
+}
+
+#[tokio::test]
+async fn lists_and_snapshots_and_numbers_have_their_shape() {
+    let get = |path: &'static str| send(Fake::default(), "GET", path, "");
+    assert_eq!(get("/v1/sandboxes").await.json()[0]["state"], "paused");
+    let snapshot = get("/v1/snapshots/t").await.json();
+    assert_eq!(snapshot["kind"], "memory");
+    assert_eq!(snapshot["generation"], 2);
+    assert_eq!(get("/v1/snapshots").await.json(), json!([snapshot]));
+    let memory = get("/v1/sandboxes/a/memory").await.json();
+    assert_eq!(memory["guest_pages"], 65_536);
+    assert_eq!(memory["fault_us_p99"], 12.5);
+    assert!(memory.get("diff_pages").is_none(), "{memory}");
+    assert_eq!(get("/v1/host").await.json()["vmm"]["accelerator"], "none");
+}
+
+#[tokio::test]
+async fn a_live_daemon_that_is_not_ready_says_why() {
+    let draining = Fake {
+        not_ready: Some("The host is draining"),
+        ..Fake::default()
+    };
+    for fake in [Fake::default(), draining.clone()] {
+        let live = send(fake, "GET", "/livez", "").await;
+        assert_eq!((live.status, &*live.text), (StatusCode::OK, "ok"));
+    }
+    let ready = send(Fake::default(), "GET", "/readyz", "").await;
+    assert_eq!((ready.status, &*ready.text), (StatusCode::OK, "ok"));
+    let not = send(draining, "GET", "/readyz", "").await;
+    assert_eq!(not.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(not.problem()["detail"], "The host is draining");
+}
+
+#[tokio::test]
+async fn what_is_no_route_is_named_in_a_404() {
+    for (method, path, named) in [
+        ("GET", "/", "/"),
+        ("GET", "/v2/sandboxes", "/v2/sandboxes"),
+        ("GET", "/v1/sandboxes/a/b/c", "/v1/sandboxes/a/b/c"),
+        ("PUT", "/v1/sandboxes", "PUT /v1/sandboxes"),
+        ("GET", "/v1/sandboxes/a/pause", "GET /v1/sandboxes/a/pause"),
+        ("DELETE", "/readyz", "DELETE /readyz"),
+    ] {
+        let answer = send(Fake::default(), method, path, "").await;
+        assert_eq!(answer.status, StatusCode::NOT_FOUND, "{method} {path}");
+        let problem = answer.problem();
+        assert_eq!(problem["code"], "not_found");
+        assert!(
+            problem["detail"].as_str().unwrap().contains(named),
+            "{problem}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_bad_body_is_a_400_that_names_the_field() {
+    for (path, body, field) in [
+        ("/v1/sandboxes", "{", "body"),
+        ("/v1/sandboxes", "7", "body"),
+        ("/v1/sandboxes", r#" ["base"]"#, "body"),
+        ("/v1/sandboxes", "\u{0}", "body"),
+        ("/v1/sandboxes", "", "template"),
+        ("/v1/sandboxes", r#"{"template":7}"#, "template"),
+        ("/v1/sandboxes", r#"{"template":"../x"}"#, "template"),
+        ("/v1/sandboxes", r#"{"template":"t","cpus":1}"#, "cpus"),
+        ("/v1/sandboxes", r#"{"template":"t","id":"A"}"#, "id"),
+        ("/v1/sandboxes", r#"{"template":"t","id":""}"#, "id"),
+        ("/v1/sandboxes", r#"{"template":"t","vcpus":-1}"#, "vcpus"),
+        (
+            "/v1/sandboxes",
+            r#"{"template":"t","memory_mb":4294967296}"#,
+            "memory_mb",
+        ),
+        (
+            "/v1/sandboxes",
+            r#"{"template":"t","labels":{"a":[]}}"#,
+            "labels.a",
+        ),
+        ("/v1/sandboxes/a/exec", "", "cmd"),
+        ("/v1/sandboxes/a/exec", r#"{"cmd":""}"#, "cmd"),
+        (
+            "/v1/sandboxes/a/exec",
+            r#"{"cmd":"a","args":["b",1]}"#,
+            "args[1]",
+        ),
+        (
+            "/v1/sandboxes/a/exec",
+            r#"{"cmd":"a","timeout":1}"#,
+            "timeout",
+        ),
+        ("/v1/snapshots", r#"{"sandbox":"a"}"#, "name"),
+        (
+            "/v1/snapshots",
+            r#"{"sandbox":"a-b","name":"t"}"#,
+            "sandbox",
+        ),
+        ("/v1/snapshots", r#"{"sandbox":"a","name":"-"}"#, "name"),
+    ] {
+        let answer = send(Fake::default(), "POST", path, body).await;
+        assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{path} {body}");
+        let problem = answer.problem();
+        assert_eq!(problem["code"], "bad_request");
+        assert_eq!(problem["field"], field, "{path} {body}: {problem}");
+    }
+}
+
+#[tokio::test]
+async fn a_bad_name_in_the_path_is_a_400_that_names_it() {
+    for (method, path, body, field) in [
+        ("GET", "/v1/sandboxes/A", "", "id"),
+        ("GET", "/v1/sandboxes/..%2Fetc", "", "id"),
+        ("DELETE", "/v1/sandboxes/a-b", "", "id"),
+        ("POST", "/v1/sandboxes/9/pause", "", "id"),
+        ("POST", "/v1/sandboxes/9/resume", "", "id"),
+        ("POST", "/v1/sandboxes/9/exec", r#"{"cmd":"a"}"#, "id"),
+        ("GET", "/v1/sandboxes/9/memory", "", "id"),
+        ("GET", "/v1/snapshots/%2E%2E", "", "name"),
+        ("DELETE", "/v1/snapshots/A", "", "name"),
+        // Bytes that are no text never reach a handler.
+        ("GET", "/v1/sandboxes/%ff", "", "path"),
+        ("DELETE", "/v1/snapshots/%ff", "", "path"),
+    ] {
+        let answer = send(Fake::default(), method, path, body).await;
+        assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{method} {path}");
+        assert_eq!(answer.problem()["field"], field, "{method} {path}");
+    }
+}
+
+#[tokio::test]
+async fn a_body_over_the_limit_is_refused_and_one_at_it_is_not() {
+    let body = |bytes: usize| {
+        let frame = r#"{"template":""}"#.len();
+        format!(r#"{{"template":"{}"}}"#, "a".repeat(bytes - frame))
+    };
+    let at = send(
+        Fake::default(),
+        "POST",
+        "/v1/sandboxes",
+        body(MAX_BODY_BYTES),
+    )
+    .await;
+    assert_eq!(at.problem()["field"], "template", "it was read and judged");
+    let over = send(
+        Fake::default(),
+        "POST",
+        "/v1/sandboxes",
+        body(MAX_BODY_BYTES + 1),
+    )
+    .await;
+    assert_eq!(over.status, StatusCode::BAD_REQUEST);
+    assert_eq!(over.problem()["field"], "body");
+}
+
+#[tokio::test]
+async fn every_refusal_reaches_every_route_with_its_status() {
+    let refusals = [
+        (
+            ApiError::BadRequest {
+                field: "vcpus".into(),
+                detail: "is 3".into(),
+            },
+            400,
+            "bad_request",
+        ),
+        (
+            ApiError::NotFound {
+                what: "sandbox",
+                name: "a".into(),
+            },
+            404,
+            "not_found",
+        ),
+        (
+            ApiError::Denied {
+                state: SandboxState::Paused,
+                detail: "The sandbox is paused".into(),
+            },
+            409,
+            "wrong_state",
+        ),
+        (
+            ApiError::Exists {
+                what: "sandbox",
+                name: "a".into(),
+            },
+            409,
+            "exists",
+        ),
+        (
+            ApiError::Corrupt {
+                detail: "memory.map at offset 8".into(),
+            },
+            422,
+            "corrupt",
+        ),
+        (
+            ApiError::Busy {
+                detail: "Too many".into(),
+            },
+            429,
+            "busy",
+        ),
+        (
+            ApiError::Failed {
+                code: "vmm_failed",
+                detail: "It ended".into(),
+            },
+            500,
+            "vmm_failed",
+        ),
+        (
+            ApiError::Unavailable {
+                detail: "Draining".into(),
+            },
+            503,
+            "unavailable",
+        ),
+        (
+            ApiError::Full {
+                detail: "No room".into(),
+            },
+            507,
+            "capacity_exhausted",
+        ),
+    ];
+    for (error, status, code) in refusals {
+        for (method, path, body) in ROUTES {
+            let answer = send(Fake::refusing(error.clone()), method, path, body).await;
+            assert_eq!(answer.status.as_u16(), status, "{method} {path}");
+            let problem = answer.problem();
+            assert_eq!(problem["code"], code, "{method} {path}");
+            assert_eq!(problem["detail"], error.to_string());
+            assert_eq!(problem.get("field").is_some(), status == 400, "{problem}");
+            assert_eq!(
+                problem.get("state").is_some(),
+                code == "wrong_state",
+                "{problem}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_409_names_the_state_as_it_is_on_the_wire() {
+    let denied = ApiError::Denied {
+        state: SandboxState::Snapshotting,
+        detail: "The sandbox is snapshotting".into(),
+    };
+    let answer = send(Fake::refusing(denied), "POST", "/v1/sandboxes/a/pause", "").await;
+    assert_eq!(answer.problem()["state"], "snapshotting");
+}
+
+#[tokio::test]
+async fn request_ids_differ() {
+    let one = send(Fake::default(), "GET", "/x", "").await.problem();
+    let two = send(Fake::default(), "GET", "/x", "").await.problem();
+    assert_ne!(one["request_id"], two["request_id"]);
+}
