@@ -110,7 +110,7 @@ impl Marks {
             .filter_map(|name| fs::metadata(dir.join(name)).ok())
             .map(|m| (m.dev(), m.ino()))
             .collect();
-        let run = format!("{}/", place.run.display());
+        let dirs = [&place.run, &place.root].map(|dir| format!("{}/", dir.display()));
         let sockets = fs::read_to_string("/proc/net/unix")
             .unwrap_or_default()
             .lines()
@@ -118,7 +118,8 @@ impl Marks {
                 // Num RefCount Protocol Flags Type St Inode Path
                 let mut columns = line.split_whitespace().skip(6);
                 let (inode, path) = (columns.next()?, columns.next()?);
-                path.starts_with(&run).then(|| format!("socket:[{inode}]"))
+                let ours = dirs.iter().any(|dir| path.starts_with(dir));
+                ours.then(|| format!("socket:[{inode}]"))
             })
             .collect();
         Self {
