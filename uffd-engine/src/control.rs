@@ -85,6 +85,8 @@ pub enum Report {
     Attached {
         /// The request this answers.
         request: u64,
+        /// Which session.
+        session: String,
         /// The VMM's process.
         peer_pid: i32,
         /// The guest's memory as the VMM mapped it.

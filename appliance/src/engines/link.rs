@@ -27,7 +27,7 @@ use super::topology::Node;
 use super::{EngineError, SessionEvent, control_socket};
 use crate::config::EngineConfig;
 
-type Answer = oneshot::Sender<(Report, Vec<OwnedFd>)>;
+type Answer = oneshot::Sender<Report>;
 
 /// What a successor needs to go on with a session.
 #[derive(Debug)]
@@ -45,28 +45,6 @@ pub(super) struct KeptVmm {
     uffd: OwnedFd,
     pidfd: OwnedFd,
     regions: Vec<ClaimedRegion>,
-}
-
-impl Kept {
-    /// Takes over what came with a hand-off.
-    pub(super) fn attach(
-        &mut self,
-        peer_pid: i32,
-        regions: Vec<ClaimedRegion>,
-        fds: Vec<OwnedFd>,
-    ) -> Result<(), EngineError> {
-        let refused = |reason: String| EngineError::Refused { reason };
-        let uffd = fds.into_iter().next();
-        let uffd = uffd.ok_or_else(|| refused("it sent no userfaultfd".into()))?;
-        let pidfd = pidfd_open(peer_pid)
-            .map_err(|error| refused(format!("the VMM ended during its hand-off: {error}")))?;
-        self.attached = Some(KeptVmm {
-            uffd,
-            pidfd,
-            regions,
-        });
-        Ok(())
-    }
 }
 
 #[derive(Debug, Default)]
@@ -154,7 +132,7 @@ impl Link {
         &self,
         request: impl FnOnce(u64) -> Request,
         fds: &[BorrowedFd<'_>],
-    ) -> Result<oneshot::Receiver<(Report, Vec<OwnedFd>)>, EngineError> {
+    ) -> Result<oneshot::Receiver<Report>, EngineError> {
         let number = self.next_request.fetch_add(1, Ordering::Relaxed);
         let (answer, receiver) = oneshot::channel();
         let mut shared = self.shared.lock();
@@ -170,9 +148,21 @@ impl Link {
         Ok(receiver)
     }
 
-    /// Remembers a session for a successor.
-    pub(super) fn keep(&self, session: String, kept: Kept) {
-        self.shared.lock().kept.insert(session, kept);
+    /// Sends the request that makes a session, and keeps what its successors need from now
+    /// on: a hand-off is noted by whoever hears of it first, which is before an answer.
+    pub(super) fn ask_for_session(
+        &self,
+        session: &str,
+        kept: Kept,
+        request: impl FnOnce(u64) -> Request,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<oneshot::Receiver<Report>, EngineError> {
+        self.shared.lock().kept.insert(session.to_owned(), kept);
+        let asked = self.ask(request, fds);
+        if asked.is_err() {
+            self.forget(session);
+        }
+        asked
     }
 
     /// A session is over.
@@ -247,6 +237,19 @@ impl Link {
             Report::Failed { session, reason } => self.fail(session, reason),
             // The daemon watches its VMMs itself.
             Report::Ended { .. } => {}
+            Report::Attached {
+                request, session, ..
+            } if !fds.is_empty() => {
+                let request = *request;
+                let report = match self.attach(session, &report, fds) {
+                    Ok(()) => report,
+                    Err(reason) => Report::Refused { request, reason },
+                };
+                let answer = self.shared.lock().waiting.remove(&request);
+                if let Some(answer) = answer {
+                    let _ = answer.send(report);
+                }
+            }
             Report::Attached { request, .. }
             | Report::Refused { request, .. }
             | Report::Stats { request, .. }
@@ -259,12 +262,34 @@ impl Link {
                     )
                 };
                 if let Some(answer) = answer {
-                    let _ = answer.send((report, fds));
+                    let _ = answer.send(with_uffd(report));
                 } else if let (Some(session), Report::Refused { reason, .. }) = (adopted, &report) {
                     self.fail(&session, reason);
                 }
             }
         }
+    }
+
+    /// Notes a hand-off for a successor.
+    fn attach(&self, session: &str, report: &Report, fds: Vec<OwnedFd>) -> Result<(), String> {
+        let Report::Attached {
+            peer_pid, regions, ..
+        } = report
+        else {
+            return Ok(());
+        };
+        let pidfd = pidfd_open(*peer_pid)
+            .map_err(|error| format!("the VMM ended during its hand-off: {error}"))?;
+        let mut shared = self.shared.lock();
+        let uffd = fds.into_iter().next();
+        if let (Some(kept), Some(uffd)) = (shared.kept.get_mut(session), uffd) {
+            kept.attached = Some(KeptVmm {
+                uffd,
+                pidfd,
+                regions: regions.clone(),
+            });
+        }
+        Ok(())
     }
 
     /// Tells one session's sandbox that its memory can't be served any more.
@@ -284,6 +309,17 @@ impl Link {
                 .events
                 .try_send(SessionEvent::Failed(reason.to_owned()));
         }
+    }
+}
+
+/// A hand-off without its userfaultfd is none: no successor could go on with it.
+fn with_uffd(report: Report) -> Report {
+    match report {
+        Report::Attached { request, .. } => {
+            let reason = "it kept the userfaultfd to itself".to_owned();
+            Report::Refused { request, reason }
+        }
+        report => report,
     }
 }
 

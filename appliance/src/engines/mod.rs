@@ -10,7 +10,7 @@ mod link;
 pub mod topology;
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -133,35 +133,33 @@ impl Engines {
                 source,
             })?;
         let (events, inbox) = mpsc::channel(8);
+        let fds = [listener.as_fd(), states.as_fd()];
         let kept = Kept {
             store: store.to_owned(),
             build,
-            states,
+            states: states.clone(),
             events,
             attached: None,
         };
         let request = |request| Request::Expect {
             request,
             session: session.to_owned(),
-            store: kept.store.clone(),
+            store: store.to_owned(),
             build,
             deadline_ms: u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX),
         };
-        let answer = link.ask(request, &[listener.as_fd(), kept.states.as_fd()])?;
+        let answer = link.ask_for_session(session, kept, request, &fds)?;
         let attachment = Attachment {
             link,
             session: session.to_owned(),
             detached: false,
         };
-        Ok((
-            Expected {
-                attachment,
-                answer,
-                kept,
-                deadline,
-            },
-            inbox,
-        ))
+        let expected = Expected {
+            attachment,
+            answer,
+            deadline,
+        };
+        Ok((expected, inbox))
     }
 }
 
@@ -186,8 +184,7 @@ pub struct Wanted<'a> {
 #[derive(Debug)]
 pub struct Expected {
     attachment: Attachment,
-    answer: oneshot::Receiver<(Report, Vec<OwnedFd>)>,
-    kept: Kept,
+    answer: oneshot::Receiver<Report>,
     deadline: Duration,
 }
 
@@ -197,27 +194,12 @@ impl Expected {
     /// # Errors
     /// It was refused, did not come, or the engine died; nothing is attached.
     pub async fn attached(self) -> Result<Attachment, EngineError> {
-        let Self {
-            attachment,
-            answer,
-            mut kept,
-            deadline,
-        } = self;
-        match timeout(deadline + ANSWER_TIMEOUT, answer).await {
-            Err(_) => return Err(EngineError::Timeout),
-            Ok(Err(_)) => return Err(EngineError::Lost),
-            Ok(Ok((
-                Report::Attached {
-                    peer_pid, regions, ..
-                },
-                fds,
-            ))) => {
-                kept.attach(peer_pid, regions, fds)?;
-            }
-            Ok(Ok((report, _))) => return Err(refusal(report)),
+        match timeout(self.deadline + ANSWER_TIMEOUT, self.answer).await {
+            Err(_) => Err(EngineError::Timeout),
+            Ok(Err(_)) => Err(EngineError::Lost),
+            Ok(Ok(Report::Attached { .. })) => Ok(self.attachment),
+            Ok(Ok(report)) => Err(refusal(report)),
         }
-        attachment.link.keep(attachment.session.clone(), kept);
-        Ok(attachment)
     }
 }
 
@@ -267,7 +249,7 @@ impl Attachment {
         match timeout(ANSWER_TIMEOUT, answer).await {
             Err(_) => Err(EngineError::Timeout),
             Ok(Err(_)) => Err(EngineError::Lost),
-            Ok(Ok((report, _))) => Ok(report),
+            Ok(Ok(report)) => Ok(report),
         }
     }
 }

@@ -179,8 +179,14 @@ impl Owner {
             builds::put_with_sandbox(connection, &build, &row)
         };
         if let Err(error) = self.host.catalogue.call(record).await {
-            let _ = self.host.store.remove(&id);
-            return Err(error.into());
+            match self.host.store.remove(&id) {
+                Ok(()) => return Err(error.into()),
+                // It can't be unpublished, so the pause stands: were the guest to go on, a
+                // crash would bring this build back as if it were the newest.
+                Err(second) => {
+                    tracing::error!(build_id = %id, %error, %second, "A pause is not recorded");
+                }
+            }
         }
         drop(reservation);
         self.cell.update(|row| row.build = Some(id));

@@ -67,11 +67,12 @@ impl Worker {
                     let bytes = region.pages.get() * parts.regions.page_bytes();
                     let _ = parts.uffd.wake(region.base, bytes);
                 }
-                self.serve(session, *parts)?;
+                self.serve(session.clone(), *parts)?;
                 // The daemon knows the process: it sent the pidfd.
                 self.outbox.send(
                     &Report::Attached {
                         request,
+                        session,
                         peer_pid: 0,
                         regions,
                     },

@@ -46,9 +46,10 @@ impl Worker {
                     match expecting.into_parts(regions) {
                         Ok((parts, peer_pid)) => {
                             let kept = parts.uffd.try_clone();
-                            self.serve(name, parts)?;
+                            self.serve(name.clone(), parts)?;
                             let report = Report::Attached {
                                 request,
+                                session: name,
                                 peer_pid,
                                 regions: claims,
                             };

@@ -109,7 +109,10 @@ pub fn launch(
         "-drive",
         &format!("if=none,id=disk,file={DISK_PATH},format=raw,cache=writeback,aio=threads"),
     ]);
-    add(&["-device", "virtio-blk-pci,drive=disk"]);
+    add(&[
+        "-device",
+        "virtio-blk-pci,drive=disk,werror=report,rerror=report",
+    ]);
     add(&[
         "-netdev",
         &format!("tap,id=net,ifname={TAP},script=no,downscript=no"),
