@@ -29,6 +29,7 @@ pub mod vmm;
 
 pub mod host;
 pub mod reconcile;
+pub mod recovery;
 pub mod sandbox;
 
 pub mod gateway;

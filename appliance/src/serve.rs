@@ -9,8 +9,6 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use http_api::ids::SandboxId;
-use http_api::wire::SandboxState;
 use parking_lot::{Mutex, RwLock};
 use snapshot_format::BuildStore;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -18,17 +16,16 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
-use crate::catalogue::{Catalogue, SandboxRow, builds, sandboxes, templates};
+use crate::catalogue::{Catalogue, builds, templates};
 use crate::claim::Claim;
 use crate::config::Config;
 use crate::disks::Disks;
 use crate::engines::{Engines, topology};
 use crate::gateway::Gateway;
 use crate::host::Host;
-use crate::network::{Slots, slots};
-use crate::reconcile::{self, Decision};
+use crate::network::Slots;
+use crate::recovery;
 use crate::sandbox::Cell;
-use crate::sandbox::snapshot::describe;
 use crate::shard::{Request, Shard};
 use crate::template::{Template, Templates};
 use crate::vmm::{Driver, launch, qemu};
@@ -135,7 +132,7 @@ async fn assemble(config: &Config) -> Result<(Arc<Host>, Vec<Cell>)> {
     let disks = Disks::probe(&config.data_dir)
         .with_context(|| format!("Trying to copy disks in {}", config.data_dir.display()))?;
     let slots = Slots::start(&config.instance, config.network.pool)?;
-    let rows = recover(config, &catalogue, &store, &slots).await?;
+    let rows = recovery::recover(config, &catalogue, &store, &slots).await?;
     let engines = Engines::start(&config.run_dir, &topology::nodes(), &config.engine)
         .context("Starting the engines")?;
 
@@ -216,97 +213,6 @@ async fn pick_driver(config: &Config) -> Result<Arc<dyn Driver>> {
     let vmm = &config.vmm;
     let qemu = qemu::probe::probe(&vmm.qemu, &preload, vmm.accelerator, &kernel, &cache);
     Ok(Arc::new(qemu.await.context("No VMM can be used")?))
-}
-
-/// Brings the catalogue and the host together after whatever happened last time.
-async fn recover(
-    config: &Config,
-    catalogue: &Catalogue,
-    store: &BuildStore,
-    slots: &Slots,
-) -> Result<Vec<SandboxRow>> {
-    for slot in slots::existing(&config.instance).context("Looking for slots")? {
-        let name = crate::network::address::namespace(&config.instance, slot);
-        let ended = reconcile::end_processes_in(&name).context("Ending left-over VMMs")?;
-        slots
-            .take_down(slot)
-            .await
-            .context("Removing a left-over slot")?;
-        tracing::warn!(
-            slot = slot.0,
-            processes = ended,
-            "Removed what an earlier run left"
-        );
-    }
-    for dir in [
-        config.data_dir.join("sandboxes"),
-        config.run_dir.join("sandboxes"),
-    ] {
-        reconcile::empty_dir(&dir).with_context(|| format!("Emptying {}", dir.display()))?;
-    }
-    let unfinished = store
-        .remove_staging()
-        .context("Removing unfinished builds")?;
-    if !unfinished.is_empty() {
-        tracing::warn!(
-            count = unfinished.len(),
-            "Removed builds that were never finished"
-        );
-    }
-
-    let rows = catalogue
-        .call(|connection| sandboxes::all(connection))
-        .await?;
-    let known = catalogue
-        .call(|connection| builds::all_ids(connection))
-        .await?;
-    let unrecorded = reconcile::find_unrecorded(store, |id| known.contains(&id))
-        .context("Looking for builds that were not recorded")?;
-    for (id, decision) in reconcile::plan(&rows, &unrecorded) {
-        apply(catalogue, store, &rows, id, decision).await?;
-    }
-    Ok(catalogue
-        .call(|connection| sandboxes::all(connection))
-        .await?)
-}
-
-async fn apply(
-    catalogue: &Catalogue,
-    store: &BuildStore,
-    rows: &[SandboxRow],
-    id: SandboxId,
-    decision: Decision,
-) -> Result<()> {
-    let Some(mut row) = rows.iter().find(|row| row.id == id).cloned() else {
-        return Ok(());
-    };
-    let mut build = None;
-    match decision {
-        Decision::Keep => return Ok(()),
-        Decision::Forget => {
-            tracing::warn!(sandbox_id = %id, state = %row.state, "Forgot a half-made sandbox");
-            catalogue
-                .call(move |connection| sandboxes::remove(connection, &id))
-                .await?;
-            return Ok(());
-        }
-        Decision::StillPaused => row.state = SandboxState::Paused,
-        Decision::Paused(published) => {
-            row.state = SandboxState::Paused;
-            row.build = Some(published.id);
-            build = Some(describe(store, published.id, published.stored_pages)?);
-        }
-        Decision::Fail(reason) => {
-            row.state = SandboxState::Failed;
-            row.reason = Some(reason.to_owned());
-        }
-    }
-    tracing::warn!(sandbox_id = %row.id, state = %row.state, reason = row.reason, "Recovered");
-    let store_it = move |connection: &mut rusqlite::Connection| match &build {
-        Some(build) => builds::put_with_sandbox(connection, build, &row),
-        None => sandboxes::put(connection, &row),
-    };
-    Ok(catalogue.call(store_it).await?)
 }
 
 /// The sockets one shard listens on.

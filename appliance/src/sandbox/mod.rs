@@ -18,6 +18,7 @@ mod error;
 mod live;
 mod restore;
 pub mod snapshot;
+mod templating;
 
 pub use cell::Cell;
 pub use error::OperationError;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use http_api::ApiError;
 use http_api::ids::TemplateName;
-use http_api::wire::{MemoryStats, Sandbox, SandboxState, Snapshot, SnapshotKind};
+use http_api::wire::{MemoryStats, Sandbox, SandboxState, Snapshot};
 use snapshot_format::PageSize;
 use tokio::sync::{mpsc, oneshot};
 
@@ -17,7 +17,7 @@ use super::live::{Live, give_back};
 use super::snapshot::{Purpose, Taken, take};
 use super::state::Operation;
 use super::{OperationError, boot, restore};
-use crate::catalogue::{CatalogueError, SandboxRow, TemplateRow, builds, sandboxes, templates};
+use crate::catalogue::{CatalogueError, SandboxRow, builds, sandboxes};
 use crate::guest::Guest;
 use crate::host::Host;
 use crate::template::{Origin, Template};
@@ -42,9 +42,9 @@ pub enum Job {
 
 /// The task's state.
 pub struct Owner {
-    host: Arc<Host>,
-    cell: Cell,
-    live: Option<Live>,
+    pub(super) host: Arc<Host>,
+    pub(super) cell: Cell,
+    pub(super) live: Option<Live>,
 }
 
 impl Owner {
@@ -214,104 +214,6 @@ impl Owner {
         }
     }
 
-    async fn snapshot(&mut self, name: TemplateName) -> Result<Snapshot, ApiError> {
-        let row = self.cell.row();
-        let Some(mut live) = self.live.take() else {
-            // Paused: its build is the snapshot.
-            let Some(build) = row.build else {
-                return Err(self.no_vmm().await);
-            };
-            let unchanged = "The sandbox stays paused";
-            return self
-                .add_template(name, build)
-                .await
-                .map_err(|error| error.into_api(unchanged));
-        };
-        let guest = Guest::at(self.cell.address());
-        let taken = take(&self.host, &row, &mut live, &guest, Purpose::Template).await;
-        let made = match taken {
-            Ok(taken) => self.record_snapshot(name, taken).await,
-            Err(error) => Err(error),
-        };
-        match made {
-            Ok(snapshot) => match live.machine.go_on().await {
-                Ok(()) => {
-                    self.live = Some(live);
-                    self.settle(SandboxState::Running, None).await;
-                    Ok(snapshot)
-                }
-                Err(error) => Err(self.back_to_running(live, error.into()).await),
-            },
-            Err(error) => Err(self.back_to_running(live, error).await),
-        }
-    }
-
-    async fn record_snapshot(
-        &self,
-        name: TemplateName,
-        taken: Taken,
-    ) -> Result<Snapshot, OperationError> {
-        let Taken {
-            row: build,
-            reservation,
-        } = taken;
-        let id = build.id;
-        let put = move |connection: &mut rusqlite::Connection| builds::put(connection, &build);
-        self.host.catalogue.call(put).await?;
-        let snapshot = self.add_template(name, id).await;
-        drop(reservation);
-        if snapshot.is_err() {
-            self.collect_garbage().await;
-        }
-        snapshot
-    }
-
-    async fn add_template(
-        &self,
-        name: TemplateName,
-        build: snapshot_format::BuildId,
-    ) -> Result<Snapshot, OperationError> {
-        let taken = OperationError::NameTaken {
-            name: name.to_string(),
-        };
-        let shape = self.cell.row().shape;
-        let created_at_ms = crate::clock::now_ms();
-        let row = TemplateRow {
-            name: name.clone(),
-            build,
-            shape,
-            created_at_ms,
-        };
-        let stored = row.clone();
-        let insert = move |connection: &mut rusqlite::Connection| {
-            if !templates::insert(connection, &stored)? {
-                return Ok(None);
-            }
-            builds::get(connection, build)
-        };
-        // A name of the configuration counts as taken, too.
-        if self.host.templates.read().contains_key(&name) {
-            return Err(taken);
-        }
-        let Some(build_row) = self.host.catalogue.call(insert).await? else {
-            return Err(taken);
-        };
-        self.host
-            .templates
-            .write()
-            .insert(name.clone(), Template::from(row.clone()));
-        Ok(Snapshot {
-            name,
-            kind: SnapshotKind::Memory,
-            build: Some(build.to_string()),
-            generation: Some(build_row.generation.get()),
-            vcpus: row.shape.vcpus,
-            memory_mb: row.shape.memory_mb,
-            diff_pages: Some(build_row.stored_pages),
-            created_at_ms,
-        })
-    }
-
     /// The generation of its newest build, as the catalogue has it.
     async fn generation(&self) -> Option<u32> {
         let build = self.cell.row().build?;
@@ -385,7 +287,11 @@ impl Owner {
     }
 
     /// A failed operation on a live guest: it goes on as if nothing had been asked.
-    async fn back_to_running(&mut self, mut live: Live, error: OperationError) -> ApiError {
+    pub(super) async fn back_to_running(
+        &mut self,
+        mut live: Live,
+        error: OperationError,
+    ) -> ApiError {
         match live.machine.go_on().await {
             Ok(()) => {
                 self.live = Some(live);
@@ -411,7 +317,7 @@ impl Owner {
         self.settle(SandboxState::Failed, Some(reason)).await;
     }
 
-    async fn no_vmm(&mut self) -> ApiError {
+    pub(super) async fn no_vmm(&mut self) -> ApiError {
         let reason = "The sandbox has neither a VMM nor a build".to_owned();
         self.settle(SandboxState::Failed, Some(reason.clone()))
             .await;
@@ -440,7 +346,7 @@ impl Owner {
     }
 
     /// Stores a state, then shows it.
-    async fn settle(&self, state: SandboxState, reason: Option<String>) {
+    pub(super) async fn settle(&self, state: SandboxState, reason: Option<String>) {
         if let Err(error) = self.store(state, reason.clone()).await {
             let id = self.cell.row().id;
             tracing::error!(sandbox_id = %id, %error, "Its state could not be stored");
@@ -460,7 +366,7 @@ impl Owner {
         self.host.catalogue.call(put).await
     }
 
-    async fn collect_garbage(&self) {
+    pub(super) async fn collect_garbage(&self) {
         if let Err(error) = self.host.collect_garbage().await {
             tracing::warn!(%error, "Builds that nobody needs may be left over");
         }
