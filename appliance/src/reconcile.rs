@@ -170,27 +170,11 @@ pub fn empty_dir(dir: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::network::SlotIndex;
-    use crate::vmm::GuestShape;
 
     fn row(id: &str, state: SandboxState, build: bool) -> SandboxRow {
         SandboxRow {
-            id: id.parse().unwrap(),
-            template: "base".parse().unwrap(),
-            shape: GuestShape {
-                vcpus: 1,
-                memory_mb: 256,
-                kernel: "/k".into(),
-                initrd: "/i".into(),
-                cmdline: String::new(),
-            },
-            slot: SlotIndex(0),
-            state,
             build: build.then(|| BuildId::from_bytes([1; 16])),
-            reason: None,
-            created_at_ms: 0,
-            env: BTreeMap::new(),
-            labels: BTreeMap::new(),
+            ..SandboxRow::example(id, state)
         }
     }
 

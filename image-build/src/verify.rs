@@ -29,7 +29,9 @@ pub(crate) fn run(workspace: &Workspace) -> Result<ExitCode> {
                 "warnings",
             ],
         ),
-        ("build", &["build", "--workspace"]),
+        // With the tests: built alone, half of the dependencies would be built twice, for
+        // the features that only tests ask for.
+        ("build", &["build", "--workspace", "--all-targets"]),
     ] {
         check(name, workspace.cargo().args(arguments), &mut report)?;
     }

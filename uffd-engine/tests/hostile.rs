@@ -5,10 +5,9 @@ mod support;
 
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
 
 use snapshot_format::PageCount;
-use support::{Host, PAGE, has_uffd};
+use support::{Host, PAGE, closed, has_uffd};
 use uffd_engine::PageStates;
 use uffd_engine::control::Report;
 use uffd_engine::sys::fdpass;
@@ -78,17 +77,6 @@ fn hostile_hand_offs_are_refused_and_harm_nobody() {
     }
     guest.check(33);
     assert_eq!(open_descriptors(), fds_before, "descriptors leaked");
-}
-
-fn closed(peer: &UnixStream) -> bool {
-    use std::io::Read;
-    peer.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-    let mut peer = peer;
-    match peer.read(&mut [0; 8]) {
-        Ok(0) => true,
-        Err(error) => error.kind() == std::io::ErrorKind::ConnectionReset,
-        Ok(_) => false,
-    }
 }
 
 fn open_descriptors() -> usize {

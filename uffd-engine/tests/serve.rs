@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use snapshot_format::{PageCount, PageIndex};
-use support::{Host, PAGE, content, evict, has_uffd, skip};
+use support::{Host, PAGE, closed, content, evict, has_uffd, skip};
 use uffd_engine::control::Report;
 use uffd_engine::{PageState, PageStates};
 
@@ -188,15 +188,4 @@ fn a_peer_that_never_sends_is_given_up_at_the_deadline() {
     };
     assert!(reason.contains("deadline"), "{reason}");
     assert!(closed(&peer));
-}
-
-fn closed(peer: &UnixStream) -> bool {
-    use std::io::Read;
-    peer.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-    let mut peer = peer;
-    match peer.read(&mut [0; 8]) {
-        Ok(0) => true,
-        Err(error) => error.kind() == std::io::ErrorKind::ConnectionReset,
-        Ok(_) => false,
-    }
 }

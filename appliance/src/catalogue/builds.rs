@@ -155,27 +155,10 @@ mod tests {
     use super::*;
     use http_api::wire::SandboxState;
 
-    use crate::network::SlotIndex;
-    use crate::vmm::GuestShape;
-
     fn sandbox(id: &str) -> SandboxRow {
         SandboxRow {
-            id: id.parse().unwrap(),
-            template: "base".parse().unwrap(),
-            shape: GuestShape {
-                vcpus: 1,
-                memory_mb: 256,
-                kernel: "/k".into(),
-                initrd: "/i".into(),
-                cmdline: String::new(),
-            },
-            slot: SlotIndex(0),
-            state: SandboxState::Paused,
             build: Some(BuildId::from_bytes([1; 16])),
-            reason: None,
-            created_at_ms: 0,
-            env: std::collections::BTreeMap::new(),
-            labels: std::collections::BTreeMap::new(),
+            ..SandboxRow::example(id, SandboxState::Paused)
         }
     }
 

@@ -14,6 +14,8 @@ use rusqlite::Connection;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::vmm::GuestShape;
+
 pub mod builds;
 pub mod sandboxes;
 
@@ -125,5 +127,17 @@ pub(super) fn parse<T: std::str::FromStr>(
     text.parse().map_err(|_| CatalogueError::Value {
         column,
         value: text.to_owned(),
+    })
+}
+
+/// The guest in columns 2 to 6 of a row, where both tables have it.
+fn shape(row: &rusqlite::Row<'_>) -> Result<GuestShape, CatalogueError> {
+    let path = |index: usize| row.get::<_, String>(index).map(Into::into);
+    Ok(GuestShape {
+        vcpus: row.get(2)?,
+        memory_mb: row.get(3)?,
+        kernel: path(4)?,
+        initrd: path(5)?,
+        cmdline: row.get(6)?,
     })
 }

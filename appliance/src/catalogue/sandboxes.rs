@@ -7,7 +7,7 @@ use http_api::wire::SandboxState;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use snapshot_format::BuildId;
 
-use super::{CatalogueError, from_json, parse, to_json};
+use super::{CatalogueError, from_json, parse, shape, to_json};
 use crate::network::SlotIndex;
 use crate::vmm::GuestShape;
 
@@ -145,13 +145,7 @@ fn decode(row: &Row<'_>) -> Result<SandboxRow, CatalogueError> {
     Ok(SandboxRow {
         id: parse("sandboxes.id", &text(0)?)?,
         template: parse("sandboxes.template", &text(1)?)?,
-        shape: GuestShape {
-            vcpus: row.get(2)?,
-            memory_mb: row.get(3)?,
-            kernel: text(4)?.into(),
-            initrd: text(5)?.into(),
-            cmdline: text(6)?,
-        },
+        shape: shape(row)?,
         slot: SlotIndex(row.get(7)?),
         state,
         build: row
@@ -166,11 +160,10 @@ fn decode(row: &Row<'_>) -> Result<SandboxRow, CatalogueError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn row(id: &str) -> SandboxRow {
-        SandboxRow {
+impl SandboxRow {
+    /// A sandbox for tests: of template `base`, in slot 0, without a build.
+    pub(crate) fn example(id: &str, state: SandboxState) -> Self {
+        Self {
             id: id.parse().unwrap(),
             template: "base".parse().unwrap(),
             shape: GuestShape {
@@ -181,12 +174,24 @@ mod tests {
                 cmdline: "quiet".into(),
             },
             slot: SlotIndex(0),
-            state: SandboxState::Creating,
+            state,
             build: None,
             reason: None,
             created_at_ms: 5,
-            env: BTreeMap::from([("A".into(), "1".into())]),
+            env: BTreeMap::new(),
             labels: BTreeMap::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(id: &str) -> SandboxRow {
+        SandboxRow {
+            env: BTreeMap::from([("A".into(), "1".into())]),
+            ..SandboxRow::example(id, SandboxState::Creating)
         }
     }
 

@@ -5,7 +5,7 @@ use http_api::ids::TemplateName;
 use rusqlite::{Connection, Row, params};
 use snapshot_format::BuildId;
 
-use super::{CatalogueError, parse};
+use super::{CatalogueError, parse, shape};
 use crate::vmm::GuestShape;
 
 /// One template with memory.
@@ -73,13 +73,7 @@ fn decode(row: &Row<'_>) -> Result<TemplateRow, CatalogueError> {
     Ok(TemplateRow {
         name: parse("templates.name", &text(0)?)?,
         build: parse("templates.build", &text(1)?)?,
-        shape: GuestShape {
-            vcpus: row.get(2)?,
-            memory_mb: row.get(3)?,
-            kernel: text(4)?.into(),
-            initrd: text(5)?.into(),
-            cmdline: text(6)?,
-        },
+        shape: shape(row)?,
         created_at_ms: row.get::<_, i64>(7)? as u64,
     })
 }

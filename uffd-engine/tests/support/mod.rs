@@ -258,3 +258,16 @@ pub fn evict(path: &std::path::Path) {
     )
     .unwrap();
 }
+
+/// Whether the other side hangs up, in bounded time.
+pub fn closed(peer: &std::os::unix::net::UnixStream) -> bool {
+    use std::io::Read;
+    peer.set_read_timeout(Some(std::time::Duration::from_secs(5)))
+        .unwrap();
+    let mut peer = peer;
+    match peer.read(&mut [0; 8]) {
+        Ok(0) => true,
+        Err(error) => error.kind() == std::io::ErrorKind::ConnectionReset,
+        Ok(_) => false,
+    }
+}
