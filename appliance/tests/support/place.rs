@@ -50,8 +50,9 @@ impl Place {
     ) -> Result<Self, String> {
         let mut place = Self::new(instance, pool, Some(inputs));
         let options = format!("size={bytes}");
+        let source = mount_source(instance);
         nix::mount::mount(
-            Some("thaw-test"),
+            Some(source.as_str()),
             &place.data,
             Some("tmpfs"),
             nix::mount::MsFlags::empty(),
@@ -201,6 +202,11 @@ impl Drop for Place {
         }
         self.clear();
     }
+}
+
+/// What the file system of a place's data is called among the mounts; no other place's is.
+pub(crate) fn mount_source(instance: &str) -> String {
+    format!("thaw-test-{instance}")
 }
 
 /// The names in a directory, in order; none if it isn't there.

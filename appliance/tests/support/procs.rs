@@ -10,7 +10,7 @@ use std::path::Path;
 use nix::poll::{PollFd, PollFlags, poll};
 use uffd_engine::sys::process::{pidfd_open, pidfd_signal};
 
-use super::place::{Place, names};
+use super::place::{Place, mount_source, names};
 
 /// What a process is to its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,6 +97,8 @@ struct Marks {
     /// `socket:[inode]` of the sockets that are bound in the run directory.
     sockets: BTreeSet<String>,
     disks: String,
+    /// As mountinfo has it, between blanks.
+    source: String,
     config: String,
 }
 
@@ -125,6 +127,7 @@ impl Marks {
         Self {
             namespaces,
             sockets,
+            source: format!(" {} ", mount_source(&place.instance)),
             disks: place.data.join("sandboxes").display().to_string(),
             config: place.config.display().to_string(),
         }
@@ -147,7 +150,7 @@ impl Marks {
         let mounts = fs::read_to_string(at("mountinfo")).unwrap_or_default();
         let disk = |line: &str| {
             line.contains(" /run/thaw-disk ")
-                && (line.contains(&self.disks) || line.contains("thaw-test"))
+                && (line.contains(&self.disks) || line.contains(&self.source))
         };
         mounts.lines().any(disk).then_some(Role::Vmm)
     }
