@@ -5,6 +5,7 @@ mod support;
 
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 use snapshot_format::PageCount;
 use support::{Host, PAGE, closed, has_uffd};
@@ -76,7 +77,14 @@ fn hostile_hand_offs_are_refused_and_harm_nobody() {
         host.forget(name);
     }
     guest.check(33);
-    assert_eq!(open_descriptors(), fds_before, "descriptors leaked");
+    // The engine's threads may still have been closing their ends when they were counted first,
+    // so fewer are no fault; six refused hand-offs that leak would be more.
+    let leaked = || open_descriptors() > fds_before;
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while leaked() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(!leaked(), "descriptors leaked");
 }
 
 fn open_descriptors() -> usize {
