@@ -10,6 +10,7 @@ mod units;
 // memory.map: reading it, and making a new one from a parent and changes.
 mod extent;
 mod extent_check;
+mod extent_limits;
 mod map_cursor;
 mod map_encode;
 mod map_header;
