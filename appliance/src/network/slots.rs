@@ -1,16 +1,19 @@
 //! The thread that builds slots and takes them down, and the handle to it.
 
+use std::fs;
 use std::io;
 
 use tokio::sync::{mpsc, oneshot};
 
 use super::address::{Pool, SlotIndex};
+use super::rules::{self, Egress};
 use super::slot::{self, Slot, SlotError};
-use super::{address, namespace};
+use super::{address, namespace, nftables};
 
 enum Order {
     Build(SlotIndex, oneshot::Sender<Result<Slot, SlotError>>),
     TakeDown(SlotIndex, oneshot::Sender<Result<(), SlotError>>),
+    End(oneshot::Sender<io::Result<()>>),
 }
 
 /// A handle to the slot thread; it ends with its last handle.
@@ -21,11 +24,17 @@ pub struct Slots {
 }
 
 impl Slots {
-    /// Starts the thread.
+    /// Sets the host's rules for slots, and starts the thread, in the calling thread's namespace.
     ///
     /// # Errors
-    /// The thread or its runtime can't be made.
-    pub fn start(instance: &str, pool: Pool) -> io::Result<Self> {
+    /// The thread or its runtime can't be made, the kernel refuses the rules, or packets can't be
+    /// forwarded.
+    pub fn start(instance: &str, pool: Pool, egress: Egress) -> io::Result<Self> {
+        nftables::apply(rules::host_rules(instance, pool))?;
+        if egress.internet {
+            // Left on at the end: others may have come to rely on it.
+            fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
+        }
         let (orders, mut inbox) = mpsc::channel(64);
         let instance = instance.to_owned();
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -37,10 +46,16 @@ impl Slots {
                 while let Some(order) = inbox.blocking_recv() {
                     match order {
                         Order::Build(index, reply) => {
-                            let _ = reply.send(slot::build(&runtime, &instance, pool, index));
+                            let _ =
+                                reply.send(slot::build(&runtime, &instance, pool, &egress, index));
                         }
                         Order::TakeDown(index, reply) => {
                             let _ = reply.send(slot::take_down(&runtime, &instance, index));
+                        }
+                        Order::End(reply) => {
+                            let removed = nftables::apply(rules::no_host_rules(&instance));
+                            let _ = reply.send(removed);
+                            return;
                         }
                     }
                 }
@@ -87,6 +102,22 @@ fn gone(slot: SlotIndex) -> SlotError {
         slot,
         operation: "asking for it",
         source,
+    }
+}
+
+impl Slots {
+    /// Removes the host's rules and ends the thread; when no slot is left.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub async fn end(&self) -> io::Result<()> {
+        let (reply, answer) = oneshot::channel();
+        let sent = self.orders.send(Order::End(reply)).await;
+        match (sent, answer.await) {
+            (Ok(()), Ok(result)) => result,
+            // It ended before.
+            _ => Ok(()),
+        }
     }
 }
 
