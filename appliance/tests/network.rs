@@ -19,6 +19,7 @@ use std::time::Duration;
 use appliance::network::address::{GATEWAY, GATEWAY_MAC, GUEST, TAP};
 use appliance::network::{Egress, Slot, SlotIndex, Slots, namespace, nftables};
 use futures_util::TryStreamExt;
+use http_api::wire::NetworkPolicy;
 use nix::sched::{CloneFlags, setns, unshare};
 use rtnetlink::packet_route::link::{InfoData, InfoVeth};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
@@ -200,7 +201,10 @@ fn build(host: &Net, instance: &'static str, egress: Egress, count: u32) -> (Slo
         let built = (0..count).map(|index| {
             // A killed run's.
             runtime.block_on(slots.take_down(SlotIndex(index))).unwrap();
-            runtime.block_on(slots.build(SlotIndex(index))).unwrap()
+            let policy = NetworkPolicy::default();
+            runtime
+                .block_on(slots.build(SlotIndex(index), policy))
+                .unwrap()
         });
         let built = built.collect();
         (slots, built)
@@ -354,6 +358,71 @@ fn a_guest_without_internet_reaches_nothing_and_is_reached_by_the_host() {
     outside.listen(OUTSIDE, 7000);
     host.reaches_soon(built[0].address, 80);
     assert_eq!(guest.reaches(OUTSIDE, 7000), None);
+    end(&host, slots, &built);
+}
+
+/// Replaces the policy of a slot, from the host.
+fn set_policy(host: &Net, slots: &Slots, slot: &Slot, policy: NetworkPolicy) {
+    let (slots, index) = (slots.clone(), slot.index);
+    host.run(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        runtime.block_on(slots.set_policy(index, policy)).unwrap();
+    });
+}
+
+#[test]
+fn policy_of_one_sandbox_is_replaced_while_it_runs() {
+    if !is_root("policy_of_one_sandbox_is_replaced_while_it_runs") {
+        return;
+    }
+    let (host, outside) = host_and_outside();
+    let (slots, built) = build(&host, "netf", egress(true), 2);
+    let (one, other) = (guest_in(&built[0]), guest_in(&built[1]));
+    one.listen(GUEST, 80);
+    for address in [OUTSIDE, MANAGEMENT] {
+        outside.listen(address, 7000);
+    }
+    one.reaches_soon(OUTSIDE, 7000);
+    let network = |text: &str| vec![text.parse().unwrap()];
+    let policy = |internet, allow, deny| NetworkPolicy {
+        allow_internet_access: internet,
+        allow,
+        deny,
+    };
+
+    set_policy(
+        &host,
+        &slots,
+        &built[0],
+        policy(true, vec![], network("198.51.100.0/24")),
+    );
+    assert_eq!(one.reaches(OUTSIDE, 7000), None, "denied");
+    other.reaches_soon(OUTSIDE, 7000);
+    let allowed = policy(true, network("198.51.100.2/32"), network("198.51.100.0/24"));
+    set_policy(&host, &slots, &built[0], allowed);
+    one.reaches_soon(OUTSIDE, 7000);
+    set_policy(&host, &slots, &built[0], policy(false, vec![], vec![]));
+    assert_eq!(one.reaches(OUTSIDE, 7000), None, "cut off");
+    host.reaches_soon(built[0].address, 80);
+    set_policy(
+        &host,
+        &slots,
+        &built[0],
+        policy(false, network("198.51.100.2/32"), vec![]),
+    );
+    one.reaches_soon(OUTSIDE, 7000);
+    // What the host has closed, no sandbox opens.
+    set_policy(
+        &host,
+        &slots,
+        &built[0],
+        policy(false, network("0.0.0.0/0"), vec![]),
+    );
+    one.reaches_soon(OUTSIDE, 7000);
+    assert_eq!(one.reaches(MANAGEMENT, 7000), None, "closed by the host");
+    assert_eq!(one.reaches(built[1].address, 80), None, "another guest");
     end(&host, slots, &built);
 }
 

@@ -14,6 +14,7 @@
 
 use std::net::Ipv4Addr;
 
+use http_api::wire::NetworkPolicy;
 use ipnet::Ipv4Net;
 
 use super::address::{GATEWAY, GUEST, INNER_LINK, Pool, TAP};
@@ -35,9 +36,9 @@ pub struct Egress {
     pub resolver: Option<Ipv4Addr>,
 }
 
-/// The rules inside a slot.
+/// The rules inside a slot: what the host allows its guests, and of that, what this one may.
 #[must_use]
-pub fn slot_rules(pool: Pool, egress: &Egress) -> Batch {
+pub fn slot_rules(pool: Pool, egress: &Egress, policy: &NetworkPolicy) -> Batch {
     use Statement as S;
     let mut batch = Batch::new();
     batch.replace_table(TABLE);
@@ -49,7 +50,7 @@ pub fn slot_rules(pool: Pool, egress: &Egress) -> Batch {
     batch.chain(TABLE, "inbound", Hook::PreroutingDnat);
     let to_guest = [S::InputLink(INNER_LINK), S::DestinationNat(GUEST)];
     batch.rule(TABLE, "inbound", &to_guest);
-    if let Some(resolver) = egress.resolver.filter(|_| egress.internet) {
+    if let Some(resolver) = resolver_for(egress, policy) {
         for protocol in [UDP, TCP] {
             let lookup = [
                 S::InputLink(TAP),
@@ -66,7 +67,7 @@ pub fn slot_rules(pool: Pool, egress: &Egress) -> Batch {
     batch.rule(TABLE, "through", &[S::Established, S::Accept]);
     batch.rule(TABLE, "through", &[S::InputLink(INNER_LINK), S::Accept]);
     if egress.internet {
-        through_to_the_outside(&mut batch, pool, egress);
+        through_to_the_outside(&mut batch, pool, egress, policy);
     }
 
     batch.chain(TABLE, "outbound", Hook::PostroutingSnat);
@@ -82,7 +83,13 @@ pub fn slot_rules(pool: Pool, egress: &Egress) -> Batch {
     batch
 }
 
-fn through_to_the_outside(batch: &mut Batch, pool: Pool, egress: &Egress) {
+/// Who answers this guest's name lookups, if it may reach anything.
+fn resolver_for(egress: &Egress, policy: &NetworkPolicy) -> Option<Ipv4Addr> {
+    let reaches = policy.allow_internet_access || !policy.allow.is_empty();
+    egress.resolver.filter(|_| egress.internet && reaches)
+}
+
+fn through_to_the_outside(batch: &mut Batch, pool: Pool, egress: &Egress, policy: &NetworkPolicy) {
     use Statement as S;
     let mut from_guest = |statements: &[S<'_>]| {
         let rule = [&[S::InputLink(TAP)], statements].concat();
@@ -90,7 +97,7 @@ fn through_to_the_outside(batch: &mut Batch, pool: Pool, egress: &Egress) {
     };
     from_guest(&[S::DestinationIn(pool.network()), S::Drop]);
     // Before the closed networks: a resolver often is in one of them.
-    if let Some(resolver) = egress.resolver {
+    if let Some(resolver) = resolver_for(egress, policy) {
         for protocol in [UDP, TCP] {
             from_guest(&[
                 S::DestinationIn(resolver.into()),
@@ -103,7 +110,15 @@ fn through_to_the_outside(batch: &mut Batch, pool: Pool, egress: &Egress) {
     for net in &egress.closed {
         from_guest(&[S::DestinationIn(*net), S::Drop]);
     }
-    from_guest(&[S::Accept]);
+    for net in &policy.allow {
+        from_guest(&[S::DestinationIn(*net), S::Accept]);
+    }
+    for net in &policy.deny {
+        from_guest(&[S::DestinationIn(*net), S::Drop]);
+    }
+    if policy.allow_internet_access {
+        from_guest(&[S::Accept]);
+    }
 }
 
 /// The rules of the host for all slots of an instance.
@@ -178,10 +193,16 @@ mod tests {
             closed: vec!["10.0.0.0/8".parse().unwrap()],
             resolver: Some(Ipv4Addr::new(192, 0, 2, 1)),
         };
-        let cut_off = messages_of(slot_rules(pool, &egress));
+        let mut policy = NetworkPolicy::default();
+        let cut_off = messages_of(slot_rules(pool, &egress, &policy));
         egress.internet = true;
         // Two lookups redirected, two accepted, the pool, one closed network, the rest.
-        assert_eq!(messages_of(slot_rules(pool, &egress)), cut_off + 7);
+        assert_eq!(messages_of(slot_rules(pool, &egress, &policy)), cut_off + 7);
+        policy.allow_internet_access = false;
+        // The pool and the closed network.
+        assert_eq!(messages_of(slot_rules(pool, &egress, &policy)), cut_off + 2);
+        policy.allow.push("192.0.2.0/24".parse().unwrap());
+        assert_eq!(messages_of(slot_rules(pool, &egress, &policy)), cut_off + 7);
         assert_eq!(messages_of(host_rules("thaw", pool)), 3 + 3 + 5);
         assert_eq!(messages_of(no_host_rules("thaw")), 2);
     }

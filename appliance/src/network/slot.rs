@@ -20,8 +20,8 @@ use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBu
 use thiserror::Error;
 
 use super::address::{self, GATEWAY, GATEWAY_MAC, GUEST_PREFIX, INNER_LINK, Pool, SlotIndex, TAP};
-use super::rules::{self, Egress};
-use super::{namespace, nftables};
+use super::namespace;
+use super::nftables::{self, Batch};
 use crate::sys::tap;
 
 /// Why a slot could not be built or taken down.
@@ -56,8 +56,8 @@ pub(super) fn build(
     runtime: &tokio::runtime::Runtime,
     instance: &str,
     pool: Pool,
-    egress: &Egress,
     index: SlotIndex,
+    rules: impl FnOnce() -> Batch,
 ) -> Result<Slot, SlotError> {
     let failed = |operation| {
         move |source| SlotError {
@@ -80,7 +80,7 @@ pub(super) fn build(
             driver.abort();
             result
         })?;
-        nftables::apply(rules::slot_rules(pool, egress))
+        nftables::apply(rules())
     })
     .map_err(failed("building its namespace"))?;
     let outside = runtime.block_on(async {
@@ -103,6 +103,23 @@ pub(super) fn build(
         index,
         namespace: namespace::path(&name),
         address: pool.sandbox_end(index),
+    })
+}
+
+/// Replaces a built slot's rules.
+///
+/// # Errors
+/// Which step failed; the rules are as before.
+pub(super) fn set_rules(
+    instance: &str,
+    index: SlotIndex,
+    rules: impl FnOnce() -> Batch,
+) -> Result<(), SlotError> {
+    let name = address::namespace(instance, index);
+    namespace::within(&name, || nftables::apply(rules())).map_err(|source| SlotError {
+        slot: index,
+        operation: "replacing its rules",
+        source,
     })
 }
 

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 
+use http_api::wire::NetworkPolicy;
 use tokio::sync::{mpsc, oneshot};
 
 use super::address::{Pool, SlotIndex};
@@ -11,7 +12,16 @@ use super::slot::{self, Slot, SlotError};
 use super::{address, namespace, nftables};
 
 enum Order {
-    Build(SlotIndex, oneshot::Sender<Result<Slot, SlotError>>),
+    Build(
+        SlotIndex,
+        NetworkPolicy,
+        oneshot::Sender<Result<Slot, SlotError>>,
+    ),
+    SetPolicy(
+        SlotIndex,
+        NetworkPolicy,
+        oneshot::Sender<Result<(), SlotError>>,
+    ),
     TakeDown(SlotIndex, oneshot::Sender<Result<(), SlotError>>),
     End(oneshot::Sender<io::Result<()>>),
 }
@@ -45,9 +55,14 @@ impl Slots {
             .spawn(move || {
                 while let Some(order) = inbox.blocking_recv() {
                     match order {
-                        Order::Build(index, reply) => {
-                            let _ =
-                                reply.send(slot::build(&runtime, &instance, pool, &egress, index));
+                        Order::Build(index, policy, reply) => {
+                            let rules = || rules::slot_rules(pool, &egress, &policy);
+                            let built = slot::build(&runtime, &instance, pool, index, rules);
+                            let _ = reply.send(built);
+                        }
+                        Order::SetPolicy(index, policy, reply) => {
+                            let rules = || rules::slot_rules(pool, &egress, &policy);
+                            let _ = reply.send(slot::set_rules(&instance, index, rules));
                         }
                         Order::TakeDown(index, reply) => {
                             let _ = reply.send(slot::take_down(&runtime, &instance, index));
@@ -73,9 +88,30 @@ impl Slots {
     ///
     /// # Errors
     /// Which step failed; nothing of it is left.
-    pub async fn build(&self, index: SlotIndex) -> Result<Slot, SlotError> {
+    pub async fn build(&self, index: SlotIndex, policy: NetworkPolicy) -> Result<Slot, SlotError> {
         let (reply, answer) = oneshot::channel();
-        let sent = self.orders.send(Order::Build(index, reply)).await;
+        let sent = self.orders.send(Order::Build(index, policy, reply)).await;
+        match (sent, answer.await) {
+            (Ok(()), Ok(result)) => result,
+            _ => Err(gone(index)),
+        }
+    }
+
+    /// Replaces what a built slot's guest may reach, as one transaction. Connections that are
+    /// established go on.
+    ///
+    /// # Errors
+    /// Which step failed; the rules are as before.
+    pub async fn set_policy(
+        &self,
+        index: SlotIndex,
+        policy: NetworkPolicy,
+    ) -> Result<(), SlotError> {
+        let (reply, answer) = oneshot::channel();
+        let sent = self
+            .orders
+            .send(Order::SetPolicy(index, policy, reply))
+            .await;
         match (sent, answer.await) {
             (Ok(()), Ok(result)) => result,
             _ => Err(gone(index)),
