@@ -116,6 +116,9 @@ impl Default for ApiConfig {
 pub struct NetworkConfig {
     /// The host's addresses for sandboxes, two each.
     pub pool: Pool,
+    /// Free slots that wait, built, for new sandboxes; as many that paused ones gave back are kept
+    /// for them.
+    pub ready_slots: usize,
     /// Whether guests may reach anything outside of their host.
     pub internet: bool,
     /// Networks that guests may never reach. The pool, the host itself and link-local addresses
@@ -158,6 +161,7 @@ impl Default for NetworkConfig {
     fn default() -> Self {
         Self {
             pool: "10.213.0.0/16".parse().expect("the default pool is valid"),
+            ready_slots: 8,
             internet: true,
             // Private networks: a host's management, storage and neighbours are there.
             closed: [

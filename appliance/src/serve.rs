@@ -138,6 +138,7 @@ async fn assemble(config: &Config) -> Result<(Arc<Host>, Vec<Cell>)> {
     let slots = Slots::start(&config.instance, network.pool, network.egress())
         .context("Setting the host's rules for network slots; is nftables in this kernel?")?;
     let rows = recovery::recover(config, &catalogue, &store, &slots).await?;
+    slots.keep_ready(network.ready_slots, rows.iter().map(|row| row.slot));
     let engines = Engines::start(&config.run_dir, &topology::nodes(), &config.engine)
         .context("Starting the engines")?;
 

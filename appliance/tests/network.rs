@@ -198,12 +198,14 @@ fn build(host: &Net, instance: &'static str, egress: Egress, count: u32) -> (Slo
         let runtime = tokio::runtime::Builder::new_current_thread()
             .build()
             .unwrap();
+        // A killed run's.
+        for index in appliance::network::slots::existing(instance).unwrap() {
+            runtime.block_on(slots.take_down(index)).unwrap();
+        }
         let built = (0..count).map(|index| {
-            // A killed run's.
-            runtime.block_on(slots.take_down(SlotIndex(index))).unwrap();
             let policy = NetworkPolicy::default();
             runtime
-                .block_on(slots.build(SlotIndex(index), policy))
+                .block_on(slots.take(SlotIndex(index), policy))
                 .unwrap()
         });
         let built = built.collect();
@@ -359,6 +361,127 @@ fn a_guest_without_internet_reaches_nothing_and_is_reached_by_the_host() {
     host.reaches_soon(built[0].address, 80);
     assert_eq!(guest.reaches(OUTSIDE, 7000), None);
     end(&host, slots, &built);
+}
+
+/// Runs on the host, for what slots are asked.
+fn ask<F: Future<Output = ()>>(host: &Net, act: impl FnOnce() -> F + Send + 'static) {
+    host.run(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        runtime.block_on(act());
+    });
+}
+
+/// The slots of an instance that are built, as its namespaces say.
+fn built_slots(instance: &str) -> Vec<u32> {
+    let mut slots = appliance::network::slots::existing(instance).unwrap();
+    slots.sort_unstable();
+    slots.into_iter().map(|slot| slot.0).collect()
+}
+
+fn wait_for_slots(instance: &str, expected: &[u32]) {
+    let what = format!("slots {expected:?} of {instance}");
+    support::wait_for(&what, 50 * PATIENCE, || {
+        (built_slots(instance) == expected).then_some(())
+    });
+}
+
+#[test]
+fn slots_are_built_ahead_kept_for_their_sandbox_and_cleaned_for_the_next() {
+    if !is_root("slots_are_built_ahead_kept_for_their_sandbox_and_cleaned_for_the_next") {
+        return;
+    }
+    let (host, outside) = host_and_outside();
+    outside.listen(OUTSIDE, 7000);
+    let (slots, _) = build(&host, "netg", egress(true), 0);
+    slots.keep_ready(2, [SlotIndex(1)]);
+    wait_for_slots("netg", &[0, 2]);
+
+    // One that is cut off takes the first; its successor in the same slot is not.
+    let cut_off = NetworkPolicy {
+        allow_internet_access: false,
+        ..NetworkPolicy::default()
+    };
+    let one = slots.clone();
+    ask(&host, || async move {
+        drop(one.take(SlotIndex(0), cut_off).await.unwrap());
+    });
+    wait_for_slots("netg", &[0, 2, 3]);
+    let slot = Slot {
+        index: SlotIndex(0),
+        namespace: namespace::path("netg-0"),
+        address: slots.pool().sandbox_end(SlotIndex(0)),
+    };
+    let guest = guest_in(&slot);
+    guest.listen(GUEST, 80);
+    host.reaches_soon(slot.address, 80);
+    assert_eq!(guest.reaches(OUTSIDE, 7000), None);
+    let one = slots.clone();
+    ask(&host, || async move {
+        one.give_back(SlotIndex(0)).await.unwrap();
+        one.release(SlotIndex(0));
+    });
+    // The highest free one is one too many.
+    wait_for_slots("netg", &[0, 2]);
+    let one = slots.clone();
+    ask(&host, || async move {
+        drop(
+            one.take(SlotIndex(0), NetworkPolicy::default())
+                .await
+                .unwrap(),
+        );
+    });
+    assert_eq!(guest.reaches_soon(OUTSIDE, 7000), IpAddr::V4(HOST));
+
+    // A paused sandbox's slot waits for it, beside the free ones.
+    let one = slots.clone();
+    ask(&host, || async move {
+        one.give_back(SlotIndex(0)).await.unwrap();
+    });
+    wait_for_slots("netg", &[0, 2, 3]);
+    end(&host, slots, &[]);
+    assert!(built_slots("netg").is_empty(), "nothing is left at the end");
+}
+
+#[test]
+fn ten_thousand_sandboxes_in_turn_leak_nothing() {
+    const CYCLES: u32 = 10_000;
+    if !is_root("ten_thousand_sandboxes_in_turn_leak_nothing") {
+        return;
+    }
+    let (host, _outside) = host_and_outside();
+    let (slots, _) = build(&host, "neth", egress(true), 0);
+    slots.keep_ready(2, []);
+    wait_for_slots("neth", &[0, 1]);
+    let links = |host: &Net| {
+        host.run(|| {
+            std::fs::read_to_string("/proc/thread-self/net/dev")
+                .unwrap()
+                .lines()
+                .count()
+        })
+    };
+    let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let before = (links(&host), descriptors());
+    let worker = slots.clone();
+    ask(&host, || async move {
+        for cycle in 0..CYCLES {
+            let index = SlotIndex(cycle % 2);
+            drop(worker.take(index, NetworkPolicy::default()).await.unwrap());
+            worker.give_back(index).await.unwrap();
+            worker.release(index);
+        }
+    });
+    wait_for_slots("neth", &[0, 1]);
+    let after = (links(&host), descriptors());
+    assert_eq!(after.0, before.0);
+    assert!(
+        after.1 <= before.1,
+        "descriptors: {before:?}, then {after:?}"
+    );
+    end(&host, slots, &[]);
+    assert!(built_slots("neth").is_empty());
 }
 
 /// Replaces the policy of a slot, from the host.

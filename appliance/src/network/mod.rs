@@ -1,12 +1,13 @@
 //! Network slots: a namespace, a link to the host and a tap for each sandbox.
 //!
 //! Addresses are arithmetic ([`address`]), rules are values ([`rules`]), building is
-//! netlink ([`slot`]); one thread does it ([`slots`]) because a thread must change its
+//! netlink ([`slot`]); one thread does it ([`slots`]), mostly ahead, because a thread must change its
 //! namespace to make another's content, and no other thread of the daemon should.
 
 pub mod address;
 pub mod namespace;
 pub mod nftables;
+mod ready;
 pub mod rules;
 pub mod slot;
 pub mod slots;

@@ -99,10 +99,28 @@ pub(super) fn build(
             source,
         });
     }
-    Ok(Slot {
+    Ok(describe(instance, pool, index))
+}
+
+/// What a slot of this index is called.
+pub(super) fn describe(instance: &str, pool: Pool, index: SlotIndex) -> Slot {
+    Slot {
         index,
-        namespace: namespace::path(&name),
+        namespace: namespace::path(&address::namespace(instance, index)),
         address: pool.sandbox_end(index),
+    }
+}
+
+/// Forgets every connection through a slot.
+///
+/// # Errors
+/// Which step failed; of kind `NotFound` if there is no such slot.
+pub(super) fn forget_connections(instance: &str, index: SlotIndex) -> Result<(), SlotError> {
+    let name = address::namespace(instance, index);
+    namespace::within(&name, nftables::forget_connections).map_err(|source| SlotError {
+        slot: index,
+        operation: "forgetting its connections",
+        source,
     })
 }
 

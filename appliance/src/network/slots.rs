@@ -1,28 +1,37 @@
 //! The thread that builds slots and takes them down, and the handle to it.
+//!
+//! What waits, built, is taken under a lock without the thread; it builds the next one when
+//! nobody waits for it.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
+use std::sync::Arc;
+use std::time::Duration;
 
 use http_api::wire::NetworkPolicy;
+use parking_lot::Mutex;
+use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, oneshot};
 
 use super::address::{Pool, SlotIndex};
+use super::ready::Ready;
 use super::rules::{self, Egress};
 use super::slot::{self, Slot, SlotError};
 use super::{address, namespace, nftables};
 
+/// After a slot could not be built ahead; doubled each time, up to a hundred times as long.
+const PAUSE: Duration = Duration::from_millis(100);
+
+type Answer<T> = oneshot::Sender<Result<T, SlotError>>;
+
 enum Order {
-    Build(
-        SlotIndex,
-        NetworkPolicy,
-        oneshot::Sender<Result<Slot, SlotError>>,
-    ),
-    SetPolicy(
-        SlotIndex,
-        NetworkPolicy,
-        oneshot::Sender<Result<(), SlotError>>,
-    ),
-    TakeDown(SlotIndex, oneshot::Sender<Result<(), SlotError>>),
+    Build(SlotIndex, NetworkPolicy, Answer<Slot>),
+    SetPolicy(SlotIndex, NetworkPolicy, Answer<()>),
+    GiveBack(SlotIndex, Answer<()>),
+    TakeDown(SlotIndex, Answer<()>),
+    /// Look at what waits.
+    Look,
     End(oneshot::Sender<io::Result<()>>),
 }
 
@@ -30,6 +39,7 @@ enum Order {
 #[derive(Clone, Debug)]
 pub struct Slots {
     orders: mpsc::Sender<Order>,
+    ready: Arc<Mutex<Ready>>,
     pool: Pool,
 }
 
@@ -45,37 +55,33 @@ impl Slots {
             // Left on at the end: others may have come to rely on it.
             fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
         }
-        let (orders, mut inbox) = mpsc::channel(64);
-        let instance = instance.to_owned();
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
+        let (orders, inbox) = mpsc::channel(64);
+        let ready = Arc::new(Mutex::new(Ready::new(pool.slots())));
+        let builder = Builder {
+            runtime: tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?,
+            instance: instance.to_owned(),
+            pool,
+            egress,
+            ready: Arc::clone(&ready),
+            special: BTreeSet::new(),
+        };
         std::thread::Builder::new()
             .name("slots".into())
-            .spawn(move || {
-                while let Some(order) = inbox.blocking_recv() {
-                    match order {
-                        Order::Build(index, policy, reply) => {
-                            let rules = || rules::slot_rules(pool, &egress, &policy);
-                            let built = slot::build(&runtime, &instance, pool, index, rules);
-                            let _ = reply.send(built);
-                        }
-                        Order::SetPolicy(index, policy, reply) => {
-                            let rules = || rules::slot_rules(pool, &egress, &policy);
-                            let _ = reply.send(slot::set_rules(&instance, index, rules));
-                        }
-                        Order::TakeDown(index, reply) => {
-                            let _ = reply.send(slot::take_down(&runtime, &instance, index));
-                        }
-                        Order::End(reply) => {
-                            let removed = nftables::apply(rules::no_host_rules(&instance));
-                            let _ = reply.send(removed);
-                            return;
-                        }
-                    }
-                }
-            })?;
-        Ok(Self { orders, pool })
+            .spawn(move || builder.run(inbox))?;
+        Ok(Self {
+            orders,
+            ready,
+            pool,
+        })
+    }
+
+    /// From now on, keeps so many free slots built, and as many that paused sandboxes gave back;
+    /// `owned` belong to sandboxes. To be called when no slot of an earlier daemon is left.
+    pub fn keep_ready(&self, count: usize, owned: impl IntoIterator<Item = SlotIndex>) {
+        self.ready.lock().open(count, owned);
+        self.look();
     }
 
     /// The addresses that slots are made of.
@@ -84,20 +90,24 @@ impl Slots {
         self.pool
     }
 
-    /// Builds a slot.
+    /// Takes a sandbox's slot: the one that waits, or a new one.
     ///
     /// # Errors
     /// Which step failed; nothing of it is left.
-    pub async fn build(&self, index: SlotIndex, policy: NetworkPolicy) -> Result<Slot, SlotError> {
-        let (reply, answer) = oneshot::channel();
-        let sent = self.orders.send(Order::Build(index, policy, reply)).await;
-        match (sent, answer.await) {
-            (Ok(()), Ok(result)) => result,
-            _ => Err(gone(index)),
+    pub async fn take(&self, index: SlotIndex, policy: NetworkPolicy) -> Result<Slot, SlotError> {
+        let waiting = self.ready.lock().take(index);
+        let Some(slot) = waiting else {
+            let order = |answer| Order::Build(index, policy, answer);
+            return self.ask(index, order).await;
+        };
+        self.look();
+        if policy != NetworkPolicy::default() {
+            self.set_policy(index, policy).await?;
         }
+        Ok(slot)
     }
 
-    /// Replaces what a built slot's guest may reach, as one transaction. Connections that are
+    /// Replaces what a slot's guest may reach, as one transaction. Connections that are
     /// established go on.
     ///
     /// # Errors
@@ -107,42 +117,37 @@ impl Slots {
         index: SlotIndex,
         policy: NetworkPolicy,
     ) -> Result<(), SlotError> {
-        let (reply, answer) = oneshot::channel();
-        let sent = self
-            .orders
-            .send(Order::SetPolicy(index, policy, reply))
-            .await;
-        match (sent, answer.await) {
-            (Ok(()), Ok(result)) => result,
-            _ => Err(gone(index)),
-        }
+        let order = |answer| Order::SetPolicy(index, policy, answer);
+        self.ask(index, order).await
     }
 
-    /// Takes a slot down.
+    /// A sandbox gives its slot back when its VMM is gone: cleaned, it may be kept for the next
+    /// time. That there is none is no error.
+    ///
+    /// # Errors
+    /// Which step of taking it down failed.
+    pub async fn give_back(&self, index: SlotIndex) -> Result<(), SlotError> {
+        self.ask(index, |answer| Order::GiveBack(index, answer))
+            .await
+    }
+
+    /// A sandbox is gone, and its index with it.
+    pub fn release(&self, index: SlotIndex) {
+        self.ready.lock().release(index);
+        self.look();
+    }
+
+    /// Takes a slot down, whoever built it.
     ///
     /// # Errors
     /// Which step failed.
     pub async fn take_down(&self, index: SlotIndex) -> Result<(), SlotError> {
-        let (reply, answer) = oneshot::channel();
-        let sent = self.orders.send(Order::TakeDown(index, reply)).await;
-        match (sent, answer.await) {
-            (Ok(()), Ok(result)) => result,
-            _ => Err(gone(index)),
-        }
+        self.ask(index, |answer| Order::TakeDown(index, answer))
+            .await
     }
-}
 
-fn gone(slot: SlotIndex) -> SlotError {
-    let source = io::Error::other("the slot thread has ended");
-    SlotError {
-        slot,
-        operation: "asking for it",
-        source,
-    }
-}
-
-impl Slots {
-    /// Removes the host's rules and ends the thread; when no slot is left.
+    /// Takes down what waits, removes the host's rules and ends the thread; when no sandbox has a
+    /// slot.
     ///
     /// # Errors
     /// The kernel refuses.
@@ -154,6 +159,187 @@ impl Slots {
             // It ended before.
             _ => Ok(()),
         }
+    }
+
+    async fn ask<T>(
+        &self,
+        index: SlotIndex,
+        order: impl FnOnce(Answer<T>) -> Order,
+    ) -> Result<T, SlotError> {
+        let (reply, answer) = oneshot::channel();
+        let sent = self.orders.send(order(reply)).await;
+        match (sent, answer.await) {
+            (Ok(()), Ok(result)) => result,
+            _ => Err(SlotError {
+                slot: index,
+                operation: "asking for it",
+                source: io::Error::other("the slot thread has ended"),
+            }),
+        }
+    }
+
+    /// Wakes the thread. If its mailbox is full, it is awake.
+    fn look(&self) {
+        let _ = self.orders.try_send(Order::Look);
+    }
+}
+
+/// What the thread has.
+struct Builder {
+    runtime: Runtime,
+    instance: String,
+    pool: Pool,
+    egress: Egress,
+    ready: Arc<Mutex<Ready>>,
+    /// Slots whose rules are not the default ones. A transaction of rules takes milliseconds.
+    special: BTreeSet<SlotIndex>,
+}
+
+impl Builder {
+    /// Orders first; what should wait is built between them.
+    fn run(mut self, mut inbox: mpsc::Receiver<Order>) {
+        let mut failures = 0u32;
+        loop {
+            let order = if self.is_content() {
+                inbox.blocking_recv()
+            } else if failures > 0 {
+                // The error may last: a full table, no memory.
+                let pause = PAUSE * (1 << (failures - 1).min(6));
+                let waited = async { tokio::time::timeout(pause, inbox.recv()).await };
+                match self.runtime.block_on(waited) {
+                    Ok(order) => order,
+                    Err(_) => Some(Order::Look),
+                }
+            } else {
+                match inbox.try_recv() {
+                    Ok(order) => Some(order),
+                    Err(mpsc::error::TryRecvError::Empty) => Some(Order::Look),
+                    Err(mpsc::error::TryRecvError::Disconnected) => None,
+                }
+            };
+            match order {
+                None => return,
+                Some(Order::End(reply)) => {
+                    let _ = reply.send(self.end());
+                    return;
+                }
+                Some(Order::Look) => match self.tend() {
+                    Ok(()) => failures = 0,
+                    Err(error) => {
+                        failures = failures.saturating_add(1);
+                        tracing::warn!(%error, source = ?error.source, failures, "No slot ahead");
+                    }
+                },
+                Some(order) => self.carry_out(order),
+            }
+        }
+    }
+
+    fn carry_out(&mut self, order: Order) {
+        match order {
+            Order::Build(index, policy, reply) => {
+                // It may have been built ahead since it was asked for.
+                let waiting = self.ready.lock().take(index);
+                let built = match waiting {
+                    None => self.build(index, &policy),
+                    Some(slot) => self.set_rules(index, &policy).map(|()| slot),
+                };
+                let _ = reply.send(built);
+            }
+            Order::SetPolicy(index, policy, reply) => {
+                let _ = reply.send(self.set_rules(index, &policy));
+            }
+            Order::GiveBack(index, reply) => {
+                let _ = reply.send(self.give_back(index));
+            }
+            Order::TakeDown(index, reply) => {
+                let _ = reply.send(self.take_down(index));
+            }
+            Order::Look | Order::End(_) => unreachable!("answered by the loop"),
+        }
+    }
+
+    /// Whether what waits is what should.
+    fn is_content(&mut self) -> bool {
+        let mut ready = self.ready.lock();
+        match ready.surplus() {
+            None => ready.wanted().is_none(),
+            Some(index) => {
+                drop(ready);
+                if let Err(error) = self.take_down(index) {
+                    tracing::warn!(%error, source = ?error.source, "A slot is left over");
+                }
+                false
+            }
+        }
+    }
+
+    /// Builds one slot ahead, if one is wanted.
+    fn tend(&mut self) -> Result<(), SlotError> {
+        let wanted = self.ready.lock().wanted();
+        if let Some(index) = wanted {
+            let slot = self.build(index, &NetworkPolicy::default())?;
+            self.ready.lock().put(slot);
+        }
+        Ok(())
+    }
+
+    fn build(&mut self, index: SlotIndex, policy: &NetworkPolicy) -> Result<Slot, SlotError> {
+        self.note(index, policy);
+        let rules = || rules::slot_rules(self.pool, &self.egress, policy);
+        slot::build(&self.runtime, &self.instance, self.pool, index, rules)
+    }
+
+    fn set_rules(&mut self, index: SlotIndex, policy: &NetworkPolicy) -> Result<(), SlotError> {
+        let is_default = *policy == NetworkPolicy::default();
+        if is_default && !self.special.contains(&index) {
+            return Ok(());
+        }
+        let rules = || rules::slot_rules(self.pool, &self.egress, policy);
+        slot::set_rules(&self.instance, index, rules)?;
+        self.note(index, policy);
+        Ok(())
+    }
+
+    fn note(&mut self, index: SlotIndex, policy: &NetworkPolicy) {
+        if *policy == NetworkPolicy::default() {
+            self.special.remove(&index);
+        } else {
+            self.special.insert(index);
+        }
+    }
+
+    fn give_back(&mut self, index: SlotIndex) -> Result<(), SlotError> {
+        if !self.ready.lock().keeps() {
+            return self.take_down(index);
+        }
+        let cleaned = self
+            .set_rules(index, &NetworkPolicy::default())
+            .and_then(|()| slot::forget_connections(&self.instance, index));
+        match cleaned {
+            Ok(()) => {
+                let slot = slot::describe(&self.instance, self.pool, index);
+                self.ready.lock().put(slot);
+                Ok(())
+            }
+            Err(error) if error.source.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => {
+                tracing::warn!(%error, source = ?error.source, "A slot can't be used again");
+                self.take_down(index)
+            }
+        }
+    }
+
+    fn take_down(&mut self, index: SlotIndex) -> Result<(), SlotError> {
+        slot::take_down(&self.runtime, &self.instance, index)
+    }
+
+    fn end(&mut self) -> io::Result<()> {
+        let waiting = self.ready.lock().close();
+        for index in waiting {
+            self.take_down(index).map_err(|error| error.source)?;
+        }
+        nftables::apply(rules::no_host_rules(&self.instance))
     }
 }
 

@@ -86,7 +86,7 @@ pub(super) async fn make_place(
         let (disks, disk) = (host.disks.clone(), disk.clone());
         tokio::task::spawn_blocking(move || disks.copy(&image, &disk))
     };
-    let (slot, copied) = tokio::join!(host.slots.build(row.slot, row.network.clone()), copy);
+    let (slot, copied) = tokio::join!(host.slots.take(row.slot, row.network.clone()), copy);
     copied.map_err(|_| OperationError::Worker)??;
     let slot = slot?;
     let place = Place {
@@ -122,7 +122,7 @@ pub(super) async fn give_back(host: &Arc<Host>, row: &SandboxRow, live: Option<L
             }
         }
     }
-    if let Err(error) = host.slots.take_down(row.slot).await {
+    if let Err(error) = host.slots.give_back(row.slot).await {
         tracing::warn!(sandbox_id = %row.id, slot = row.slot.0, %error, "Its slot is left over");
     }
     remove_dir(&host.sandbox_run(&row.id));

@@ -314,6 +314,8 @@ impl Owner {
             move |connection: &mut rusqlite::Connection| sandboxes::remove(connection, &removed);
         if let Err(error) = self.host.catalogue.call(remove).await {
             tracing::error!(sandbox_id = %id, %error, "Its row is left over");
+        } else {
+            self.host.slots.release(self.cell.row().slot);
         }
         self.cell.set_gone();
         self.collect_garbage().await;

@@ -68,7 +68,7 @@ impl Place {
         let mut text = format!(
             "instance = \"{}\"\ndata_dir = {}\nrun_dir = {}\nshards = 2\n\
              [api]\nlisten = []\n\
-             [network]\npool = \"10.{}.{}.0/24\"\n\
+             [network]\npool = \"10.{}.{}.0/24\"\nready_slots = 0\n\
              [vmm]\naccelerator = \"tcg\"\n",
             self.instance,
             quoted(&self.data),

@@ -10,7 +10,7 @@ mod attribute;
 mod socket;
 mod statement;
 
-pub use socket::{apply, tables};
+pub use socket::{apply, forget_connections, tables};
 pub use statement::Statement;
 
 use attribute::{nested, plain, string};

@@ -4,7 +4,7 @@ use std::io;
 
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 
-use super::{Batch, FAMILY_IPV4, GETTABLE, NLM_F_REQUEST};
+use super::{Batch, FAMILY_IPV4, FAMILY_UNSPEC, GETTABLE, NLM_F_ACK, NLM_F_REQUEST};
 
 /// Applies a batch in the calling thread's namespace, as one transaction.
 ///
@@ -21,6 +21,23 @@ pub fn apply(batch: Batch) -> io::Result<()> {
         acknowledged += check_acknowledgements(&bytes)?;
     }
     Ok(())
+}
+
+/// Ends the tracking of every connection in the calling thread's namespace: what goes on is a new
+/// one, and is judged as such.
+///
+/// # Errors
+/// The kernel doesn't track connections, or refuses.
+pub fn forget_connections() -> io::Result<()> {
+    /// `NFNL_SUBSYS_CTNETLINK`, `IPCTNL_MSG_CT_DELETE`: without a filter, all of them.
+    const DELETE: u16 = 1 << 8 | 2;
+    let mut socket = Socket::new(NETLINK_NETFILTER)?;
+    socket.bind_auto()?;
+    let mut request = Batch::default();
+    request.message(DELETE, NLM_F_REQUEST | NLM_F_ACK, FAMILY_UNSPEC, 0, |_| {});
+    socket.send_to(&request.bytes, &SocketAddr::new(0, 0), 0)?;
+    let (bytes, _) = socket.recv_from_full()?;
+    check_acknowledgements(&bytes).map(|_| ())
 }
 
 /// The names of the IPv4 tables in the calling thread's namespace.
