@@ -76,7 +76,7 @@ fn a_tiny_run_reports_every_subject_and_its_ratio_to_the_floor() {
         .map(|s| s["name"].as_str().unwrap())
         .collect();
     assert_eq!(names[0], "floor");
-    assert_eq!(names[names.len() - 2..], ["ours", "ours-window-4"]);
+    assert_eq!(names[names.len() - 2..], ["ours", "ours-window-16"]);
     for subject in subjects {
         let round = &subject["rounds"][0];
         assert!(round["pass_us_per_page"].is_f64(), "{subject}");
@@ -88,7 +88,7 @@ fn a_tiny_run_reports_every_subject_and_its_ratio_to_the_floor() {
             }
         } else {
             let faults = round["faults"].as_u64().unwrap();
-            assert!((64..256).contains(&faults), "{subject}");
+            assert!((16..256).contains(&faults), "{subject}");
             assert!(subject["fault_us"].is_null());
         }
     }

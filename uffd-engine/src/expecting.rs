@@ -129,9 +129,8 @@ impl Expecting {
         match handoff::parse(&self.message)? {
             Progress::NeedMore => Ok(Step::Wait),
             Progress::Complete(claims) => {
-                let map = self.source.map();
-                let page_bytes = map.page_size().bytes();
-                let regions = RegionTable::new(&claims, page_bytes, map.memory_pages())
+                let page_bytes = self.source.page_size().bytes();
+                let regions = RegionTable::new(&claims, page_bytes, self.source.memory_pages())
                     .map_err(HandoffError::from)?;
                 Ok(Step::Complete(regions))
             }

@@ -25,6 +25,8 @@ pub mod page_state;
 pub mod region;
 pub mod source;
 
+mod plain_file;
+mod residency;
 mod resolve;
 mod retry;
 mod window;

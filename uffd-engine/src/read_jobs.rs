@@ -4,8 +4,11 @@
 //! [`ReadJobs::finish`], and stays taken until [`ReadJobs::release`], so that its
 //! content can be installed before another read overwrites it.
 
+use std::time::Instant;
+
+use crate::residency::Residency;
 use crate::session::{ReadRequest, Reads};
-use crate::source::PageSource;
+use crate::source::{Location, PageSource};
 use crate::sys::ring::{Ring, Token};
 use crate::worker::Worker;
 
@@ -58,17 +61,22 @@ impl ReadJobs {
     }
 }
 
-/// A session's way to the ring, for the length of one turn.
+/// A session's way to what its worker has for all, for the length of one turn.
 pub(crate) struct Reader<'a> {
     pub(crate) ring: &'a mut Ring,
     pub(crate) jobs: &'a mut ReadJobs,
+    pub(crate) residency: &'a mut Residency,
     pub(crate) index: u32,
     pub(crate) stamp: u32,
 }
 
 impl Reads for Reader<'_> {
+    fn resident(&mut self, source: &PageSource, at: Location, len: u64, now: Instant) -> u64 {
+        self.residency.prefix(source, at, len, now)
+    }
+
     fn start(&mut self, source: &PageSource, request: ReadRequest) -> bool {
-        let bytes = request.pages.get() * source.map().page_size().bytes();
+        let bytes = request.pages.get() * source.page_size().bytes();
         let job = Job {
             request,
             index: self.index,

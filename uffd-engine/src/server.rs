@@ -270,7 +270,7 @@ impl Engine {
         let source = self
             .source(store, build)
             .map_err(|error| crate::chain(&error))?;
-        let states = PageStates::from_fd(states, source.map().memory_pages())
+        let states = PageStates::from_fd(states, source.memory_pages())
             .map_err(|error| error.to_string())?;
         Ok(Expecting::new(listener, states, source, deadline))
     }
@@ -288,11 +288,10 @@ impl Engine {
         let source = self
             .source(store, build)
             .map_err(|error| crate::chain(&error))?;
-        let map = source.map();
-        let regions = RegionTable::new(claims, map.page_size().bytes(), map.memory_pages())
+        let (page_size, pages) = (source.page_size(), source.memory_pages());
+        let regions = RegionTable::new(claims, page_size.bytes(), pages)
             .map_err(|error| error.to_string())?;
-        let states =
-            PageStates::from_fd(states, map.memory_pages()).map_err(|error| error.to_string())?;
+        let states = PageStates::from_fd(states, pages).map_err(|error| error.to_string())?;
         states.forget_reads();
         let uffd = Uffd::from_handed_over(uffd).map_err(|error| error.to_string())?;
         Ok(SessionParts {
@@ -320,10 +319,10 @@ impl Engine {
         let opened = BuildStore::open_or_create(store)
             .map_err(|source| SourceError::Build { id, source })?;
         let source = PageSource::open(&opened, id)?;
-        if source.map().page_size() != PageSize::Size4K {
+        if source.page_size() != PageSize::Size4K {
             return Err(SourceError::PageSize {
                 id,
-                bytes: source.map().page_size().bytes(),
+                bytes: source.page_size().bytes(),
             });
         }
         self.sources.insert(id, Arc::downgrade(&source));

@@ -18,6 +18,7 @@ use crate::region::RegionTable;
 use crate::resolve::{Resolution, resolve};
 use crate::retry::{Admission, Parked, RetryList};
 use crate::source::{Location, PageSource};
+use crate::sys::process::thread_major_faults;
 use crate::sys::uffd::{Event, EventBuffer, FaultKind, InstallError, Installed, SourceAddr, Uffd};
 use crate::window;
 
@@ -33,8 +34,12 @@ pub(crate) struct ReadRequest {
     pub(crate) since: Instant,
 }
 
-/// Where a session sends its reads. `false` means no buffer is free: try again later.
+/// What a session needs of its worker.
 pub(crate) trait Reads {
+    /// How many of `len` bytes at a location can be copied without waiting for the disk.
+    fn resident(&mut self, source: &PageSource, at: Location, len: u64, now: Instant) -> u64;
+
+    /// Starts a read. `false` means no buffer is free: try again later.
     fn start(&mut self, source: &PageSource, request: ReadRequest) -> bool;
 }
 
@@ -42,7 +47,10 @@ pub(crate) trait Reads {
 #[derive(Clone, Copy)]
 struct Demand {
     page: PageIndex,
+    /// When its event was read.
     since: Instant,
+    /// When this try began.
+    now: Instant,
     /// Set when it has been parked before, so that its pause grows.
     parked: Option<Parked>,
 }
@@ -65,6 +73,8 @@ pub(crate) struct Session {
     counters: Counters,
     retries: RetryList,
     window_pages: u64,
+    /// Faults of the current turn that were answered in it.
+    answered_at_once: u64,
     failure: Option<String>,
 }
 
@@ -75,6 +85,7 @@ impl Session {
             counters: Counters::default(),
             retries: RetryList::default(),
             window_pages,
+            answered_at_once: 0,
             failure: None,
         }
     }
@@ -87,9 +98,12 @@ impl Session {
         self.parts.pidfd.as_fd()
     }
 
+    /// To be asked for on the worker's thread, whose own faults are in it.
     pub(crate) fn stats(&self) -> SessionStats {
-        self.counters
-            .snapshot(self.parts.states.count_installed().get())
+        self.counters.snapshot(
+            self.parts.states.count_installed().get(),
+            thread_major_faults(),
+        )
     }
 
     pub(crate) fn next_retry(&self) -> Option<Instant> {
@@ -120,6 +134,7 @@ impl Session {
                         Demand {
                             page,
                             since,
+                            now: since,
                             parked: None,
                         },
                         kind,
@@ -129,6 +144,7 @@ impl Session {
                 }
             }
         }
+        self.counters.end_turn(since, &mut self.answered_at_once);
         events.was_full()
     }
 
@@ -139,6 +155,7 @@ impl Session {
             let demand = Demand {
                 page: parked.page,
                 since: parked.since,
+                now,
                 parked: Some(parked),
             };
             self.answer(demand, FaultKind::Read, reads);
@@ -179,12 +196,11 @@ impl Session {
         let run = window::around(demand.page, extent, &self.parts.states, self.window_pages);
         let page_bytes = self.parts.regions.page_bytes();
         let at = self.parts.source.locate(extent, PageIndex::new(run.start));
-        let (source, resident) = self
-            .parts
-            .source
-            .resident(at, (run.end - run.start) * page_bytes);
+        let bytes = (run.end - run.start) * page_bytes;
+        let resident = reads.resident(&self.parts.source, at, bytes, demand.now);
         let resident_end = run.start + resident / page_bytes;
         if demand.page.get() < resident_end {
+            let source = self.parts.source.address(at, bytes);
             self.install(run.start, resident_end, Some(source), demand);
             return;
         }
@@ -208,12 +224,18 @@ impl Session {
     }
 
     /// A read has ended: installs what is still wanted of it.
-    pub(crate) fn read_done(&mut self, request: ReadRequest, outcome: Result<SourceAddr, String>) {
+    pub(crate) fn read_done(
+        &mut self,
+        request: ReadRequest,
+        outcome: Result<SourceAddr, String>,
+        now: Instant,
+    ) {
         let first = request.first.get();
         let end = first + request.pages.get();
         let demand = Demand {
             page: request.demand,
             since: request.since,
+            now,
             parked: None,
         };
         let source = match outcome {
@@ -321,7 +343,12 @@ impl Session {
             self.counters.pages_zeroed += pages;
         }
         if (start..end).contains(&demand.page.get()) {
-            self.counters.record_service(demand.since.elapsed());
+            if demand.since == demand.now {
+                // Answered in the turn that read it: the turn's end looks at the clock.
+                self.answered_at_once += 1;
+            } else {
+                self.counters.record_services(demand.since.elapsed(), 1);
+            }
         }
         end
     }

@@ -26,6 +26,7 @@ use crate::control::Report;
 use crate::expecting::ExpectError;
 use crate::outbox::Outbox;
 use crate::read_jobs::{Job, ReadJobs, Reader};
+use crate::residency::Residency;
 use crate::roster::{Entry, Phase, Roster};
 use crate::session::Session;
 use crate::sys::mapping::ReadBuffers;
@@ -49,7 +50,7 @@ mod kind {
 pub struct WorkerOptions {
     /// Reads in flight at most.
     pub read_slots: usize,
-    /// Pages installed around a fault whose content is at hand; a power of two.
+    /// The most pages installed around a fault whose content is at hand; a power of two.
     pub window_pages: u64,
 }
 
@@ -57,7 +58,7 @@ impl Default for WorkerOptions {
     fn default() -> Self {
         Self {
             read_slots: 64,
-            window_pages: 4,
+            window_pages: 16,
         }
     }
 }
@@ -66,6 +67,7 @@ impl Default for WorkerOptions {
 pub(crate) struct Worker {
     ring: Ring,
     jobs: ReadJobs,
+    residency: Residency,
     events: EventBuffer,
     roster: Roster,
     /// Places of sessions with events to read, in the order they get their turn.
@@ -101,6 +103,7 @@ impl Worker {
         Ok(Self {
             jobs: ReadJobs::new(ring.slots()),
             ring,
+            residency: Residency::default(),
             events: EventBuffer::default(),
             roster: Roster::default(),
             ready: VecDeque::new(),
@@ -203,6 +206,7 @@ impl Worker {
         let mut reader = Reader {
             ring: &mut self.ring,
             jobs: &mut self.jobs,
+            residency: &mut self.residency,
             index,
             stamp: entry.stamp,
         };
@@ -226,7 +230,7 @@ impl Worker {
         if let Some(entry) = self.roster.get(job.index, job.stamp)
             && let Phase::Serving(session) = &mut entry.phase
         {
-            session.read_done(job.request, outcome);
+            session.read_done(job.request, outcome, Instant::now());
             report_failure(&self.outbox, &entry.name, session);
             due = session.next_retry();
         }
@@ -280,6 +284,7 @@ impl Worker {
             let mut reader = Reader {
                 ring: &mut self.ring,
                 jobs: &mut self.jobs,
+                residency: &mut self.residency,
                 index,
                 stamp: entry.stamp,
             };

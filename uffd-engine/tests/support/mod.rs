@@ -18,6 +18,7 @@ use snapshot_format::{BuildId, BuildStore, PageCount, PageIndex, PageSize, Publi
 use uffd_engine::PageStates;
 use uffd_engine::control::{self, Report, Request};
 use uffd_engine::server::{self, EngineOptions};
+use uffd_engine::sys::mapping::{CACHE_PAGE, CHUNK_BYTES};
 use uffd_engine::sys::uffd::{FEATURE_EVENT_REMOVE, Uffd};
 use uffd_engine::vmm_side::{self, GuestMemory};
 
@@ -257,6 +258,31 @@ pub fn evict(path: &std::path::Path) {
         nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED,
     )
     .unwrap();
+}
+
+/// Brings a part of a file into the page cache, and nothing beside it.
+pub fn read_part(path: &std::path::Path, offset: u64, len: u64) {
+    use std::os::unix::fs::FileExt;
+    let file = File::open(path).unwrap();
+    let no_more = nix::fcntl::PosixFadviseAdvice::POSIX_FADV_RANDOM;
+    nix::fcntl::posix_fadvise(&file, 0, 0, no_more).unwrap();
+    file.read_exact_at(&mut vec![0; len as usize], offset)
+        .unwrap();
+}
+
+/// Which pages of a file are in the page cache.
+pub fn resident_pages(path: &std::path::Path) -> Vec<bool> {
+    let file = File::open(path).unwrap();
+    let len = file.metadata().unwrap().len();
+    let mapping = uffd_engine::sys::mapping::SourceMapping::new(&file, len).unwrap();
+    let per_chunk = CHUNK_BYTES / CACHE_PAGE;
+    (0..len / CACHE_PAGE)
+        .map(|page| {
+            mapping
+                .look_at_chunk(page / per_chunk)
+                .has(page % per_chunk)
+        })
+        .collect()
 }
 
 /// Whether the other side hangs up, in bounded time.
