@@ -25,6 +25,7 @@ pub mod page_state;
 pub mod region;
 pub mod source;
 
+mod fault_source;
 mod plain_file;
 mod residency;
 mod resolve;
@@ -50,6 +51,9 @@ pub mod sys;
 pub use counters::SessionStats;
 pub use page_state::{PageState, PageStates};
 pub use worker::WorkerOptions;
+
+#[cfg(test)]
+mod kernel_model;
 
 /// An error with all its causes, in one line, for a peer that gets only text.
 #[must_use]

@@ -13,6 +13,7 @@ use std::time::Instant;
 use snapshot_format::{Extent, PageCount, PageIndex};
 
 use crate::counters::{Counters, SessionStats};
+use crate::fault_source::FaultSource;
 use crate::page_state::{PageState, PageStates};
 use crate::region::RegionTable;
 use crate::resolve::{Resolution, resolve};
@@ -56,8 +57,8 @@ struct Demand {
 }
 
 /// What a session is made of; all of it checked.
-pub(crate) struct SessionParts {
-    pub(crate) uffd: Uffd,
+pub(crate) struct SessionParts<S = Uffd> {
+    pub(crate) uffd: S,
     pub(crate) pidfd: OwnedFd,
     /// Kept open: a VMM may watch its end to learn that its handler died.
     #[expect(dead_code, reason = "held for its lifetime, never read")]
@@ -68,8 +69,8 @@ pub(crate) struct SessionParts {
 }
 
 /// One sandbox attached to a worker.
-pub(crate) struct Session {
-    parts: SessionParts,
+pub(crate) struct Session<S = Uffd> {
+    parts: SessionParts<S>,
     counters: Counters,
     retries: RetryList,
     window_pages: u64,
@@ -78,8 +79,8 @@ pub(crate) struct Session {
     failure: Option<String>,
 }
 
-impl Session {
-    pub(crate) fn new(parts: SessionParts, window_pages: u64) -> Self {
+impl<S: FaultSource> Session<S> {
+    pub(crate) fn new(parts: SessionParts<S>, window_pages: u64) -> Self {
         Self {
             parts,
             counters: Counters::default(),
@@ -90,7 +91,7 @@ impl Session {
         }
     }
 
-    pub(crate) fn uffd(&self) -> &Uffd {
+    pub(crate) fn uffd(&self) -> &S {
         &self.parts.uffd
     }
 
@@ -377,15 +378,15 @@ impl Session {
         for page in start..end {
             let page = PageIndex::new(page);
             let (addr, _) = self.parts.regions.addr_of(page);
-            let done = self
-                .parts
-                .uffd
-                .poison(addr, self.parts.regions.page_bytes());
-            if done.stopped.is_none() {
-                self.counters.poisoned += 1;
-            }
+            let page_bytes = self.parts.regions.page_bytes();
+            let done = self.parts.uffd.poison(addr, page_bytes);
             if self.parts.states.get(page) == PageState::Reading {
                 self.parts.states.set(page, PageState::Missing);
+            }
+            match done.stopped {
+                None => self.counters.poisoned += 1,
+                // Not now, or not necessary: whoever waits asks again.
+                Some(_) => self.wake(page),
             }
         }
         self.fail(reason);

@@ -114,6 +114,23 @@ impl EventBuffer {
         self.raw[..self.len].iter().map(decode)
     }
 
+    /// Puts an event into the buffer as if it had been read; `false` when it is full.
+    #[cfg(test)]
+    pub(crate) fn push(&mut self, event: Event) -> bool {
+        let Some(slot) = self.raw.get_mut(self.len) else {
+            return false;
+        };
+        *slot = encode(event);
+        self.len += 1;
+        true
+    }
+
+    /// Forgets what was read.
+    #[cfg(test)]
+    pub(crate) fn clear(&mut self) {
+        self.len = 0;
+    }
+
     /// How many events the last read returned.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -160,6 +177,30 @@ fn decode(msg: &UffdMsg) -> Event {
             end: HostAddr::new(msg.arg[1]),
         },
         other => Event::Unknown(other),
+    }
+}
+
+/// The opposite of [`decode`].
+#[cfg(test)]
+fn encode(event: Event) -> UffdMsg {
+    let (event, arg) = match event {
+        Event::Fault { addr, kind } => {
+            let flags = match kind {
+                FaultKind::Read => 0,
+                FaultKind::Write => PAGEFAULT_FLAG_WRITE,
+                FaultKind::WriteProtect => PAGEFAULT_FLAG_WP | PAGEFAULT_FLAG_WRITE,
+                FaultKind::Minor => PAGEFAULT_FLAG_MINOR,
+            };
+            (EVENT_PAGEFAULT, [flags, addr.get(), 0])
+        }
+        Event::Remove { start, end } => (EVENT_REMOVE, [start.get(), end.get(), 0]),
+        Event::Unmap { start, end } => (EVENT_UNMAP, [start.get(), end.get(), 0]),
+        Event::Unknown(event) => (event, [0; 3]),
+    };
+    UffdMsg {
+        event,
+        arg,
+        ..UffdMsg::default()
     }
 }
 
@@ -355,6 +396,12 @@ impl AsFd for Uffd {
 pub struct SourceAddr(pub(super) u64);
 
 impl SourceAddr {
+    /// The bare number.
+    #[cfg(test)]
+    pub(crate) fn get(self) -> u64 {
+        self.0
+    }
+
     /// The address `bytes` further on in the same source.
     #[must_use]
     pub fn offset(self, bytes: u64) -> Self {
