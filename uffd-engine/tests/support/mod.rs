@@ -59,6 +59,18 @@ impl Host {
     /// An engine with one worker, and a build of `pages` pages: three with content, one zero,
     /// repeating.
     pub fn start(pages: u64) -> Self {
+        Self::serving(pages, |page| {
+            let mut bytes = vec![0u8; PAGE as usize];
+            if let Some(word) = content(page) {
+                bytes[..8].copy_from_slice(&word.to_le_bytes());
+                bytes[4088..].copy_from_slice(&word.to_le_bytes());
+            }
+            bytes
+        })
+    }
+
+    /// An engine with one worker, and a build with these pages.
+    pub fn serving(pages: u64, bytes_of: impl Fn(u64) -> Vec<u8>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = BuildStore::open_or_create(&dir.path().join("builds")).unwrap();
         let build = BuildId::from_bytes([7; 16]);
@@ -67,12 +79,7 @@ impl Host {
             .memory_writer(None, PageSize::Size4K, PageCount::new(pages))
             .unwrap();
         for page in 0..pages {
-            let mut bytes = vec![0u8; PAGE as usize];
-            if let Some(word) = content(page) {
-                bytes[..8].copy_from_slice(&word.to_le_bytes());
-                bytes[4088..].copy_from_slice(&word.to_le_bytes());
-            }
-            writer.pages(PageIndex::new(page), &bytes).unwrap();
+            writer.pages(PageIndex::new(page), &bytes_of(page)).unwrap();
         }
         writer.finish().unwrap();
         std::fs::write(staging.file_path("vmstate"), b"state").unwrap();
