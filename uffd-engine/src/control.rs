@@ -45,6 +45,17 @@ pub enum Request {
         /// How long the VMM may take.
         deadline_ms: u64,
     },
+    /// As `Expect`, for a plain memory file instead of a build.
+    ExpectFile {
+        /// Number of this request.
+        request: u64,
+        /// The sandbox it is for; unique among sessions.
+        session: String,
+        /// The memory, byte for byte.
+        file: PathBuf,
+        /// How long the VMM may take.
+        deadline_ms: u64,
+    },
     /// Go on with a session whose engine died. Descriptors: its userfaultfd, its VMM's
     /// pidfd, its page-state table.
     Adopt {

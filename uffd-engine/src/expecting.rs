@@ -6,7 +6,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
@@ -18,6 +18,9 @@ use crate::source::PageSource;
 use crate::sys::fdpass;
 use crate::sys::process::pidfd_open;
 use crate::sys::uffd::Uffd;
+
+/// How long a peer that has connected may take to send its message: VMMs send it at once.
+const PATIENCE_ONCE_CONNECTED: Duration = Duration::from_secs(5);
 
 /// Why a session never came to be.
 #[derive(Debug, Error)]
@@ -86,6 +89,7 @@ impl Expecting {
         match fdpass::accept(self.listener.as_fd()) {
             Ok(connection) => {
                 self.connection = Some(connection);
+                self.deadline = self.deadline.min(Instant::now() + PATIENCE_ONCE_CONNECTED);
                 Ok(Step::Connected)
             }
             Err(error) if is_transient(&error) => Ok(Step::Wait),

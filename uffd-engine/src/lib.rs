@@ -42,6 +42,7 @@ mod worker;
 pub mod control;
 mod outbox;
 pub mod server;
+pub mod standalone;
 
 pub mod dirty;
 pub mod vmm_side;

@@ -61,13 +61,7 @@ impl WorkerHandle {
 /// # Errors
 /// The listener or the workers' rings can't be used.
 pub fn run(listener: &OwnedFd, options: &EngineOptions) -> io::Result<()> {
-    let outbox = Outbox::default();
-    let mut engine = Engine {
-        workers: start_workers(options, &outbox)?,
-        owners: HashMap::new(),
-        sources: HashMap::new(),
-        outbox,
-    };
+    let mut engine = Engine::new(options)?;
     loop {
         wait_readable(listener.as_fd())?;
         let connection = match fdpass::accept(listener.as_fd()) {
@@ -75,14 +69,23 @@ pub fn run(listener: &OwnedFd, options: &EngineOptions) -> io::Result<()> {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
             Err(error) => return Err(error),
         };
-        engine.outbox.connect(connection.try_clone()?);
-        let goes_on = engine.serve_daemon(&connection);
-        engine.outbox.disconnect();
-        if !goes_on {
+        if !engine.serve_daemon(&connection)? {
             engine.stop();
             return Ok(());
         }
     }
+}
+
+/// Serves the one daemon at the other end of `connection`, until it closes it or says
+/// [`Request::Shutdown`].
+///
+/// # Errors
+/// The workers' rings can't be used.
+pub fn run_connected(connection: &OwnedFd, options: &EngineOptions) -> io::Result<()> {
+    let mut engine = Engine::new(options)?;
+    engine.serve_daemon(connection)?;
+    engine.stop();
+    Ok(())
 }
 
 fn wait_readable(fd: BorrowedFd<'_>) -> io::Result<()> {
@@ -162,8 +165,25 @@ struct Engine {
 }
 
 impl Engine {
+    fn new(options: &EngineOptions) -> io::Result<Self> {
+        let outbox = Outbox::default();
+        Ok(Self {
+            workers: start_workers(options, &outbox)?,
+            owners: HashMap::new(),
+            sources: HashMap::new(),
+            outbox,
+        })
+    }
+
     /// `false` when the engine is to end.
-    fn serve_daemon(&mut self, connection: &OwnedFd) -> bool {
+    fn serve_daemon(&mut self, connection: &OwnedFd) -> io::Result<bool> {
+        self.outbox.connect(connection.try_clone()?);
+        let goes_on = self.obey_all(connection);
+        self.outbox.disconnect();
+        Ok(goes_on)
+    }
+
+    fn obey_all(&mut self, connection: &OwnedFd) -> bool {
         loop {
             if wait_readable(connection.as_fd()).is_err() {
                 return true;
@@ -191,14 +211,22 @@ impl Engine {
                 deadline_ms,
             } => {
                 let deadline = Instant::now() + Duration::from_millis(deadline_ms);
-                let made = self.expect(&session, &store, build, deadline, fds);
-                self.start(request, session, made, |request, session, expecting| {
-                    Command::Expect {
-                        request,
-                        session,
-                        expecting: Box::new(expecting),
-                    }
-                });
+                let made = self
+                    .source(&store, build)
+                    .and_then(|source| self.expect(&session, source, deadline, fds));
+                self.start(request, session, made, expect_command);
+            }
+            Request::ExpectFile {
+                request,
+                session,
+                file,
+                deadline_ms,
+            } => {
+                let deadline = Instant::now() + Duration::from_millis(deadline_ms);
+                let made = PageSource::open_plain(&file)
+                    .map_err(|error| crate::chain(&error))
+                    .and_then(|source| self.expect(&session, source, deadline, fds));
+                self.start(request, session, made, expect_command);
             }
             Request::Adopt {
                 request,
@@ -258,18 +286,14 @@ impl Engine {
     }
 
     fn expect(
-        &mut self,
+        &self,
         session: &str,
-        store: &Path,
-        build: BuildId,
+        source: Arc<PageSource>,
         deadline: Instant,
         fds: Vec<OwnedFd>,
     ) -> Result<Expecting, String> {
         self.check_name(session)?;
         let [listener, states] = take_fds(fds)?;
-        let source = self
-            .source(store, build)
-            .map_err(|error| crate::chain(&error))?;
         let states = PageStates::from_fd(states, source.memory_pages())
             .map_err(|error| error.to_string())?;
         Ok(Expecting::new(listener, states, source, deadline))
@@ -285,9 +309,7 @@ impl Engine {
     ) -> Result<SessionParts, String> {
         self.check_name(session)?;
         let [uffd, pidfd, states] = take_fds(fds)?;
-        let source = self
-            .source(store, build)
-            .map_err(|error| crate::chain(&error))?;
+        let source = self.source(store, build)?;
         let (page_size, pages) = (source.page_size(), source.memory_pages());
         let regions = RegionTable::new(claims, page_size.bytes(), pages)
             .map_err(|error| error.to_string())?;
@@ -311,7 +333,12 @@ impl Engine {
         Ok(())
     }
 
-    fn source(&mut self, store: &Path, id: BuildId) -> Result<Arc<PageSource>, SourceError> {
+    fn source(&mut self, store: &Path, id: BuildId) -> Result<Arc<PageSource>, String> {
+        self.open_source(store, id)
+            .map_err(|error| crate::chain(&error))
+    }
+
+    fn open_source(&mut self, store: &Path, id: BuildId) -> Result<Arc<PageSource>, SourceError> {
         if let Some(source) = self.sources.get(&id).and_then(Weak::upgrade) {
             return Ok(source);
         }
@@ -336,6 +363,14 @@ impl Engine {
         for worker in self.workers {
             let _ = worker.thread.join();
         }
+    }
+}
+
+fn expect_command(request: u64, session: String, expecting: Expecting) -> Command {
+    Command::Expect {
+        request,
+        session,
+        expecting: Box::new(expecting),
     }
 }
 
