@@ -18,7 +18,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::unistd::Pid;
-use snapshot_format::{BuildId, BuildStore, PageSize};
+use snapshot_format::{BuildId, BuildStore};
 
 use crate::control::{self, Report, Request};
 use crate::expecting::Expecting;
@@ -346,12 +346,6 @@ impl Engine {
         let opened = BuildStore::open_or_create(store)
             .map_err(|source| SourceError::Build { id, source })?;
         let source = PageSource::open(&opened, id)?;
-        if source.page_size() != PageSize::Size4K {
-            return Err(SourceError::PageSize {
-                id,
-                bytes: source.page_size().bytes(),
-            });
-        }
         self.sources.insert(id, Arc::downgrade(&source));
         Ok(source)
     }

@@ -19,6 +19,7 @@ use crate::region::RegionTable;
 use crate::resolve::{Resolution, resolve};
 use crate::retry::{Admission, Parked, RetryList};
 use crate::source::{Location, PageSource};
+use crate::sys::mapping::{CACHE_PAGE, zeros};
 use crate::sys::process::thread_major_faults;
 use crate::sys::uffd::{Event, EventBuffer, FaultKind, InstallError, Installed, SourceAddr, Uffd};
 use crate::window;
@@ -28,6 +29,8 @@ use crate::window;
 pub(crate) struct ReadRequest {
     pub(crate) first: PageIndex,
     pub(crate) pages: PageCount,
+    /// Of all those pages.
+    pub(crate) bytes: u64,
     pub(crate) at: Location,
     /// The page somebody waits for.
     pub(crate) demand: PageIndex,
@@ -74,6 +77,8 @@ pub(crate) struct Session<S = Uffd> {
     counters: Counters,
     retries: RetryList,
     window_pages: u64,
+    /// What a zero page is copied from where it can't be had otherwise.
+    zeros: SourceAddr,
     /// Faults of the current turn that were answered in it.
     answered_at_once: u64,
     failure: Option<String>,
@@ -81,11 +86,14 @@ pub(crate) struct Session<S = Uffd> {
 
 impl<S: FaultSource> Session<S> {
     pub(crate) fn new(parts: SessionParts<S>, window_pages: u64) -> Self {
+        // A huge page is a window by itself.
+        let pages_of_4k = parts.regions.page_bytes() / CACHE_PAGE;
         Self {
+            window_pages: (window_pages / pages_of_4k).max(1),
+            zeros: zeros(),
             parts,
             counters: Counters::default(),
             retries: RetryList::default(),
-            window_pages,
             answered_at_once: 0,
             failure: None,
         }
@@ -213,6 +221,7 @@ impl<S: FaultSource> Session<S> {
         let request = ReadRequest {
             first,
             pages,
+            bytes: pages.get() * page_bytes,
             at,
             demand: demand.page,
             since: demand.since,
@@ -286,6 +295,10 @@ impl<S: FaultSource> Session<S> {
                 Some(source) => {
                     let source = source.offset((at - start) * page_bytes);
                     self.parts.uffd.copy(addr, source, pages * page_bytes)
+                }
+                None if page_bytes > CACHE_PAGE => {
+                    // ZEROPAGE knows no huge pages; the zeros are one such page long.
+                    self.parts.uffd.copy(addr, self.zeros, page_bytes)
                 }
                 None => self.parts.uffd.zero(addr, pages * page_bytes),
             };

@@ -31,14 +31,6 @@ pub enum SourceError {
         #[source]
         source: snapshot_format::FormatError,
     },
-    /// The build has pages of a size that workers don't serve.
-    #[error("Build {id} has pages of {bytes} bytes; only 4096 are served")]
-    PageSize {
-        /// Which build.
-        id: BuildId,
-        /// Bytes of its pages.
-        bytes: u64,
-    },
     /// A data file could not be mapped.
     #[error("Mapping {}", path.display())]
     Map {

@@ -177,7 +177,11 @@ fn hostile_hand_offs_are_refused_and_harm_nobody() {
     while open_descriptors() > fds_before && Instant::now() < patience {
         std::thread::yield_now();
     }
-    assert_eq!(open_descriptors(), fds_before, "descriptors leaked");
+    let left = open_descriptors();
+    assert!(
+        left <= fds_before,
+        "descriptors leaked: {fds_before}, then {left}"
+    );
 }
 
 fn open_descriptors() -> usize {

@@ -218,7 +218,7 @@ impl Session<'_> {
     /// The same, waiting as the engine's workers do.
     fn serve_in_ring(&mut self) -> Result<u64> {
         let pages = self.region.size / PAGE_BYTES;
-        let mut ring = Ring::new(8, ReadBuffers::new(1, PAGE_BYTES as usize)?)?;
+        let mut ring = Ring::new(8, ReadBuffers::new(1, PAGE_BYTES as usize)?, 0)?;
         let token = Token {
             kind: 0,
             index: 0,

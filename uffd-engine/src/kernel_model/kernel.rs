@@ -257,8 +257,8 @@ impl FaultSource for Kernel {
 
     fn poison(&self, dst: HostAddr, len: u64) -> Installed {
         let state = &mut *self.0.borrow_mut();
-        let done = |stopped| Installed {
-            bytes: if stopped == None { len } else { 0 },
+        let done = |stopped: Option<InstallError>| Installed {
+            bytes: if stopped.is_none() { len } else { 0 },
             stopped,
         };
         if let Err(error) = state.may_install() {

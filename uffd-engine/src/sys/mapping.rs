@@ -12,12 +12,15 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::uffd::SourceAddr;
 
 /// Size of a page-cache page; `mincore` answers in these.
 pub const CACHE_PAGE: u64 = 4096;
+/// The largest page that is served.
+pub const HUGE_PAGE: u64 = 2 << 20;
 /// How much of a file is asked about at once.
 pub const CHUNK_BYTES: u64 = 128 << 10;
 const CHUNK_PAGES: usize = (CHUNK_BYTES / CACHE_PAGE) as usize;
@@ -198,6 +201,33 @@ impl Drop for SourceMapping {
     }
 }
 
+/// Zeros of the largest page that is served, as a source of copies. They cost the machine
+/// one page of memory: nothing is ever written there.
+#[must_use]
+pub fn zeros() -> SourceAddr {
+    static ZEROS: OnceLock<usize> = OnceLock::new();
+    let base = *ZEROS.get_or_init(|| {
+        // SAFETY: a fresh read-only mapping at an address of the kernel's choice, which is
+        // never unmapped.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                HUGE_PAGE as usize,
+                libc::PROT_READ,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        assert!(
+            base != libc::MAP_FAILED,
+            "no address space for 2 MiB of zeros"
+        );
+        base as usize
+    });
+    SourceAddr(base as u64)
+}
+
 /// Read buffers lent to the kernel: one allocation, cut into equal slots. The ring's
 /// owner keeps it alive until every read has completed.
 #[derive(Debug)]
@@ -215,6 +245,15 @@ impl ReadBuffers {
         let mut memory = memmap2::MmapMut::map_anon(slots * slot_bytes)?;
         // Touch it now, not in the first faults.
         memory.fill(0);
+        Ok(Self { memory, slot_bytes })
+    }
+
+    /// The same without touching it: the first read of each slot pays for its memory.
+    ///
+    /// # Errors
+    /// As `mmap(2)`.
+    pub fn untouched(slots: usize, slot_bytes: usize) -> io::Result<Self> {
+        let memory = memmap2::MmapMut::map_anon(slots * slot_bytes)?;
         Ok(Self { memory, slot_bytes })
     }
 

@@ -18,7 +18,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use super::uffd_abi::*;
-pub use super::uffd_abi::{FEATURE_EVENT_REMOVE, FEATURE_MISSING_SHMEM};
+pub use super::uffd_abi::{FEATURE_EVENT_REMOVE, FEATURE_MISSING_HUGETLBFS, FEATURE_MISSING_SHMEM};
 use crate::address::HostAddr;
 
 /// One event of a guest's memory.

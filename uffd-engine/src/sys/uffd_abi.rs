@@ -7,6 +7,8 @@ pub(super) const UFFDIO: u32 = 0xAA;
 
 /// `UFFD_FEATURE_EVENT_REMOVE`: tell us when the VMM gives memory back.
 pub const FEATURE_EVENT_REMOVE: u64 = 1 << 3;
+/// `UFFD_FEATURE_MISSING_HUGETLBFS`: missing faults on huge pages.
+pub const FEATURE_MISSING_HUGETLBFS: u64 = 1 << 4;
 /// `UFFD_FEATURE_MISSING_SHMEM`: missing faults on shared memory.
 pub const FEATURE_MISSING_SHMEM: u64 = 1 << 5;
 

@@ -9,7 +9,7 @@ use crate::counters::SessionStats;
 use crate::expecting::{Expecting, claims_of};
 use crate::roster::{Entry, Phase};
 use crate::session::{Session, SessionParts};
-use crate::sys::ring::Token;
+use crate::sys::ring::{Completion, Token};
 
 /// One order; every one but `Stop` is answered with the number of its request.
 pub(crate) enum Command {
@@ -146,16 +146,31 @@ impl Worker {
                 index,
                 stamp: entry.stamp,
             };
-            self.ring.cancel_poll(
-                poll,
-                Token {
-                    kind: kind::CANCELLED,
-                    ..poll
-                },
-            )?;
+            self.cancel(poll)?;
         }
         self.ready.retain(|ready| *ready != index);
         Ok(Some(entry))
+    }
+
+    fn cancel(&mut self, poll: Token) -> io::Result<()> {
+        let done = Token {
+            kind: poll.kind | kind::CANCELLED,
+            ..poll
+        };
+        self.ring.cancel_poll(poll, done)
+    }
+
+    /// A poll that was just reporting can't be cancelled, goes on, and would keep its
+    /// descriptor open for ever: a VMM would wait for an answer from nobody.
+    pub(super) fn cancelled(&mut self, completion: Completion) -> io::Result<()> {
+        if completion.result == -libc::EALREADY {
+            let token = completion.token;
+            self.cancel(Token {
+                kind: token.kind & !kind::CANCELLED,
+                ..token
+            })?;
+        }
+        Ok(())
     }
 }
 

@@ -35,6 +35,9 @@ use crate::sys::uffd::EventBuffer;
 
 pub(crate) use command::Command;
 
+/// Reads of huge pages in flight at most; their buffers exist once one is served.
+const HUGE_READ_SLOTS: usize = 8;
+
 mod kind {
     pub(super) const MAILBOX: u8 = 1;
     pub(super) const LISTENER: u8 = 2;
@@ -42,7 +45,8 @@ mod kind {
     pub(super) const UFFD: u8 = 4;
     pub(super) const VMM: u8 = 5;
     pub(super) const READ: u8 = 6;
-    pub(super) const CANCELLED: u8 = 7;
+    /// The end of a poll of the kind in the other bits.
+    pub(super) const CANCELLED: u8 = 0x80;
 }
 
 /// How a worker is set up.
@@ -91,7 +95,7 @@ impl Worker {
         // A slot holds one window of 4 KiB pages.
         let slot_bytes = (options.window_pages * 4096) as usize;
         let buffers = ReadBuffers::new(options.read_slots, slot_bytes)?;
-        let mut ring = Ring::new(256, buffers)?;
+        let mut ring = Ring::new(256, buffers, HUGE_READ_SLOTS)?;
         ring.poll_readable(
             bell.as_fd(),
             Token {
@@ -101,7 +105,7 @@ impl Worker {
             },
         )?;
         Ok(Self {
-            jobs: ReadJobs::new(ring.slots()),
+            jobs: ReadJobs::new(options.read_slots, HUGE_READ_SLOTS),
             ring,
             residency: Residency::default(),
             events: EventBuffer::default(),
@@ -173,6 +177,7 @@ impl Worker {
                     self.outbox.send(&Report::Ended { session }, &[]);
                 }
             }
+            cancelled if cancelled & kind::CANCELLED != 0 => self.cancelled(completion)?,
             _ => {}
         }
         Ok(true)
@@ -314,7 +319,7 @@ impl Worker {
 /// What a finished read means; a short one is a file that was cut.
 fn outcome_of(job: &Job, result: i32) -> Result<(), String> {
     let page = job.request.first.get();
-    let expected = job.request.pages.get() * 4096;
+    let expected = job.request.bytes;
     if result < 0 {
         let error = io::Error::from_raw_os_error(-result);
         return Err(format!("Reading page {page:#x} of its build: {error}"));

@@ -71,12 +71,21 @@ impl Host {
 
     /// An engine with one worker, and a build with these pages.
     pub fn serving(pages: u64, bytes_of: impl Fn(u64) -> Vec<u8>) -> Self {
+        Self::serving_pages_of(PageSize::Size4K, pages, bytes_of)
+    }
+
+    /// The same with pages of another size.
+    pub fn serving_pages_of(
+        page_size: PageSize,
+        pages: u64,
+        bytes_of: impl Fn(u64) -> Vec<u8>,
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = BuildStore::open_or_create(&dir.path().join("builds")).unwrap();
         let build = BuildId::from_bytes([7; 16]);
         let mut staging = store.stage(build).unwrap();
         let mut writer = staging
-            .memory_writer(None, PageSize::Size4K, PageCount::new(pages))
+            .memory_writer(None, page_size, PageCount::new(pages))
             .unwrap();
         for page in 0..pages {
             writer.pages(PageIndex::new(page), &bytes_of(page)).unwrap();
@@ -136,8 +145,18 @@ impl Host {
 
     /// Memory served by the engine, and the userfaultfd that a daemon would keep.
     pub fn attach(&mut self, session: &str, states: &PageStates) -> Guest {
-        let socket = self.expect(session, states, 5000);
         let memory = GuestMemory::anonymous(self.pages * PAGE).unwrap();
+        self.attach_memory(session, states, memory)
+    }
+
+    /// The same for memory of any kind.
+    pub fn attach_memory(
+        &mut self,
+        session: &str,
+        states: &PageStates,
+        memory: GuestMemory,
+    ) -> Guest {
+        let socket = self.expect(session, states, 5000);
         let uffd = Uffd::create(FEATURE_EVENT_REMOVE).unwrap();
         memory.register(&uffd).unwrap();
         let connection = vmm_side::hand_off(&socket, &uffd, &[memory.as_region()]).unwrap();
