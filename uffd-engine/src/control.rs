@@ -84,6 +84,50 @@ pub enum Request {
         /// Which session.
         session: String,
     },
+    /// Record the pages of demand faults, for a bounded time after the first. Answered with
+    /// `Stats`; when the time is over, or the session detached, `Recorded` comes by itself.
+    /// Not together with a replay, whose pages don't fault.
+    Record {
+        /// Number of this request.
+        request: u64,
+        /// Which session.
+        session: String,
+        /// How long after the first fault.
+        window_ms: u64,
+        /// Pages that are kept at most.
+        max_pages: usize,
+    },
+    /// End a recording now. Answered with `Stats`, after `Recorded`.
+    EndRecording {
+        /// Number of this request.
+        request: u64,
+        /// Which session.
+        session: String,
+    },
+    /// Replay the working set that lies beside the session's build. Answered with `Stats`,
+    /// also when there is none to replay.
+    Replay {
+        /// Number of this request.
+        request: u64,
+        /// Which session.
+        session: String,
+    },
+    /// Load all memory that the build stores, in the background. Answered with `Stats`.
+    Load {
+        /// Number of this request.
+        request: u64,
+        /// Which session.
+        session: String,
+        /// At most this fast.
+        bytes_per_second: u64,
+    },
+    /// End replay and load; what was installed stays. Answered with `Stats`.
+    Halt {
+        /// Number of this request.
+        request: u64,
+        /// Which session.
+        session: String,
+    },
     /// End the process.
     Shutdown,
 }
@@ -116,6 +160,14 @@ pub enum Report {
         request: u64,
         /// The counters.
         stats: SessionStats,
+    },
+    /// What was recorded of a session. Descriptor: the pages in first-touch order, for
+    /// [`recording::from_memfd`](crate::recording::from_memfd).
+    Recorded {
+        /// Which session.
+        session: String,
+        /// How many pages.
+        pages: u64,
     },
     /// A session was detached.
     Detached {

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
+use crate::replay::ReplayTally;
+
 /// Longest service time the histogram tells apart, in nanoseconds (10 s).
 const LONGEST_NS: u64 = 10_000_000_000;
 
@@ -12,7 +14,7 @@ const LONGEST_NS: u64 = 10_000_000_000;
 const TIMED_TURNS: u64 = 8;
 
 /// Counters of one session.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Counters {
     /// Fault events read.
     pub faults: u64,
@@ -30,6 +32,9 @@ pub struct Counters {
     pub removes: u64,
     /// Pages made to fail because their content could not be read.
     pub poisoned: u64,
+    /// Pages that were loaded in the background.
+    pub pages_loaded: u64,
+    replayed: ReplayTally,
     /// Turns that answered a fault.
     turns: u64,
     service: Histogram<u32>,
@@ -46,6 +51,8 @@ impl Default for Counters {
             retries: 0,
             removes: 0,
             poisoned: 0,
+            pages_loaded: 0,
+            replayed: ReplayTally::default(),
             turns: 0,
             service: Histogram::new_with_bounds(1, LONGEST_NS, 2)
                 .expect("constant bounds are valid"),
@@ -54,6 +61,11 @@ impl Default for Counters {
 }
 
 impl Counters {
+    /// Keeps what a replay did.
+    pub(crate) fn keep_replay(&mut self, tally: ReplayTally) {
+        self.replayed = tally;
+    }
+
     /// Records the faults that were answered in the turn that read them, at `since`. One
     /// turn in [`TIMED_TURNS`] is timed: looking at the clock again and keeping the result
     /// costs every fault 1 % otherwise.
@@ -89,6 +101,11 @@ impl Counters {
             poisoned: self.poisoned,
             pages_installed,
             worker_major_faults,
+            pages_loaded: self.pages_loaded,
+            pages_replayed: self.replayed.pages,
+            replay_hits: self.replayed.hits,
+            replay_waste: self.replayed.waste,
+            replay_stopped_early: self.replayed.stopped_early,
             service_us_p50: us(0.50),
             service_us_p90: us(0.90),
             service_us_p99: us(0.99),
@@ -124,6 +141,22 @@ pub struct SessionStats {
     /// session since it was started: there should be none.
     #[serde(default)]
     pub worker_major_faults: u64,
+    /// Pages installed in the background by loading all memory.
+    #[serde(default)]
+    pub pages_loaded: u64,
+    /// Pages installed by replaying a working set.
+    #[serde(default)]
+    pub pages_replayed: u64,
+    /// About how many of those the guest has asked for since: one page in 32 of the set is
+    /// left out, and its faults are counted.
+    #[serde(default)]
+    pub replay_hits: u64,
+    /// About how many it has not asked for.
+    #[serde(default)]
+    pub replay_waste: u64,
+    /// The replay was given up, because the guest asked for other pages.
+    #[serde(default)]
+    pub replay_stopped_early: bool,
     /// Median service time.
     pub service_us_p50: f64,
     /// 90th percentile.

@@ -35,6 +35,12 @@ mod window;
 pub mod counters;
 mod expecting;
 mod read_jobs;
+
+mod background;
+mod loader;
+pub mod recording;
+mod replay;
+
 mod roster;
 mod session;
 mod worker;

@@ -79,6 +79,10 @@ impl Reads for Reader<'_> {
         self.residency.prefix(source, at, len, now)
     }
 
+    fn longest_read(&self, page_bytes: u64) -> u64 {
+        self.ring.slot_bytes().max(page_bytes)
+    }
+
     fn start(&mut self, source: &PageSource, request: ReadRequest) -> bool {
         let job = Job {
             request,

@@ -18,7 +18,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::unistd::Pid;
-use snapshot_format::{BuildId, BuildStore};
+use snapshot_format::{BuildId, BuildStore, PageRun, WorkingSetFile};
 
 use crate::control::{self, Report, Request};
 use crate::expecting::Expecting;
@@ -29,7 +29,7 @@ use crate::session::SessionParts;
 use crate::source::{PageSource, SourceError};
 use crate::sys::fdpass;
 use crate::sys::uffd::Uffd;
-use crate::worker::{Command, Worker, WorkerOptions};
+use crate::worker::{AheadOrder, Command, Worker, WorkerOptions};
 
 /// How an engine is set up.
 #[derive(Clone, Debug, Default)]
@@ -155,10 +155,17 @@ fn pin(cpu: Option<usize>) -> io::Result<()> {
     Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
 }
 
+/// What the control thread knows of a session.
+struct Owner {
+    /// Which worker serves it.
+    worker: usize,
+    source: Weak<PageSource>,
+}
+
 struct Engine {
     workers: Vec<WorkerHandle>,
-    /// Which worker has which session.
-    owners: HashMap<String, usize>,
+    /// Who has which session.
+    owners: HashMap<String, Owner>,
     /// Builds that some session is served from.
     sources: HashMap<BuildId, Weak<PageSource>>,
     outbox: Outbox,
@@ -245,16 +252,43 @@ impl Engine {
                 });
             }
             Request::Detach { request, session } => match self.owners.remove(&session) {
-                Some(owner) => {
-                    self.workers[owner].sessions -= 1;
-                    self.workers[owner].tell(Command::Detach { request, session });
+                Some(Owner { worker, .. }) => {
+                    self.workers[worker].sessions -= 1;
+                    self.workers[worker].tell(Command::Detach { request, session });
                 }
                 None => self.refuse(request, format!("This engine has no session {session:?}")),
             },
             Request::Stats { request, session } => match self.owners.get(&session) {
-                Some(owner) => self.workers[*owner].tell(Command::Stats { request, session }),
+                Some(owner) => {
+                    self.workers[owner.worker].tell(Command::Stats { request, session });
+                }
                 None => self.refuse(request, format!("This engine has no session {session:?}")),
             },
+            Request::Record {
+                request,
+                session,
+                window_ms,
+                max_pages,
+            } => {
+                let window = Duration::from_millis(window_ms);
+                let order = AheadOrder::Record { window, max_pages };
+                self.ahead(request, session, order);
+            }
+            Request::EndRecording { request, session } => {
+                self.ahead(request, session, AheadOrder::EndRecording);
+            }
+            Request::Replay { request, session } => {
+                let runs = self.working_set_of(&session);
+                self.ahead(request, session, AheadOrder::Replay { runs });
+            }
+            Request::Load {
+                request,
+                session,
+                bytes_per_second,
+            } => self.ahead(request, session, AheadOrder::Load { bytes_per_second }),
+            Request::Halt { request, session } => {
+                self.ahead(request, session, AheadOrder::Halt);
+            }
             Request::Shutdown => {}
         }
     }
@@ -263,10 +297,10 @@ impl Engine {
         &mut self,
         request: u64,
         session: String,
-        made: Result<T, String>,
+        made: Result<(T, Weak<PageSource>), String>,
         command: impl FnOnce(u64, String, T) -> Command,
     ) {
-        let made = match made {
+        let (made, source) = match made {
             Ok(made) => made,
             Err(reason) => return self.refuse(request, reason),
         };
@@ -275,10 +309,41 @@ impl Engine {
             .iter()
             .enumerate()
             .min_by_key(|(_, worker)| worker.sessions);
-        let (owner, _) = idlest.expect("an engine has at least one worker");
-        self.workers[owner].sessions += 1;
-        self.owners.insert(session.clone(), owner);
-        self.workers[owner].tell(command(request, session, made));
+        let (worker, _) = idlest.expect("an engine has at least one worker");
+        self.workers[worker].sessions += 1;
+        self.owners
+            .insert(session.clone(), Owner { worker, source });
+        self.workers[worker].tell(command(request, session, made));
+    }
+
+    fn ahead(&self, request: u64, session: String, order: AheadOrder) {
+        match self.owners.get(&session) {
+            Some(owner) => self.workers[owner.worker].tell(Command::Ahead {
+                request,
+                session,
+                order,
+            }),
+            None => self.refuse(request, format!("This engine has no session {session:?}")),
+        }
+    }
+
+    /// What there is to replay for a session; a working set that is of no use is none.
+    fn working_set_of(&self, session: &str) -> Vec<PageRun> {
+        let source = self
+            .owners
+            .get(session)
+            .and_then(|owner| owner.source.upgrade());
+        let Some(build) = source.as_ref().and_then(|source| source.build()) else {
+            return Vec::new();
+        };
+        match build.working_set() {
+            WorkingSetFile::Present(set) => set.runs().to_vec(),
+            WorkingSetFile::Missing => Vec::new(),
+            WorkingSetFile::Ignored(reason) => {
+                tracing::warn!(build_id = %build.id(), %reason, "Ignoring a working set");
+                Vec::new()
+            }
+        }
     }
 
     fn refuse(&self, request: u64, reason: String) {
@@ -291,12 +356,13 @@ impl Engine {
         source: Arc<PageSource>,
         deadline: Instant,
         fds: Vec<OwnedFd>,
-    ) -> Result<Expecting, String> {
+    ) -> Result<(Expecting, Weak<PageSource>), String> {
         self.check_name(session)?;
         let [listener, states] = take_fds(fds)?;
         let states = PageStates::from_fd(states, source.memory_pages())
             .map_err(|error| error.to_string())?;
-        Ok(Expecting::new(listener, states, source, deadline))
+        let weak = Arc::downgrade(&source);
+        Ok((Expecting::new(listener, states, source, deadline), weak))
     }
 
     fn adopt(
@@ -306,7 +372,7 @@ impl Engine {
         build: BuildId,
         claims: &[ClaimedRegion],
         fds: Vec<OwnedFd>,
-    ) -> Result<SessionParts, String> {
+    ) -> Result<(SessionParts, Weak<PageSource>), String> {
         self.check_name(session)?;
         let [uffd, pidfd, states] = take_fds(fds)?;
         let source = self.source(store, build)?;
@@ -316,14 +382,16 @@ impl Engine {
         let states = PageStates::from_fd(states, pages).map_err(|error| error.to_string())?;
         states.forget_reads();
         let uffd = Uffd::from_handed_over(uffd).map_err(|error| error.to_string())?;
-        Ok(SessionParts {
+        let weak = Arc::downgrade(&source);
+        let parts = SessionParts {
             uffd,
             pidfd,
             handoff: None,
             regions,
             states,
             source,
-        })
+        };
+        Ok((parts, weak))
     }
 
     fn check_name(&self, session: &str) -> Result<(), String> {

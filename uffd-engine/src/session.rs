@@ -6,12 +6,14 @@
 //! install, a wake, a parked retry, a read in flight, or a session that failed and
 //! says why.
 
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
 use snapshot_format::{Extent, PageCount, PageIndex};
 
+use crate::background::Background;
 use crate::counters::{Counters, SessionStats};
 use crate::fault_source::FaultSource;
 use crate::page_state::{PageState, PageStates};
@@ -32,8 +34,8 @@ pub(crate) struct ReadRequest {
     /// Of all those pages.
     pub(crate) bytes: u64,
     pub(crate) at: Location,
-    /// The page somebody waits for.
-    pub(crate) demand: PageIndex,
+    /// The page somebody waits for; none is read ahead.
+    pub(crate) demand: Option<PageIndex>,
     /// When that fault was read.
     pub(crate) since: Instant,
 }
@@ -43,13 +45,16 @@ pub(crate) trait Reads {
     /// How many of `len` bytes at a location can be copied without waiting for the disk.
     fn resident(&mut self, source: &PageSource, at: Location, len: u64, now: Instant) -> u64;
 
+    /// The most bytes of one read, for pages of this size.
+    fn longest_read(&self, page_bytes: u64) -> u64;
+
     /// Starts a read. `false` means no buffer is free: try again later.
     fn start(&mut self, source: &PageSource, request: ReadRequest) -> bool;
 }
 
 /// One fault on its way to an answer.
 #[derive(Clone, Copy)]
-struct Demand {
+pub(crate) struct Demand {
     page: PageIndex,
     /// When its event was read.
     since: Instant,
@@ -73,8 +78,9 @@ pub(crate) struct SessionParts<S = Uffd> {
 
 /// One sandbox attached to a worker.
 pub(crate) struct Session<S = Uffd> {
-    parts: SessionParts<S>,
-    counters: Counters,
+    pub(crate) parts: SessionParts<S>,
+    pub(crate) counters: Counters,
+    pub(crate) background: Background,
     retries: RetryList,
     window_pages: u64,
     /// What a zero page is copied from where it can't be had otherwise.
@@ -93,6 +99,7 @@ impl<S: FaultSource> Session<S> {
             zeros: zeros(),
             parts,
             counters: Counters::default(),
+            background: Background::default(),
             retries: RetryList::default(),
             answered_at_once: 0,
             failure: None,
@@ -109,14 +116,25 @@ impl<S: FaultSource> Session<S> {
 
     /// To be asked for on the worker's thread, whose own faults are in it.
     pub(crate) fn stats(&self) -> SessionStats {
-        self.counters.snapshot(
+        let mut counters = self.counters.clone();
+        if let Some(replay) = &self.background.replay {
+            counters.keep_replay(replay.tally());
+        }
+        if let Some(loader) = &self.background.loader {
+            counters.pages_loaded += loader.pages;
+        }
+        counters.snapshot(
             self.parts.states.count_installed().get(),
             thread_major_faults(),
         )
     }
 
-    pub(crate) fn next_retry(&self) -> Option<Instant> {
-        self.retries.next_due()
+    /// When something is to be done without an event.
+    pub(crate) fn next_due(&self) -> Option<Instant> {
+        match (self.retries.next_due(), self.background.next_due()) {
+            (Some(retry), Some(due)) => Some(retry.min(due)),
+            (retry, due) => retry.or(due),
+        }
     }
 
     /// The reason of a failure that was not reported yet.
@@ -183,26 +201,37 @@ impl<S: FaultSource> Session<S> {
 
     fn answer(&mut self, demand: Demand, kind: FaultKind, reads: &mut impl Reads) {
         let state = self.parts.states.get(demand.page);
+        if demand.parked.is_none() {
+            self.background.note_fault(demand.page, state, demand.now);
+        }
         let extent = self.parts.source.extent(demand.page);
         match resolve(kind, state, extent) {
             Resolution::Await => {}
             Resolution::Wake => self.wake(demand.page),
             Resolution::Zero if state == PageState::Missing => {
-                let run =
-                    window::around(demand.page, extent, &self.parts.states, self.window_pages);
-                self.install(run.start, run.end, None, demand);
+                let run = self.window(extent, demand);
+                self.install(run.start, run.end, None, Some(demand));
             }
             Resolution::Zero => {
                 let page = demand.page.get();
-                self.install(page, page + 1, None, demand);
+                self.install(page, page + 1, None, Some(demand));
             }
             Resolution::Fill(extent) => self.fill(extent, demand, reads),
         }
     }
 
+    fn window(&self, extent: Extent, demand: Demand) -> Range<u64> {
+        let pages = if self.background.records(demand.now) {
+            1
+        } else {
+            self.window_pages
+        };
+        window::around(demand.page, extent, &self.parts.states, pages)
+    }
+
     /// Fills from the page cache as far as that goes, else starts a read.
     fn fill(&mut self, extent: Extent, demand: Demand, reads: &mut impl Reads) {
-        let run = window::around(demand.page, extent, &self.parts.states, self.window_pages);
+        let run = self.window(extent, demand);
         let page_bytes = self.parts.regions.page_bytes();
         let at = self.parts.source.locate(extent, PageIndex::new(run.start));
         let bytes = (run.end - run.start) * page_bytes;
@@ -210,7 +239,7 @@ impl<S: FaultSource> Session<S> {
         let resident_end = run.start + resident / page_bytes;
         if demand.page.get() < resident_end {
             let source = self.parts.source.address(at, bytes);
-            self.install(run.start, resident_end, Some(source), demand);
+            self.install(run.start, resident_end, Some(source), Some(demand));
             return;
         }
         // What lies before the resident end is not waited for; read from the demanded
@@ -223,7 +252,7 @@ impl<S: FaultSource> Session<S> {
             pages,
             bytes: pages.get() * page_bytes,
             at,
-            demand: demand.page,
+            demand: Some(demand.page),
             since: demand.since,
         };
         if reads.start(&self.parts.source, request) {
@@ -242,15 +271,19 @@ impl<S: FaultSource> Session<S> {
     ) {
         let first = request.first.get();
         let end = first + request.pages.get();
-        let demand = Demand {
-            page: request.demand,
+        let demand = request.demand.map(|page| Demand {
+            page,
             since: request.since,
             now,
             parked: None,
-        };
+        });
+        if demand.is_none() {
+            self.background.reads_ahead -= 1;
+        }
         let source = match outcome {
             Ok(source) => source,
-            Err(reason) => return self.give_up(first, end, reason),
+            Err(reason) if demand.is_some() => return self.give_up(first, end, reason),
+            Err(reason) => return self.give_up_reading_ahead(first, end, &reason),
         };
         let page_bytes = self.parts.regions.page_bytes();
         let mut at = first;
@@ -284,8 +317,14 @@ impl<S: FaultSource> Session<S> {
     }
 
     /// Installs pages `start..end` from `source` (or zeros) and answers `demand` if its
-    /// page is among them.
-    fn install(&mut self, start: u64, end: u64, source: Option<SourceAddr>, demand: Demand) {
+    /// page is among them. Returns the first page that could not be had now.
+    pub(crate) fn install(
+        &mut self,
+        start: u64,
+        end: u64,
+        source: Option<SourceAddr>,
+        demand: Option<Demand>,
+    ) -> u64 {
         let page_bytes = self.parts.regions.page_bytes();
         let mut at = start;
         while at < end {
@@ -302,7 +341,7 @@ impl<S: FaultSource> Session<S> {
                 }
                 None => self.parts.uffd.zero(addr, pages * page_bytes),
             };
-            at = self.record(at, done, source.is_some(), demand);
+            at = self.note_installed(at, done, source.is_some(), demand);
             match done.stopped {
                 None => {}
                 Some(InstallError::Retry) if done.bytes > 0 => {}
@@ -316,31 +355,42 @@ impl<S: FaultSource> Session<S> {
                     at += 1;
                 }
                 Some(InstallError::Retry | InstallError::OutOfMemory) => {
-                    if (at..end).contains(&demand.page.get()) {
+                    if let Some(demand) = demand
+                        && (at..end).contains(&demand.page.get())
+                    {
                         self.park(demand);
                     }
-                    return;
+                    return at;
                 }
                 // The pidfd reports the VMM's end; nobody is left to wait.
-                Some(InstallError::GuestGone) => return,
+                Some(InstallError::GuestGone) => return at,
                 Some(InstallError::NotMapped) => {
                     self.wake(PageIndex::new(at));
                     at += 1;
                 }
                 Some(InstallError::SourceUnreadable) => {
                     let reason = format!("Page {at:#x} can't be read from its build");
-                    return self.give_up(at, at + 1, reason);
+                    self.give_up(at, at + 1, reason);
+                    return at;
                 }
                 Some(InstallError::Errno(errno)) => {
                     let error = std::io::Error::from_raw_os_error(errno);
-                    return self.give_up(at, at + 1, format!("Installing page {at:#x}: {error}"));
+                    self.give_up(at, at + 1, format!("Installing page {at:#x}: {error}"));
+                    return at;
                 }
             }
         }
+        end
     }
 
     /// Records what an install achieved; returns the first page it did not reach.
-    fn record(&mut self, start: u64, done: Installed, copied: bool, demand: Demand) -> u64 {
+    fn note_installed(
+        &mut self,
+        start: u64,
+        done: Installed,
+        copied: bool,
+        demand: Option<Demand>,
+    ) -> u64 {
         let pages = done.bytes / self.parts.regions.page_bytes();
         let end = start + pages;
         let state = if copied {
@@ -356,7 +406,9 @@ impl<S: FaultSource> Session<S> {
         } else {
             self.counters.pages_zeroed += pages;
         }
-        if (start..end).contains(&demand.page.get()) {
+        if let Some(demand) = demand
+            && (start..end).contains(&demand.page.get())
+        {
             if demand.since == demand.now {
                 // Answered in the turn that read it: the turn's end looks at the clock.
                 self.answered_at_once += 1;
@@ -403,6 +455,18 @@ impl<S: FaultSource> Session<S> {
             }
         }
         self.fail(reason);
+    }
+
+    /// Pages that nobody had asked for can't be read: whoever does, will be told.
+    fn give_up_reading_ahead(&mut self, start: u64, end: u64, reason: &str) {
+        tracing::warn!(reason, "Reading ahead ends here");
+        self.halt();
+        for page in (start..end).map(PageIndex::new) {
+            if self.parts.states.get(page) == PageState::Reading {
+                self.parts.states.set(page, PageState::Missing);
+            }
+            self.wake(page);
+        }
     }
 
     fn fail(&mut self, reason: String) {

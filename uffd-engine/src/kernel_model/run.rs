@@ -53,6 +53,10 @@ impl Reads for Backing {
         if self.resident { len } else { 0 }
     }
 
+    fn longest_read(&self, _: u64) -> u64 {
+        4 * PAGE
+    }
+
     fn start(&mut self, _: &PageSource, request: ReadRequest) -> bool {
         if self.slots {
             self.reads.push_back(request);
@@ -170,7 +174,7 @@ impl Run {
     }
 
     fn retry(&mut self) {
-        if let Some(due) = self.session.next_retry() {
+        if let Some(due) = self.session.next_due() {
             self.now = self.now.max(due) + Duration::from_nanos(1);
             self.session.retry_due(self.now, &mut self.backing);
         }
@@ -229,7 +233,7 @@ impl Run {
             "threads wait for ever: {:?}",
             state.waiting
         );
-        assert!(self.session.next_retry().is_none(), "a retry is left");
+        assert!(self.session.next_due().is_none(), "a retry is left");
         for page in 0..PAGES {
             let known = self.states.get(PageIndex::new(page));
             let removed = state.removed[page as usize];

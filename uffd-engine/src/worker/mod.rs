@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Receiver;
 use nix::sys::eventfd::EventFd;
 
+use crate::background::Progress;
 use crate::control::Report;
 use crate::expecting::ExpectError;
 use crate::outbox::Outbox;
@@ -33,7 +34,7 @@ use crate::sys::mapping::ReadBuffers;
 use crate::sys::ring::{Completion, Ring, Token};
 use crate::sys::uffd::EventBuffer;
 
-pub(crate) use command::Command;
+pub(crate) use command::{AheadOrder, Command};
 
 /// Reads of huge pages in flight at most; their buffers exist once one is served.
 const HUGE_READ_SLOTS: usize = 8;
@@ -76,6 +77,8 @@ pub(crate) struct Worker {
     roster: Roster,
     /// Places of sessions with events to read, in the order they get their turn.
     ready: VecDeque<u32>,
+    /// Places of sessions with work that nobody waits for.
+    background: VecDeque<u32>,
     /// Nothing has to be done before this, if nothing happens.
     next_due: Option<Instant>,
     inbox: Receiver<Command>,
@@ -111,6 +114,7 @@ impl Worker {
             events: EventBuffer::default(),
             roster: Roster::default(),
             ready: VecDeque::new(),
+            background: VecDeque::new(),
             next_due: None,
             inbox,
             bell,
@@ -133,13 +137,16 @@ impl Worker {
                     self.take_turn(index);
                 }
             }
+            if self.ready.is_empty() {
+                self.step_background();
+            }
             self.look_at_clock()?;
         }
     }
 
     /// How long the next wait may last.
     fn patience(&self) -> Option<Duration> {
-        if !self.ready.is_empty() {
+        if !self.ready.is_empty() || !self.background.is_empty() {
             return Some(Duration::ZERO);
         }
         self.next_due
@@ -217,12 +224,50 @@ impl Worker {
         };
         let more = session.turn(&mut self.events, &mut reader);
         report_failure(&self.outbox, &entry.name, session);
-        let due = session.next_retry();
+        let due = session.next_due();
         if more {
             entry.ready = true;
             self.ready.push_back(index);
         }
         self.note_due(due);
+    }
+
+    /// Queues a session for work that nobody waits for.
+    fn queue_background(&mut self, index: u32) {
+        if let Some(entry) = self.roster.at(index)
+            && let Phase::Serving(session) = &mut entry.phase
+            && !std::mem::replace(&mut session.background.queued, true)
+        {
+            self.background.push_back(index);
+        }
+    }
+
+    /// One step of one session.
+    fn step_background(&mut self) {
+        let Some(index) = self.background.pop_front() else {
+            return;
+        };
+        let Some(entry) = self.roster.at(index) else {
+            return;
+        };
+        let Phase::Serving(session) = &mut entry.phase else {
+            return;
+        };
+        let mut reader = Reader {
+            ring: &mut self.ring,
+            jobs: &mut self.jobs,
+            residency: &mut self.residency,
+            index,
+            stamp: entry.stamp,
+        };
+        session.background.queued = false;
+        let progress = session.background_step(&mut reader, Instant::now());
+        report_failure(&self.outbox, &entry.name, session);
+        match progress {
+            Progress::More => self.queue_background(index),
+            Progress::NotBefore(due) => self.note_due(Some(due)),
+            Progress::Over => {}
+        }
     }
 
     fn read_done(&mut self, completion: Completion) {
@@ -237,7 +282,7 @@ impl Worker {
         {
             session.read_done(job.request, outcome, Instant::now());
             report_failure(&self.outbox, &entry.name, session);
-            due = session.next_retry();
+            due = session.next_due();
         }
         self.jobs.release(slot);
         self.note_due(due);
@@ -258,7 +303,7 @@ impl Worker {
                 continue;
             };
             let due = match &entry.phase {
-                Phase::Serving(session) => session.next_retry(),
+                Phase::Serving(session) => session.next_due(),
                 Phase::Expecting { expecting, .. } => Some(expecting.deadline),
             };
             if due.is_some_and(|due| due <= now) {
@@ -295,8 +340,18 @@ impl Worker {
             };
             session.retry_due(now, &mut reader);
             report_failure(&self.outbox, &entry.name, session);
-            let due = session.next_retry();
+            if let Some(recording) = session.take_finished_recording(now) {
+                command::send_recording(&self.outbox, &entry.name, &recording);
+            }
+            let background = session.background.due.is_some_and(|due| due <= now);
+            if background {
+                session.background.due = None;
+            }
+            let due = session.next_due();
             self.note_due(due);
+            if background {
+                self.queue_background(index);
+            }
         }
         Ok(())
     }

@@ -169,6 +169,13 @@ impl Host {
         }
     }
 
+    /// Sends a request and takes the next report.
+    pub fn ask(&mut self, request: impl FnOnce(u64) -> Request) -> (Report, Vec<OwnedFd>) {
+        let request = request(self.number());
+        control::send(self.control.as_fd(), &request, &[]).unwrap();
+        self.report()
+    }
+
     pub fn stats(&mut self, session: &str) -> uffd_engine::SessionStats {
         let request = Request::Stats {
             request: self.number(),
