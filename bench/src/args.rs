@@ -20,6 +20,8 @@ pub(crate) struct Args {
 pub(crate) enum Command {
     /// How long one page fault takes, compared to a minimal read-and-copy loop.
     PageFault(PageFaultArgs),
+    /// What maps of snapshots cost to open and ask, and data to write and merge.
+    Format(FormatArgs),
     /// Touches memory that a subject serves.
     #[command(hide = true)]
     Faulter(FaulterArgs),
@@ -57,6 +59,54 @@ pub(crate) struct PageFaultArgs {
     /// Also measure floors that add one of the engine's costs after the other.
     #[arg(long)]
     pub(crate) explain: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct FormatArgs {
+    /// Also write the report to this file, as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    /// Rounds; each measures every way once. Fewer than 3 are no measurement.
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub(crate) rounds: u32,
+    /// What to measure.
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "open,lookup,overlay,diff,merge"
+    )]
+    pub(crate) part: Vec<FormatPart>,
+    /// Memory of the guest that maps describe, in GiB.
+    #[arg(long, value_name = "GIB", default_value_t = 64)]
+    pub(crate) guest_gib: u64,
+    /// Extents of such a map.
+    #[arg(long, value_name = "N", default_value_t = 1 << 20)]
+    pub(crate) extents: u64,
+    /// Memory that is written and merged, in MiB.
+    #[arg(long, value_name = "MIB", default_value_t = 256)]
+    pub(crate) data_mib: u64,
+    /// Seed of contents and orders; a random one is chosen and printed.
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+    /// Where to put the builds; a directory beside the binary by default.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+}
+
+/// What `format` measures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FormatPart {
+    /// Opening and validating a map.
+    Open,
+    /// Finding a page in one.
+    Lookup,
+    /// The complete map of a diff.
+    Overlay,
+    /// Writing a diff.
+    Diff,
+    /// Merging a chain.
+    Merge,
 }
 
 /// Where the faulter and the worker run.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::args::{Engine, PageFaultArgs};
+use crate::args::{Engine, FormatArgs, FormatPart, PageFaultArgs};
 use crate::placement::{self, Cpus};
 
 /// A page of the memory that is touched.
@@ -36,10 +36,7 @@ impl PageFault {
         ensure!(args.rounds > 0, "--rounds must be at least 1");
         let mut engines = args.engine;
         engines.dedup();
-        let dir = match args.dir {
-            Some(dir) => dir,
-            None => beside_the_binary()?,
-        };
+        let dir = args.dir.map_or_else(beside_the_binary, Ok)?;
         Ok(Self {
             json: args.json,
             pages: args.faults,
@@ -49,6 +46,55 @@ impl PageFault {
             seed: args.seed.unwrap_or_else(|| fastrand::u64(..1 << 32)),
             dir,
             explain: args.explain,
+        })
+    }
+}
+
+/// One `format` run.
+#[derive(Debug)]
+pub(crate) struct Format {
+    pub(crate) json: Option<PathBuf>,
+    pub(crate) rounds: u32,
+    pub(crate) parts: Vec<FormatPart>,
+    /// Pages of the memory that maps describe.
+    pub(crate) memory_pages: u64,
+    /// Extents of such a map.
+    pub(crate) extents: u64,
+    /// Pages that are written and merged.
+    pub(crate) data_pages: u64,
+    pub(crate) seed: u64,
+    /// The directory in which one is made for the builds.
+    pub(crate) dir: PathBuf,
+}
+
+impl Format {
+    pub(crate) fn new(args: FormatArgs) -> Result<Self> {
+        ensure!(args.rounds > 0, "--rounds must be at least 1");
+        ensure!(
+            (1..=16_384).contains(&args.guest_gib),
+            "--guest-gib must be 1 to 16384"
+        );
+        ensure!(
+            (1..=4096).contains(&args.data_mib),
+            "--data-mib must be 1 to 4096"
+        );
+        let memory_pages = (args.guest_gib << 30) / PAGE_BYTES;
+        // Runs and gaps between them, each of at least a page, and room for both to vary.
+        let most = memory_pages / 2;
+        ensure!(
+            (512..=most).contains(&args.extents) && args.extents.is_multiple_of(2),
+            "--extents must be even, and 512 to {most} in a guest of {} GiB",
+            args.guest_gib
+        );
+        Ok(Self {
+            json: args.json,
+            rounds: args.rounds,
+            parts: args.part,
+            memory_pages,
+            extents: args.extents,
+            data_pages: (args.data_mib << 20) / PAGE_BYTES,
+            seed: args.seed.unwrap_or_else(|| fastrand::u64(..1 << 32)),
+            dir: args.dir.map_or_else(beside_the_binary, Ok)?,
         })
     }
 }

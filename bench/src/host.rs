@@ -1,5 +1,6 @@
 //! What a number needs beside it to mean anything: the code and the machine it was measured on.
 
+use std::fmt::{self, Formatter};
 use std::path::Path;
 use std::process::Command;
 
@@ -40,6 +41,20 @@ impl Host {
                 .map_or_else(|_| "unknown".to_owned(), |name| name.trim().to_owned()),
             filesystem: filesystem(build).unwrap_or_else(|| "unknown".to_owned()),
         })
+    }
+}
+
+impl Host {
+    /// The first lines of every report.
+    pub(crate) fn head(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let commit = self.commit.as_deref().unwrap_or("unknown");
+        writeln!(f, "  commit   {commit}")?;
+        writeln!(
+            f,
+            "  host     {}, {} CPUs, Linux {} {}, clock {}",
+            self.cpu, self.cpus, self.kernel, self.architecture, self.clock_source
+        )?;
+        writeln!(f, "  build    on {}", self.filesystem)
     }
 }
 

@@ -23,6 +23,7 @@ mod faulter;
 mod order;
 mod subject;
 
+mod aligned;
 mod child;
 mod placement;
 mod source;
@@ -42,6 +43,9 @@ fn main() -> ExitCode {
     let done = match Args::parse().command {
         Command::PageFault(args) => {
             config::PageFault::new(args).and_then(|config| workload::page_fault::run(&config))
+        }
+        Command::Format(args) => {
+            config::Format::new(args).and_then(|config| workload::format::run(&config))
         }
         Command::Faulter(args) => faulter::run(&args),
         Command::Floor(args) => subject::floor::run(&args),

@@ -4,6 +4,7 @@
 //! round, where both sides had the same machine. There is no mean: one stall would be all of it.
 
 pub(crate) mod latency;
+pub(crate) mod parts;
 pub(crate) mod ratio;
 pub(crate) mod table;
 

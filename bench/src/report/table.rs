@@ -17,15 +17,9 @@ impl Display for PageFaultReport {
 impl PageFaultReport {
     fn head(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let (host, setup) = (&self.host, &self.setup);
-        let commit = host.commit.as_deref().unwrap_or("unknown");
         writeln!(f, "{}: {}, {}", self.bench, setup.closed_loop, setup.source)?;
-        writeln!(f, "  commit   {commit}")?;
-        writeln!(
-            f,
-            "  host     {}, {} CPUs, Linux {} {}, clock {}",
-            host.cpu, host.cpus, host.kernel, host.architecture, host.clock_source
-        )?;
-        writeln!(f, "  build    on {}; VMM: {}", host.filesystem, setup.vmm)?;
+        host.head(f)?;
+        writeln!(f, "  VMM      {}", setup.vmm)?;
         let cpus = setup.cpus;
         let cores = if cpus.faulter == cpus.worker {
             "same core"

@@ -1,3 +1,4 @@
-//! Ways of asking for pages.
+//! What is measured: ways of asking for pages, and of storing them.
 
+pub(crate) mod format;
 pub(crate) mod page_fault;
