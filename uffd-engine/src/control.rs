@@ -84,6 +84,14 @@ pub enum Request {
         /// Which session.
         session: String,
     },
+    /// Track which pages the guest writes from now on, exactly; what is installed already
+    /// counts as written. Answered with `Stats`, or `Refused` where the memory doesn't allow it.
+    Track {
+        /// Number of this request.
+        request: u64,
+        /// Which session.
+        session: String,
+    },
     /// Record the pages of demand faults, for a bounded time after the first. Answered with
     /// `Stats`; when the time is over, or the session detached, `Recorded` comes by itself.
     /// Not together with a replay, whose pages don't fault.

@@ -12,8 +12,12 @@ pub(crate) trait FaultSource {
     /// Reads as many events as fit; an empty buffer means there were none.
     fn read_events(&self, buffer: &mut EventBuffer) -> io::Result<()>;
 
-    /// Installs `len` bytes of ours and wakes who waits for them.
-    fn copy(&self, dst: HostAddr, src: SourceAddr, len: u64) -> Installed;
+    /// Installs `len` bytes of ours and wakes who waits for them; with `protect`, the first
+    /// write to each page will be an event.
+    fn copy(&self, dst: HostAddr, src: SourceAddr, len: u64, protect: bool) -> Installed;
+
+    /// Lets writes through and wakes who waits to write.
+    fn unprotect(&self, start: HostAddr, len: u64) -> io::Result<()>;
 
     /// Installs zeros and wakes who waits for them.
     fn zero(&self, dst: HostAddr, len: u64) -> Installed;
@@ -30,8 +34,12 @@ impl FaultSource for Uffd {
         self.read_events(buffer)
     }
 
-    fn copy(&self, dst: HostAddr, src: SourceAddr, len: u64) -> Installed {
-        self.copy(dst, src, len)
+    fn copy(&self, dst: HostAddr, src: SourceAddr, len: u64, protect: bool) -> Installed {
+        self.copy(dst, src, len, protect)
+    }
+
+    fn unprotect(&self, start: HostAddr, len: u64) -> io::Result<()> {
+        self.unprotect(start, len)
     }
 
     fn zero(&self, dst: HostAddr, len: u64) -> Installed {

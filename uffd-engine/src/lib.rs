@@ -41,6 +41,8 @@ mod loader;
 pub mod recording;
 mod replay;
 
+mod tracking;
+
 mod roster;
 mod session;
 mod worker;
@@ -51,6 +53,7 @@ pub mod server;
 pub mod standalone;
 
 pub mod dirty;
+pub mod dirty_set;
 pub mod vmm_side;
 
 pub mod sys;

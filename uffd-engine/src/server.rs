@@ -274,6 +274,9 @@ impl Engine {
                 let order = AheadOrder::Record { window, max_pages };
                 self.ahead(request, session, order);
             }
+            Request::Track { request, session } => {
+                self.ahead(request, session, AheadOrder::Track);
+            }
             Request::EndRecording { request, session } => {
                 self.ahead(request, session, AheadOrder::EndRecording);
             }

@@ -21,7 +21,7 @@ use crate::region::RegionTable;
 use crate::resolve::{Resolution, resolve};
 use crate::retry::{Admission, Parked, RetryList};
 use crate::source::{Location, PageSource};
-use crate::sys::mapping::{CACHE_PAGE, zeros};
+use crate::sys::mapping::{CACHE_PAGE, HUGE_PAGE, zeros};
 use crate::sys::process::thread_major_faults;
 use crate::sys::uffd::{Event, EventBuffer, FaultKind, InstallError, Installed, SourceAddr, Uffd};
 use crate::window;
@@ -83,6 +83,8 @@ pub(crate) struct Session<S = Uffd> {
     pub(crate) background: Background,
     retries: RetryList,
     window_pages: u64,
+    /// Whether first writes are events, and `Dirty` is exact.
+    pub(crate) tracks: bool,
     /// What a zero page is copied from where it can't be had otherwise.
     zeros: SourceAddr,
     /// Faults of the current turn that were answered in it.
@@ -97,6 +99,7 @@ impl<S: FaultSource> Session<S> {
         Self {
             window_pages: (window_pages / pages_of_4k).max(1),
             zeros: zeros(),
+            tracks: false,
             parts,
             counters: Counters::default(),
             background: Background::default(),
@@ -208,6 +211,7 @@ impl<S: FaultSource> Session<S> {
         match resolve(kind, state, extent) {
             Resolution::Await => {}
             Resolution::Wake => self.wake(demand.page),
+            Resolution::LetWrite => self.let_write(demand.page),
             Resolution::Zero if state == PageState::Missing => {
                 let run = self.window(extent, demand);
                 self.install(run.start, run.end, None, Some(demand));
@@ -217,6 +221,9 @@ impl<S: FaultSource> Session<S> {
                 self.install(page, page + 1, None, Some(demand));
             }
             Resolution::Fill(extent) => self.fill(extent, demand, reads),
+        }
+        if self.tracks && kind == FaultKind::Write {
+            self.spare_second_fault(demand.page);
         }
     }
 
@@ -333,11 +340,14 @@ impl<S: FaultSource> Session<S> {
             let done = match source {
                 Some(source) => {
                     let source = source.offset((at - start) * page_bytes);
-                    self.parts.uffd.copy(addr, source, pages * page_bytes)
+                    let bytes = pages * page_bytes;
+                    self.parts.uffd.copy(addr, source, bytes, self.tracks)
                 }
-                None if page_bytes > CACHE_PAGE => {
-                    // ZEROPAGE knows no huge pages; the zeros are one such page long.
-                    self.parts.uffd.copy(addr, self.zeros, page_bytes)
+                None if page_bytes > CACHE_PAGE || self.tracks => {
+                    // ZEROPAGE knows no huge pages and protects none; the zeros are as long
+                    // as one huge page.
+                    let bytes = (pages * page_bytes).min(HUGE_PAGE);
+                    self.parts.uffd.copy(addr, self.zeros, bytes, self.tracks)
                 }
                 None => self.parts.uffd.zero(addr, pages * page_bytes),
             };
@@ -347,8 +357,11 @@ impl<S: FaultSource> Session<S> {
                 Some(InstallError::Retry) if done.bytes > 0 => {}
                 Some(InstallError::AlreadyPresent) => {
                     let page = PageIndex::new(at);
-                    if !self.parts.states.get(page).is_installed() {
-                        self.parts.states.set(page, PageState::Clean);
+                    let state = self.parts.states.get(page);
+                    if !state.is_installed() {
+                        self.parts
+                            .states
+                            .set(page, self.state_of_a_found_page(state));
                     }
                     self.counters.already_present += 1;
                     self.wake(page);
@@ -393,14 +406,7 @@ impl<S: FaultSource> Session<S> {
     ) -> u64 {
         let pages = done.bytes / self.parts.regions.page_bytes();
         let end = start + pages;
-        let state = if copied {
-            PageState::Clean
-        } else {
-            PageState::Zero
-        };
-        self.parts
-            .states
-            .set_run(PageIndex::new(start), PageCount::new(pages), state);
+        self.note_states(start, end, copied);
         if copied {
             self.counters.pages_copied += pages;
         } else {
@@ -431,7 +437,7 @@ impl<S: FaultSource> Session<S> {
         }
     }
 
-    fn wake(&self, page: PageIndex) {
+    pub(crate) fn wake(&self, page: PageIndex) {
         let (addr, _) = self.parts.regions.addr_of(page);
         // It fails only when the VMM is gone, which its pidfd reports.
         let _ = self.parts.uffd.wake(addr, self.parts.regions.page_bytes());

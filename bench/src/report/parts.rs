@@ -162,7 +162,9 @@ impl<S: Serialize + Display> Display for PartsReport<S> {
         writeln!(f, "{}", self.bench)?;
         self.host.head(f)?;
         writeln!(f, "  {}", self.setup)?;
-        self.parts.iter().try_for_each(|part| write!(f, "\n{part}"))?;
+        self.parts
+            .iter()
+            .try_for_each(|part| write!(f, "\n{part}"))?;
         if !self.host.optimised {
             writeln!(f, "\n  Debug build: this is no measurement; use --release")?;
         }

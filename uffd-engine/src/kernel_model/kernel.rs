@@ -5,12 +5,13 @@
 //! ran again, installs fail with EAGAIN; after that, and not together with it, the pages go.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 
 use super::PAGES;
 use crate::address::HostAddr;
 use crate::fault_source::FaultSource;
+use crate::sys::mapping::zeros;
 use crate::sys::uffd::{Event, EventBuffer, FaultKind, InstallError, Installed, SourceAddr};
 
 pub(super) const PAGE: u64 = 4096;
@@ -40,6 +41,8 @@ pub(super) struct GivingBack {
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) present: BTreeMap<u64, Content>,
+    /// Present pages whose next write is an event.
+    protected: BTreeSet<u64>,
     /// Whether a page was ever given back, completely.
     pub(super) removed: Vec<bool>,
     /// Threads that wait for a page, and whether they would write; several may wait for one.
@@ -65,6 +68,7 @@ impl Kernel {
     pub(super) fn new(source_base: u64) -> Self {
         Self(RefCell::new(State {
             present: BTreeMap::new(),
+            protected: BTreeSet::new(),
             removed: vec![false; PAGES as usize],
             waiting: Vec::new(),
             queue: VecDeque::new(),
@@ -85,6 +89,13 @@ impl State {
             return;
         }
         match self.present.get_mut(&page) {
+            Some(_) if write && self.protected.contains(&page) => {
+                self.waiting.push((page, write));
+                self.queue.push_back(Event::Fault {
+                    addr: HostAddr::new(BASE + page * PAGE + 8),
+                    kind: FaultKind::WriteProtect,
+                });
+            }
             Some(content) => {
                 seen(*content);
                 if write {
@@ -131,6 +142,7 @@ impl State {
         let call = self.giving_back.remove(which);
         for page in call.first..call.end {
             self.present.remove(&page);
+            self.protected.remove(&page);
             self.removed[page as usize] = true;
         }
     }
@@ -156,7 +168,13 @@ impl State {
         Ok(())
     }
 
-    fn install(&mut self, dst: HostAddr, len: u64, content: impl Fn(u64) -> Content) -> Installed {
+    fn install(
+        &mut self,
+        dst: HostAddr,
+        len: u64,
+        protect: bool,
+        content: impl Fn(u64) -> Content,
+    ) -> Installed {
         let refused = |error| Installed {
             bytes: 0,
             stopped: Some(error),
@@ -183,6 +201,9 @@ impl State {
                 };
             }
             self.present.insert(page, content(done));
+            if protect {
+                self.protected.insert(page);
+            }
         }
         self.wake_range(first, first + pages);
         Installed {
@@ -245,14 +266,35 @@ impl FaultSource for Kernel {
         Ok(())
     }
 
-    fn copy(&self, dst: HostAddr, src: SourceAddr, len: u64) -> Installed {
+    fn copy(&self, dst: HostAddr, src: SourceAddr, len: u64, protect: bool) -> Installed {
         let state = &mut *self.0.borrow_mut();
+        if src.get() == zeros().get() {
+            return state.install(dst, len, protect, |_| Content::Zero);
+        }
         let from = (src.get() - state.source_base) / PAGE;
-        state.install(dst, len, |done| Content::Build(from + done))
+        state.install(dst, len, protect, |done| Content::Build(from + done))
+    }
+
+    fn unprotect(&self, start: HostAddr, len: u64) -> io::Result<()> {
+        let state = &mut *self.0.borrow_mut();
+        if let Err(error) = state.may_install() {
+            let kind = match error {
+                InstallError::Retry => io::ErrorKind::WouldBlock,
+                _ => io::ErrorKind::NotFound,
+            };
+            return Err(kind.into());
+        }
+        let first = (start.get() - BASE) / PAGE;
+        let end = first + len / PAGE;
+        state.protected.retain(|page| !(first..end).contains(page));
+        state.wake_range(first, end);
+        Ok(())
     }
 
     fn zero(&self, dst: HostAddr, len: u64) -> Installed {
-        self.0.borrow_mut().install(dst, len, |_| Content::Zero)
+        self.0
+            .borrow_mut()
+            .install(dst, len, false, |_| Content::Zero)
     }
 
     fn poison(&self, dst: HostAddr, len: u64) -> Installed {

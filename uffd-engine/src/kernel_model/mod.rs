@@ -11,7 +11,8 @@
 //!
 //! What has to hold, whatever the steps: a thread that gets a page reads the build's content if
 //! the page was never given back, and zero if it was; when everything that was refused for now
-//! is allowed again, nobody waits; and the table never calls a page missing that was given back.
+//! is allowed again, nobody waits; the table never calls a page missing that was given back; and
+//! where writes are tracked, every page that differs from the build is dirty.
 
 mod kernel;
 mod run;
@@ -45,8 +46,9 @@ proptest! {
     fn no_fault_is_lost_and_no_content_is_wrong(
         steps in proptest::collection::vec(step(), 1..80),
         window in prop_oneof![Just(1u64), Just(4), Just(16)],
+        tracks in any::<bool>(),
     ) {
-        let mut run = Run::new(window);
+        let mut run = if tracks { Run::tracking(window) } else { Run::new(window) };
         for step in steps {
             run.step(step);
         }

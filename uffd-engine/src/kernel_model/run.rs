@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use snapshot_format::{PageCount, PageIndex};
 
 use super::PAGES;
-use super::kernel::{BASE, Kernel, PAGE, check_content, is_zero};
+use super::kernel::{BASE, Content, Kernel, PAGE, check_content, is_zero};
 use crate::page_state::{PageState, PageStates};
 use crate::region::{ClaimedRegion, RegionTable};
 use crate::session::{ReadRequest, Reads, Session, SessionParts};
@@ -73,6 +73,7 @@ pub(super) struct Run {
     events: EventBuffer,
     now: Instant,
     failed_reads: bool,
+    tracks: bool,
     _file: tempfile::NamedTempFile,
 }
 
@@ -119,8 +120,17 @@ impl Run {
             events: EventBuffer::default(),
             now: Instant::now(),
             failed_reads: false,
+            tracks: false,
             _file: file,
         }
+    }
+
+    /// The same with writes tracked.
+    pub(super) fn tracking(window: u64) -> Self {
+        let mut run = Self::new(window);
+        run.session.begin_tracking();
+        run.tracks = true;
+        run
     }
 
     pub(super) fn step(&mut self, step: Step) {
@@ -240,6 +250,11 @@ impl Run {
             assert_ne!(known, PageState::Reading, "page {page}");
             if let Some(content) = state.present.get(&page) {
                 check_content(page, *content, removed, false);
+                let differs = *content == Content::Written || (removed && !is_zero(page));
+                assert!(
+                    !self.tracks || !differs || known == PageState::Dirty,
+                    "page {page} is {content:?} and {known:?}"
+                );
                 assert!(known.is_installed(), "page {page} is there and {known:?}");
             } else if removed {
                 assert_ne!(known, PageState::Missing, "page {page} was given back");

@@ -18,7 +18,9 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use super::uffd_abi::*;
-pub use super::uffd_abi::{FEATURE_EVENT_REMOVE, FEATURE_MISSING_HUGETLBFS, FEATURE_MISSING_SHMEM};
+pub use super::uffd_abi::{
+    FEATURE_EVENT_REMOVE, FEATURE_MISSING_HUGETLBFS, FEATURE_MISSING_SHMEM, FEATURE_WP_ASYNC,
+};
 use crate::address::HostAddr;
 
 /// One event of a guest's memory.
@@ -287,6 +289,45 @@ impl Uffd {
         self.ioctl(UFFDIO_REGISTER, &mut register)
     }
 
+    /// Registers a range of the memory's owner again, whoever that is, so that it reports the
+    /// first write to a page that was installed write-protected.
+    ///
+    /// # Errors
+    /// As `UFFDIO_REGISTER`; `Unsupported` for memory that can't be write-protected.
+    pub fn register_missing_and_writes(&self, start: HostAddr, len: u64) -> io::Result<()> {
+        let mut register = UffdioRegister {
+            range: UffdioRange {
+                start: start.get(),
+                len,
+            },
+            mode: REGISTER_MODE_MISSING | REGISTER_MODE_WP,
+            ioctls: 0,
+        };
+        self.ioctl(UFFDIO_REGISTER, &mut register)?;
+        if register.ioctls & IOCTL_WRITEPROTECT == 0 {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "the memory can't be write-protected",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Lets writes to the range through from now on, and wakes who waits to write.
+    ///
+    /// # Errors
+    /// As `UFFDIO_WRITEPROTECT`; `WouldBlock` while the memory map is changing.
+    pub fn unprotect(&self, start: HostAddr, len: u64) -> io::Result<()> {
+        let mut arg = UffdioWriteprotect {
+            range: UffdioRange {
+                start: start.get(),
+                len,
+            },
+            mode: 0,
+        };
+        self.ioctl(UFFDIO_WRITEPROTECT, &mut arg)
+    }
+
     /// Reads as many events as fit; an empty buffer means there were none.
     ///
     /// # Errors
@@ -315,13 +356,15 @@ impl Uffd {
     }
 
     /// Copies `len` bytes at `src` (an address of ours) to `dst` and wakes who waits there.
+    /// With `protect`, the first write to each page is reported; its range must be registered
+    /// for that.
     #[must_use]
-    pub fn copy(&self, dst: HostAddr, src: SourceAddr, len: u64) -> Installed {
+    pub fn copy(&self, dst: HostAddr, src: SourceAddr, len: u64, protect: bool) -> Installed {
         let mut arg = UffdioCopy {
             dst: dst.get(),
             src: src.0,
             len,
-            mode: 0,
+            mode: if protect { COPY_MODE_WP } else { 0 },
             copy: 0,
         };
         let result = self.ioctl(UFFDIO_COPY, &mut arg);

@@ -49,6 +49,7 @@ pub(crate) enum Command {
 pub(crate) enum AheadOrder {
     Record { window: Duration, max_pages: usize },
     EndRecording,
+    Track,
     Replay { runs: Vec<PageRun> },
     Load { bytes_per_second: u64 },
     Halt,
@@ -151,6 +152,12 @@ impl Worker {
             AheadOrder::EndRecording => {
                 if let Some(recording) = session.take_recording() {
                     send_recording(&self.outbox, name, &recording);
+                }
+            }
+            AheadOrder::Track => {
+                if let Err(error) = session.track_writes() {
+                    let reason = format!("Tracking writes: {error}");
+                    return self.outbox.send(&Report::Refused { request, reason }, &[]);
                 }
             }
             AheadOrder::Replay { runs } => session.replay(runs),

@@ -156,10 +156,21 @@ impl Host {
         states: &PageStates,
         memory: GuestMemory,
     ) -> Guest {
-        let socket = self.expect(session, states, 5000);
         let uffd = Uffd::create(FEATURE_EVENT_REMOVE).unwrap();
-        memory.register(&uffd).unwrap();
-        let connection = vmm_side::hand_off(&socket, &uffd, &[memory.as_region()]).unwrap();
+        self.attach_uffd(session, states, memory, &uffd)
+    }
+
+    /// The same with a userfaultfd of the caller's.
+    pub fn attach_uffd(
+        &mut self,
+        session: &str,
+        states: &PageStates,
+        memory: GuestMemory,
+        uffd: &Uffd,
+    ) -> Guest {
+        let socket = self.expect(session, states, 5000);
+        memory.register(uffd).unwrap();
+        let connection = vmm_side::hand_off(&socket, uffd, &[memory.as_region()]).unwrap();
         let (report, fds) = self.report();
         assert!(matches!(report, Report::Attached { .. }), "{report:?}");
         Guest {

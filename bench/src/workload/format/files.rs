@@ -78,10 +78,7 @@ impl Files {
         let samples = interleaved(
             rounds,
             vec![
-                (
-                    "plain O_DIRECT writes".into(),
-                    Box::new(plain(O_DIRECT)),
-                ),
+                ("plain O_DIRECT writes".into(), Box::new(plain(O_DIRECT))),
                 ("plain writes, fsync".into(), Box::new(plain(0))),
                 (
                     "dirty set and pages".into(),

@@ -246,7 +246,17 @@ fn runs(config: &Format) -> Vec<(u64, u64)> {
     let mut random = fastrand::Rng::with_seed(config.seed);
     // Page 0 is zero and the last one isn't, so that runs and gaps are equally many.
     (0..runs)
-        .map(|run| (run * each + if run + 1 == runs { each - 1 } else { random.u64(1..each - 1) }, 1))
+        .map(|run| {
+            (
+                run * each
+                    + if run + 1 == runs {
+                        each - 1
+                    } else {
+                        random.u64(1..each - 1)
+                    },
+                1,
+            )
+        })
         .collect()
 }
 
@@ -276,4 +286,3 @@ fn sample_ns<T>(items: &[T], mut batch: impl FnMut(&[T])) -> f64 {
         .collect();
     median(&all)
 }
-
