@@ -11,11 +11,13 @@ use crate::fault_source::FaultSource;
 use crate::loader::{Load, Loader};
 use crate::page_state::PageState;
 use crate::recording::Recording;
-use crate::replay::Replay;
+use crate::replay::{MAX_RUN_BYTES, Replay};
 use crate::session::{ReadRequest, Reads, Session};
 
 /// How long to stay away after a refusal.
 const PAUSE: Duration = Duration::from_micros(500);
+/// How long nobody may have waited for a replay to go on by itself.
+const IDLE: Duration = Duration::from_millis(1);
 /// Reads in flight that nobody waits for, of one session.
 const MAX_READS_AHEAD: u32 = 4;
 
@@ -25,11 +27,15 @@ pub(crate) struct Background {
     pub(crate) recording: Option<Recording>,
     pub(crate) replay: Option<Replay>,
     pub(crate) loader: Option<Loader>,
+    /// The replay waits for credit, or for time to pass.
+    pub(crate) paused: bool,
     /// Nothing is to be done before this.
     pub(crate) due: Option<Instant>,
     /// Whether its worker has it in its queue.
     pub(crate) queued: bool,
     pub(crate) reads_ahead: u32,
+    /// A load that has just ended, and how many pages it took.
+    pub(crate) loaded: Option<u64>,
 }
 
 /// What one step came to.
@@ -51,6 +57,11 @@ impl Background {
         }
         if let Some(replay) = &mut self.replay {
             replay.note_fault(page, state);
+            if self.paused && !replay.waits() {
+                // Goes on at once, and no sooner than the fault is answered.
+                self.paused = false;
+                self.due = Some(now);
+            }
         }
     }
 
@@ -123,18 +134,8 @@ impl<S: FaultSource> Session<S> {
         if self.background.reads_ahead >= MAX_READS_AHEAD {
             return Progress::NotBefore(now + PAUSE);
         }
-        if let Some(replay) = &mut self.background.replay
-            && let Some(run) = replay.next_run(&self.parts.states)
-        {
-            let reached = self.install_ahead(run.start, run.end, reads, now);
-            if let Some(replay) = &mut self.background.replay {
-                replay.note_installed(reached - run.start);
-            }
-            return if reached == run.end {
-                Progress::More
-            } else {
-                Progress::NotBefore(now + PAUSE)
-            };
+        if let Some(progress) = self.step_replay(reads, now) {
+            return progress;
         }
         let Some(loader) = &mut self.background.loader else {
             return Progress::Over;
@@ -144,6 +145,7 @@ impl<S: FaultSource> Session<S> {
             Load::Wait(due) => Progress::NotBefore(due),
             Load::Done => {
                 self.counters.pages_loaded += loader.pages;
+                self.background.loaded = Some(loader.pages);
                 self.background.loader = None;
                 Progress::Over
             }
@@ -156,20 +158,64 @@ impl<S: FaultSource> Session<S> {
                 if reached < run.end {
                     loader.put_back(reached, now);
                 }
-                Progress::NotBefore(loader.due())
+                if loader.due() > now {
+                    Progress::NotBefore(loader.due())
+                } else {
+                    Progress::More
+                }
             }
         }
     }
 
-    /// Installs missing pages that nobody waits for, or starts reading them; returns the first
-    /// page for which neither was possible now.
+    /// Runs of 256 KiB together; `None` when there is nothing to replay.
+    fn step_replay(&mut self, reads: &mut impl Reads, now: Instant) -> Option<Progress> {
+        let mut left = MAX_RUN_BYTES / self.parts.regions.page_bytes();
+        loop {
+            let replay = self.background.replay.as_mut()?;
+            if replay.waits() {
+                return Some(if std::mem::replace(&mut self.background.paused, true) {
+                    // Nobody has waited for anything since.
+                    self.background.paused = false;
+                    replay.give_credit();
+                    Progress::More
+                } else {
+                    Progress::NotBefore(now + IDLE)
+                });
+            }
+            self.background.paused = false;
+            let run = replay.next_run(&self.parts.states)?;
+            let reached = self.install_ahead(run.start, run.end, reads, now);
+            let replay = self.background.replay.as_mut()?;
+            replay.note_installed(reached - run.start);
+            if reached < run.end {
+                replay.put_back(reached..run.end);
+                return Some(Progress::NotBefore(now + PAUSE));
+            }
+            left = left.saturating_sub(run.end - run.start);
+            if left == 0 {
+                return Some(Progress::More);
+            }
+        }
+    }
+
+    /// Installs pages that nobody waits for, or starts reading them, as far as they are missing
+    /// still; returns the first page for which neither was possible now.
     fn install_ahead(&mut self, start: u64, end: u64, reads: &mut impl Reads, now: Instant) -> u64 {
         let page_bytes = self.parts.regions.page_bytes();
         let mut at = start;
         while at < end {
             let first = PageIndex::new(at);
+            if self.parts.states.get(first) != PageState::Missing {
+                at += 1;
+                continue;
+            }
             let extent = self.parts.source.extent(first);
-            let stop = end.min(extent.end().get());
+            let missing =
+                |page: &u64| self.parts.states.get(PageIndex::new(*page)) == PageState::Missing;
+            let stop = at
+                + (at..end.min(extent.end().get()))
+                    .take_while(missing)
+                    .count() as u64;
             if extent.origin == Origin::Zero {
                 let reached = self.install(at, stop, None, None);
                 if reached < stop {

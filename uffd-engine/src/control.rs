@@ -120,7 +120,8 @@ pub enum Request {
         /// Which session.
         session: String,
     },
-    /// Load all memory that the build stores, in the background. Answered with `Stats`.
+    /// Load all memory that the build stores, in the background. Answered with `Stats`; when
+    /// all of it is there, `Loaded` comes by itself.
     Load {
         /// Number of this request.
         request: u64,
@@ -175,6 +176,13 @@ pub enum Report {
         /// Which session.
         session: String,
         /// How many pages.
+        pages: u64,
+    },
+    /// All that the build stores of a session's memory is there.
+    Loaded {
+        /// Which session.
+        session: String,
+        /// How many pages that took.
         pages: u64,
     },
     /// A session was detached.

@@ -147,7 +147,7 @@ pub struct SessionStats {
     /// Pages installed by replaying a working set.
     #[serde(default)]
     pub pages_replayed: u64,
-    /// About how many of those the guest has asked for since: one page in 32 of the set is
+    /// About how many of those the guest has asked for since: one page in 128 of the set is
     /// left out, and its faults are counted.
     #[serde(default)]
     pub replay_hits: u64,

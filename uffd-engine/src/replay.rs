@@ -9,6 +9,12 @@
 //!   demand faults: in the set (not yet there, or left out) or not; of the last 16, fewer than
 //!   4 in the set end the replay
 //! ```
+//!
+//! It also goes no further than it has credit: each fault in the set gives more of it than the
+//! one before, and so does time in which nobody waits. So a wrong set costs a few pages and not
+//! the time until it is found out, even where guest and worker share a core.
+
+use std::ops::Range;
 
 use snapshot_format::{PageIndex, PageRun};
 
@@ -19,7 +25,11 @@ pub(crate) const MAX_RUN_BYTES: u64 = 256 << 10;
 /// How much is installed at first: a set that is wrong is found out before it costs much.
 const FIRST_RUN_PAGES: u64 = 4;
 /// Of so many pages, one is left out.
-const CONTROL: u64 = 32;
+const CONTROL: u64 = 128;
+/// Pages that may be installed before anybody has asked for anything.
+const FIRST_CREDIT: u64 = 16;
+/// How fast credit grows with faults in the set, and with time without faults.
+const GROWTH: u64 = 4;
 /// How many of the last demand faults decide.
 const RECENT: u32 = 16;
 /// Fewer of those in the set, and it doesn't pay.
@@ -32,6 +42,8 @@ pub(crate) struct Replay {
     /// The run that is being replayed, and how far.
     run: usize,
     into: u64,
+    /// What was handed out and could not be installed then.
+    put_back: Option<Range<u64>>,
     /// Pages of the set before the cursor.
     passed: u64,
     run_pages: u64,
@@ -42,6 +54,9 @@ pub(crate) struct Replay {
     recent: u16,
     seen: u32,
     stopped: bool,
+    /// Pages that may be installed now, and how many the next reason gives.
+    credit: u64,
+    grant: u64,
     controls: u64,
     control_hits: u64,
     installed: u64,
@@ -61,6 +76,7 @@ impl Replay {
             runs: kept,
             run: 0,
             into: 0,
+            put_back: None,
             passed: 0,
             run_pages: FIRST_RUN_PAGES.min(max_run_pages),
             max_run_pages,
@@ -69,6 +85,8 @@ impl Replay {
             recent: 0,
             seen: 0,
             stopped: false,
+            credit: FIRST_CREDIT,
+            grant: FIRST_CREDIT,
             controls: 0,
             control_hits: 0,
             installed: 0,
@@ -80,6 +98,11 @@ impl Replay {
         let in_set = self.in_set.has(page.get());
         self.recent = self.recent << 1 | u16::from(in_set);
         self.seen = self.seen.saturating_add(1);
+        if in_set {
+            self.give_credit();
+        } else {
+            self.grant = (self.grant / 2).max(FIRST_CREDIT);
+        }
         if state == PageState::Missing && self.left_out.has(page.get()) {
             self.control_hits += 1;
         }
@@ -88,9 +111,23 @@ impl Replay {
         }
     }
 
+    /// A fault in the set, or time without any.
+    pub(crate) fn give_credit(&mut self) {
+        self.credit = self.credit.saturating_add(self.grant);
+        self.grant = self.grant.saturating_mul(GROWTH);
+    }
+
+    /// Whether it has to wait for credit.
+    pub(crate) fn waits(&self) -> bool {
+        self.credit == 0 && !self.is_over()
+    }
+
     /// The next run of missing pages to install; `None` when it is over.
-    pub(crate) fn next_run(&mut self, states: &PageStates) -> Option<std::ops::Range<u64>> {
-        let mut found: Option<std::ops::Range<u64>> = None;
+    pub(crate) fn next_run(&mut self, states: &PageStates) -> Option<Range<u64>> {
+        if let Some(range) = self.put_back.take() {
+            return Some(range);
+        }
+        let mut found: Option<Range<u64>> = None;
         while !self.stopped {
             let Some(run) = self.runs.get(self.run) else {
                 break;
@@ -116,7 +153,7 @@ impl Replay {
             }
             self.into += 1;
             self.passed += 1;
-            let full = |range: &std::ops::Range<u64>| range.end - range.start == self.run_pages;
+            let full = |range: &Range<u64>| range.end - range.start == self.run_pages;
             if (!missing || left_out) && found.is_some() || found.as_ref().is_some_and(full) {
                 break;
             }
@@ -124,7 +161,14 @@ impl Replay {
         if found.is_some() {
             self.run_pages = (self.run_pages * 2).min(self.max_run_pages);
         }
+        let pages = found.as_ref().map_or(0, |range| range.end - range.start);
+        self.credit = self.credit.saturating_sub(pages);
         found
+    }
+
+    /// A part of a run that could not be installed now: it comes again.
+    pub(crate) fn put_back(&mut self, pages: Range<u64>) {
+        self.put_back = Some(pages);
     }
 
     /// Pages that came of it.
@@ -134,7 +178,7 @@ impl Replay {
 
     /// Whether there is nothing left to do.
     pub(crate) fn is_over(&self) -> bool {
-        self.stopped || self.run == self.runs.len()
+        self.stopped || (self.run == self.runs.len() && self.put_back.is_none())
     }
 
     /// What it has done so far.
@@ -206,7 +250,7 @@ mod tests {
         }
     }
 
-    fn all_runs(replay: &mut Replay, states: &PageStates) -> Vec<std::ops::Range<u64>> {
+    fn all_runs(replay: &mut Replay, states: &PageStates) -> Vec<Range<u64>> {
         std::iter::from_fn(|| {
             let run = replay.next_run(states)?;
             let pages = PageCount::new(run.end - run.start);
@@ -217,14 +261,14 @@ mod tests {
     }
 
     #[test]
-    fn runs_grow_in_first_touch_order_and_leave_one_page_in_32_out() {
+    fn runs_grow_in_first_touch_order_and_leave_one_page_in_128_out() {
         let states = PageStates::create(PageCount::new(1024)).unwrap();
         let mut replay = Replay::new(vec![run(500, 2), run(0, 200)], 1024, 4096);
         let runs = all_runs(&mut replay, &states);
         assert_eq!(runs[..3], [500..502, 0..8, 8..24]);
         assert!(runs.iter().all(|run| run.end - run.start <= 64));
         let installed: u64 = runs.iter().map(|run| run.end - run.start).sum();
-        assert_eq!(installed, 202 - 202 / 32);
+        assert_eq!(installed, 202 - 1);
         assert!(replay.is_over());
     }
 
@@ -262,15 +306,38 @@ mod tests {
     #[test]
     fn pages_left_out_stand_for_the_others() {
         let states = PageStates::create(PageCount::new(1024)).unwrap();
-        let mut replay = Replay::new(vec![run(0, 128)], 1024, 4096);
+        let mut replay = Replay::new(vec![run(0, 512)], 1024, 4096);
         for run in all_runs(&mut replay, &states) {
             replay.note_installed(run.end - run.start);
         }
         // Four were left out; three of them are asked for.
-        for page in [31, 63, 127] {
+        for page in [127, 255, 511] {
             replay.note_fault(PageIndex::new(page), PageState::Missing);
         }
         let tally = replay.tally();
-        assert_eq!((tally.pages, tally.hits, tally.waste), (124, 93, 31));
+        assert_eq!((tally.pages, tally.hits, tally.waste), (508, 381, 127));
+    }
+
+    #[test]
+    fn credit_grows_with_faults_in_the_set_and_shrinks_with_others() {
+        let states = PageStates::create(PageCount::new(4096)).unwrap();
+        let mut replay = Replay::new(vec![run(0, 2048)], 4096, 4096);
+        let spend = |replay: &mut Replay| {
+            let mut pages = 0;
+            while !replay.waits() {
+                let run = replay.next_run(&states).unwrap();
+                pages += run.end - run.start;
+            }
+            pages
+        };
+        // Whole runs: the last may be longer than what was left.
+        assert!((16..32).contains(&spend(&mut replay)));
+        replay.note_fault(PageIndex::new(100), PageState::Missing);
+        let first = spend(&mut replay);
+        replay.note_fault(PageIndex::new(200), PageState::Missing);
+        let second = spend(&mut replay);
+        assert!(first >= 16 && second > first, "{first}, then {second}");
+        replay.note_fault(PageIndex::new(3000), PageState::Missing);
+        assert!(replay.waits());
     }
 }

@@ -286,6 +286,8 @@ impl<S: FaultSource> Session<S> {
         });
         if demand.is_none() {
             self.background.reads_ahead -= 1;
+            // There is room for another.
+            self.background.due = Some(now);
         }
         let source = match outcome {
             Ok(source) => source,

@@ -222,7 +222,7 @@ impl Standalone {
                     .remove(&number)
                     .map(|_| Happening::Ended { number, stats })
             }
-            Report::Stats { .. } | Report::Recorded { .. } => None,
+            Report::Stats { .. } | Report::Recorded { .. } | Report::Loaded { .. } => None,
         })
     }
 

@@ -107,16 +107,19 @@ fn what_was_recorded_is_there_before_it_is_asked_for() {
         let (states, session) = (table(), if cold { "cold" } else { "warm" });
         let guest = host.attach(session, &states);
         replay(&mut host, session);
-        // One page in 32 is left out.
+        // One page in 128 is left out.
         let stats = wait_for(&mut host, session, "replay", |stats| {
-            stats.pages_replayed == 194
+            stats.pages_replayed == 199
         });
         assert_eq!(stats.faults, 0, "{stats:?}");
         touch(&guest, 600..800);
         let stats = host.detach(session);
-        assert!((1..=6 + 8).contains(&stats.faults), "{stats:?}");
-        assert!(stats.replay_hits > 150, "{stats:?}");
-        assert_eq!(stats.replay_hits + stats.replay_waste, 194);
+        assert_eq!(stats.faults, 1, "{stats:?}");
+        assert_eq!(
+            (stats.replay_hits, stats.replay_waste),
+            (199, 0),
+            "{stats:?}"
+        );
         assert!(!stats.replay_stopped_early);
     }
 }
@@ -137,7 +140,7 @@ fn a_wrong_set_is_given_up() {
     });
     touch(&guest, (8..1000).step_by(16));
     let stats = host.stats("s1");
-    let finished = stats.pages_replayed >= 1048 - 1048 / 32;
+    let finished = stats.pages_replayed >= 1048 - 1048 / 128;
     assert!(stats.replay_stopped_early || finished, "{stats:?}");
     touch(&guest, 0..PAGES);
 }
@@ -180,6 +183,12 @@ fn all_memory_is_loaded_but_what_is_zero_or_was_given_back() {
     load(&mut host, "s1", u64::MAX);
     let stored = (0..PAGES).filter(|page| content(*page).is_some());
     let expected = stored.filter(|page| !(100..150).contains(page)).count() as u64;
+    let (report, _) = host.report();
+    let Report::Loaded { pages, .. } = report else {
+        panic!("{report:?}")
+    };
+    assert_eq!(pages + 1, expected, "one was there before");
+    // Reads that the load has started may still be under way.
     let done = |stats: &SessionStats| stats.pages_installed - stats.pages_zeroed == expected;
     let stats = wait_for(&mut host, "s1", "load", done);
     assert_eq!(stats.faults, 1, "{stats:?}");

@@ -72,6 +72,8 @@ fn write_protection_names_what_differs_and_little_more() {
     let guest = host.attach("s1", &states);
     // Installed before anybody tracked: might have been written.
     guest.check(400);
+    // A thread goes on before the table is written; an answer comes after that.
+    host.stats("s1");
     let before: Vec<u64> = (0..PAGES)
         .filter(|page| states.get(PageIndex::new(*page)).is_installed())
         .collect();

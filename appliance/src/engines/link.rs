@@ -237,6 +237,9 @@ impl Link {
             Report::Failed { session, reason } => self.fail(session, reason),
             // The daemon watches its VMMs itself.
             Report::Ended { .. } => {}
+            Report::Loaded { session, pages } => {
+                tracing::info!(session, pages, "All memory is loaded");
+            }
             Report::Recorded { session, .. } => self.keep_recording(session, fds),
             Report::Attached {
                 request, session, ..

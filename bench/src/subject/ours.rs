@@ -116,11 +116,11 @@ impl Ours {
         Ok(self.report()?.0)
     }
 
-    /// The counters of the session that was expected last.
-    pub(crate) fn stats(&mut self) -> Result<SessionStats> {
-        match self.ask(|request, session| Request::Stats { request, session })? {
-            Report::Stats { stats, .. } => Ok(stats),
-            other => bail!("The engine said {other:?} instead of its counters"),
+    /// Waits until a load has ended.
+    pub(crate) fn wait_loaded(&self) -> Result<()> {
+        match self.report()?.0 {
+            Report::Loaded { .. } => Ok(()),
+            other => bail!("The engine said {other:?} instead of having loaded"),
         }
     }
 

@@ -263,6 +263,10 @@ impl Worker {
         session.background.queued = false;
         let progress = session.background_step(&mut reader, Instant::now());
         report_failure(&self.outbox, &entry.name, session);
+        if let Some(pages) = session.background.loaded.take() {
+            let session = entry.name.clone();
+            self.outbox.send(&Report::Loaded { session, pages }, &[]);
+        }
         match progress {
             Progress::More => self.queue_background(index),
             Progress::NotBefore(due) => self.note_due(Some(due)),

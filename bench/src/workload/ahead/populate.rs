@@ -109,14 +109,8 @@ fn load(ours: &mut Ours, faulter: &mut Faulter, config: &Ahead) -> Result<f64> {
         matches!(answer, Report::Stats { .. }),
         "The engine said {answer:?}"
     );
-    let took = loop {
-        // This process shares the worker's core; asking more often would take from it.
-        std::thread::sleep(Duration::from_millis(1));
-        let stats = ours.stats()?;
-        if stats.pages_loaded >= config.pages {
-            break begun.elapsed();
-        }
-    };
+    ours.wait_loaded()?;
+    let took = begun.elapsed();
     // Every page is there, and the build's.
     faulter.touch()?;
     let served = ours.detach()?;
