@@ -27,6 +27,9 @@ use crate::workload::format::rounds::{Way, interleaved};
 /// Pages of one copy.
 const BATCHES: [u64; 5] = [1, 4, 16, 64, 256];
 
+/// As new as the engine's mapping of a build is when its first session comes.
+const NEW_MAPPING: &str = "bare, 256 KiB, new mapping";
+
 /// Measures, prints, and writes what was asked for.
 pub(crate) fn run(config: &Ahead) -> Result<()> {
     let source = Source::write(&config.dir, config.pages)?;
@@ -52,6 +55,12 @@ pub(crate) fn run(config: &Ahead) -> Result<()> {
         };
         ways.push((format!("bare, {} KiB", batch * 4), Box::new(way)));
     }
+    let (path, pages) = (source.data(), config.pages);
+    let new_mapping = || {
+        source.keep_in_page_cache()?;
+        bare(&mut PageSource::mapped(&File::open(path)?)?, pages, 64)
+    };
+    ways.push((NEW_MAPPING.to_owned(), Box::new(new_mapping)));
     ways.push((
         "ours".to_owned(),
         Box::new(|| {
@@ -67,7 +76,10 @@ pub(crate) fn run(config: &Ahead) -> Result<()> {
         .context("There is no batch")?
         .name
         .clone();
-    let part = part.ratio("ours", &best).ratio_goal(Bound::AtLeast(0.9));
+    let part = part
+        .ratio("ours", &best)
+        .ratio_goal(Bound::AtLeast(0.9))
+        .ratio("ours", NEW_MAPPING);
     publish("populate", config, &source, vec![part])
 }
 
