@@ -115,6 +115,9 @@ pub struct EngineServeArgs {
     /// CPUs to pin workers to, one each; one worker that isn't pinned when absent.
     #[arg(long, value_delimiter = ',')]
     pub cpus: Vec<usize>,
+    /// How long a worker asks for the next fault before it waits in the kernel.
+    #[arg(long, value_name = "US", default_value_t = 0)]
+    pub spin_us: u64,
 }
 
 /// `thaw engine` as the daemon starts it.

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use uffd_engine::server::EngineOptions;
 use uffd_engine::standalone::{Happening, Standalone};
+use uffd_engine::{Waiting, WorkerOptions};
 
 use crate::args::EngineServeArgs;
 
@@ -15,7 +16,13 @@ use crate::args::EngineServeArgs;
 pub fn run(args: EngineServeArgs) -> Result<ExitCode> {
     let options = EngineOptions {
         cpus: args.cpus,
-        ..EngineOptions::default()
+        worker: WorkerOptions {
+            waiting: match args.spin_us {
+                0 => Waiting::Block,
+                us => Waiting::Spin { us },
+            },
+            ..WorkerOptions::default()
+        },
     };
     let mut engine = Standalone::start(&args.socket, &args.snapshot, options)?;
     println!(

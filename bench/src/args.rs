@@ -184,6 +184,8 @@ pub(crate) enum Placement {
 pub(crate) enum Engine {
     /// Thaw's own.
     Ours,
+    /// The same, spinning for 50 µs after each fault.
+    OursSpin,
 }
 
 #[derive(Debug, clap::Args)]
@@ -244,4 +246,7 @@ pub(crate) struct EngineArgs {
     /// Pages installed around a fault.
     #[arg(long)]
     pub(crate) window_pages: u64,
+    /// How long the worker spins, instead of waiting in the kernel.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) spin_us: u64,
 }

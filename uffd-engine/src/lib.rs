@@ -60,7 +60,7 @@ pub mod sys;
 
 pub use counters::SessionStats;
 pub use page_state::{PageState, PageStates};
-pub use worker::WorkerOptions;
+pub use worker::{Waiting, WorkerOptions};
 
 #[cfg(test)]
 mod kernel_model;

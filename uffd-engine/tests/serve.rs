@@ -10,7 +10,8 @@ use std::time::Duration;
 use snapshot_format::{PageCount, PageIndex};
 use support::{Host, PAGE, closed, content, evict, has_uffd, read_part, resident_pages, skip};
 use uffd_engine::control::Report;
-use uffd_engine::{PageState, PageStates};
+use uffd_engine::server::EngineOptions;
+use uffd_engine::{PageState, PageStates, Waiting, WorkerOptions};
 
 #[test]
 fn every_page_reads_as_the_build_says() {
@@ -79,6 +80,39 @@ fn a_page_given_back_reads_as_zero() {
     guest.check(32);
     assert_eq!(states.get(PageIndex::new(1)), PageState::Removed);
     assert_eq!(host.stats("s1").removes, 1);
+}
+
+#[test]
+fn a_spinning_worker_looks_after_every_session() {
+    if !has_uffd("a_spinning_worker_looks_after_every_session") {
+        return;
+    }
+    let mut host = Host::start(1024);
+    host.replace_engine_by(EngineOptions {
+        worker: WorkerOptions {
+            waiting: Waiting::Spin { us: 1_000_000 },
+            window_pages: 1,
+            ..WorkerOptions::default()
+        },
+        ..EngineOptions::default()
+    });
+    let states: Vec<_> = (0..3)
+        .map(|_| PageStates::create(PageCount::new(1024)).unwrap())
+        .collect();
+    let name = |session: usize| format!("s{session}");
+    let guests: Vec<_> = states
+        .iter()
+        .enumerate()
+        .map(|(session, states)| host.attach(&name(session), states))
+        .collect();
+    std::thread::scope(|scope| {
+        for guest in &guests {
+            scope.spawn(|| (0..1024).for_each(|page| guest.check(page)));
+        }
+    });
+    for session in 0..3 {
+        assert_eq!(host.detach(&name(session)).faults, 1024);
+    }
 }
 
 #[test]

@@ -14,7 +14,7 @@ use snapshot_format::{BuildId, PageCount};
 use uffd_engine::control::{self, Report, Request};
 use uffd_engine::server::{self, EngineOptions};
 use uffd_engine::sys::process::die_with_parent;
-use uffd_engine::{PageStates, SessionStats, WorkerOptions};
+use uffd_engine::{PageStates, SessionStats, Waiting, WorkerOptions};
 
 use super::{PATIENCE, Served, Subject};
 use crate::args::EngineArgs;
@@ -64,9 +64,22 @@ impl Ours {
         pages: u64,
         cpu: usize,
     ) -> Result<Self> {
-        let name = match window_pages {
-            1 => "ours".to_owned(),
-            window => format!("ours-window-{window}"),
+        Self::start_waiting(0, window_pages, sockets, source, pages, cpu)
+    }
+
+    /// The same with a worker that spins.
+    pub(crate) fn start_waiting(
+        spin_us: u64,
+        window_pages: u64,
+        sockets: &Path,
+        source: &Source,
+        pages: u64,
+        cpu: usize,
+    ) -> Result<Self> {
+        let name = match (spin_us, window_pages) {
+            (0, 1) => "ours".to_owned(),
+            (0, window) => format!("ours-window-{window}"),
+            (us, _) => format!("ours-spin-{us}"),
         };
         let path = sockets.join(format!("{name}-control"));
         let mut child = Child::spawn(
@@ -77,6 +90,8 @@ impl Ours {
                 cpu.to_string().as_ref(),
                 "--window-pages".as_ref(),
                 window_pages.to_string().as_ref(),
+                "--spin-us".as_ref(),
+                spin_us.to_string().as_ref(),
                 "--control".as_ref(),
                 path.as_os_str(),
             ],
@@ -237,6 +252,10 @@ pub(crate) fn run(args: &EngineArgs) -> Result<()> {
         cpus: vec![args.cpu],
         worker: WorkerOptions {
             window_pages: args.window_pages,
+            waiting: match args.spin_us {
+                0 => Waiting::Block,
+                us => Waiting::Spin { us },
+            },
             ..WorkerOptions::default()
         },
     };

@@ -92,6 +92,10 @@ fn start(config: &PageFault, sockets: &Path, source: &Source) -> Result<Vec<Box<
     }
     for engine in &config.engines {
         match engine {
+            Engine::OursSpin => {
+                let ours = Ours::start_waiting(50, 1, sockets, source, config.pages, cpu)?;
+                subjects.push(Box::new(ours));
+            }
             // One page per fault compares with the floor; the default is what is in use.
             Engine::Ours => {
                 for window in [1, Ours::default_window()] {

@@ -95,7 +95,8 @@ impl Host {
         staging.add_file("vmstate").unwrap();
         staging.publish(PublishInfo::default()).unwrap();
 
-        let (engine, control) = start_engine(&dir.path().join("control"));
+        let options = EngineOptions::default();
+        let (engine, control) = start_engine(&dir.path().join("control"), options);
         Self {
             dir,
             store,
@@ -223,9 +224,14 @@ impl Host {
 
     /// Stops this engine and starts another, as after a crash; sessions are lost.
     pub fn replace_engine(&mut self) {
+        self.replace_engine_by(EngineOptions::default());
+    }
+
+    /// The same with a successor that is set up in another way.
+    pub fn replace_engine_by(&mut self, options: EngineOptions) {
         control::send(self.control.as_fd(), &Request::Shutdown, &[]).unwrap();
         self.engine.take().unwrap().join().unwrap();
-        let (engine, control) = start_engine(&self.dir.path().join("control2"));
+        let (engine, control) = start_engine(&self.dir.path().join("control2"), options);
         self.engine = Some(engine);
         self.control = control;
     }
@@ -277,14 +283,14 @@ impl Guest {
     }
 }
 
-fn start_engine(path: &std::path::Path) -> (JoinHandle<()>, OwnedFd) {
+fn start_engine(path: &std::path::Path, options: EngineOptions) -> (JoinHandle<()>, OwnedFd) {
     let packet = |flags| socket(AddressFamily::Unix, SockType::SeqPacket, flags, None).unwrap();
     let listener = packet(SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK);
     let address = UnixAddr::new(path).unwrap();
     bind(std::os::fd::AsRawFd::as_raw_fd(&listener), &address).unwrap();
     listen(&listener, Backlog::new(4).unwrap()).unwrap();
     let engine = std::thread::spawn(move || {
-        server::run(&listener, &EngineOptions::default()).unwrap();
+        server::run(&listener, &options).unwrap();
     });
     let control = packet(SockFlag::SOCK_CLOEXEC);
     connect(std::os::fd::AsRawFd::as_raw_fd(&control), &address).unwrap();
