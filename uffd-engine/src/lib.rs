@@ -43,6 +43,8 @@ mod replay;
 
 mod tracking;
 
+pub mod postcopy;
+
 mod roster;
 mod session;
 mod worker;

@@ -183,19 +183,12 @@ impl Replay {
 
     /// What it has done so far.
     pub(crate) fn tally(&self) -> ReplayTally {
-        let hits = if self.controls == 0 {
-            0
-        } else {
-            self.installed * self.control_hits.min(self.controls) / self.controls
-        };
+        let judged = self.installed * self.control_hits.min(self.controls);
+        let hits = judged.checked_div(self.controls);
         ReplayTally {
             pages: self.installed,
-            hits,
-            waste: if self.controls == 0 {
-                0
-            } else {
-                self.installed - hits
-            },
+            hits: hits.unwrap_or(0),
+            waste: hits.map_or(0, |hits| self.installed - hits),
             stopped_early: self.stopped,
         }
     }

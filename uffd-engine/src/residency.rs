@@ -145,7 +145,7 @@ mod tests {
         let mut known = Residency::default();
         // What it would believe if it never asked.
         known.prefix(&source, at, 4096, start);
-        for entry in known.entries.iter_mut() {
+        for entry in &mut known.entries {
             entry.resident = ChunkBits::default();
         }
         let soon = start + TRUSTED - Duration::from_nanos(1);

@@ -117,7 +117,6 @@ impl EventBuffer {
     }
 
     /// Puts an event into the buffer as if it had been read; `false` when it is full.
-    #[cfg(test)]
     pub(crate) fn push(&mut self, event: Event) -> bool {
         let Some(slot) = self.raw.get_mut(self.len) else {
             return false;
@@ -128,7 +127,6 @@ impl EventBuffer {
     }
 
     /// Forgets what was read.
-    #[cfg(test)]
     pub(crate) fn clear(&mut self) {
         self.len = 0;
     }
@@ -183,7 +181,6 @@ fn decode(msg: &UffdMsg) -> Event {
 }
 
 /// The opposite of [`decode`].
-#[cfg(test)]
 fn encode(event: Event) -> UffdMsg {
     let (event, arg) = match event {
         Event::Fault { addr, kind } => {
