@@ -3,14 +3,15 @@
 
 use std::fs;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use http_api::ids::TemplateName;
+use ipnet::Ipv4Net;
 use serde::Deserialize;
 use thiserror::Error;
 
-use crate::network::Pool;
+use crate::network::{Egress, Pool};
 
 /// Why a configuration can't be used.
 #[derive(Debug, Error)]
@@ -115,12 +116,59 @@ impl Default for ApiConfig {
 pub struct NetworkConfig {
     /// The host's addresses for sandboxes, two each.
     pub pool: Pool,
+    /// Whether guests may reach anything outside of their host.
+    pub internet: bool,
+    /// Networks that guests may never reach. The pool, the host itself and link-local addresses
+    /// are closed in any case.
+    pub closed: Vec<Ipv4Net>,
+    /// Who answers the guests' name lookups; by default the host's first resolver that is not
+    /// the host itself.
+    pub resolver: Option<Ipv4Addr>,
+}
+
+impl NetworkConfig {
+    /// What guests may reach.
+    #[must_use]
+    pub fn egress(&self) -> Egress {
+        let link_local = "169.254.0.0/16".parse().expect("a network");
+        let host_resolvers = || {
+            let text = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+            resolver_in(&text)
+        };
+        Egress {
+            internet: self.internet,
+            closed: [link_local]
+                .into_iter()
+                .chain(self.closed.iter().copied())
+                .collect(),
+            resolver: self.resolver.or_else(host_resolvers),
+        }
+    }
+}
+
+/// The first IPv4 name server of a `resolv.conf` that another host could ask.
+fn resolver_in(text: &str) -> Option<Ipv4Addr> {
+    text.lines()
+        .filter_map(|line| line.trim().strip_prefix("nameserver"))
+        .filter_map(|address| address.trim().parse::<Ipv4Addr>().ok())
+        .find(|address| !address.is_loopback() && !address.is_unspecified())
 }
 
 impl Default for NetworkConfig {
     fn default() -> Self {
         Self {
             pool: "10.213.0.0/16".parse().expect("the default pool is valid"),
+            internet: true,
+            // Private networks: a host's management, storage and neighbours are there.
+            closed: [
+                "10.0.0.0/8",
+                "100.64.0.0/10",
+                "172.16.0.0/12",
+                "192.168.0.0/16",
+            ]
+            .map(|net| net.parse().expect("a network"))
+            .to_vec(),
+            resolver: None,
         }
     }
 }
@@ -355,6 +403,25 @@ mod tests {
     }
 
     #[test]
+    fn a_resolver_on_the_host_itself_is_of_no_use_to_guests() {
+        let text = "# ours\nnameserver 127.0.0.53\nnameserver ::1\nnameserver 192.0.2.7 \n";
+        assert_eq!(resolver_in(text), Some(Ipv4Addr::new(192, 0, 2, 7)));
+        assert_eq!(resolver_in("search example\n"), None);
+    }
+
+    #[test]
+    fn guests_never_reach_link_local_addresses() {
+        let config = read("[network]\nclosed = []\nresolver = \"192.0.2.1\"\n").unwrap();
+        let egress = config.network.egress();
+        assert!(egress.internet);
+        assert_eq!(
+            egress.closed,
+            ["169.254.0.0/16".parse::<Ipv4Net>().unwrap()]
+        );
+        assert_eq!(egress.resolver, Some(Ipv4Addr::new(192, 0, 2, 1)));
+    }
+
+    #[test]
     fn an_unknown_key_is_refused_by_name() {
         let error = read("[engine]\nwindow = 4\n").unwrap_err().to_string();
         assert!(
@@ -375,6 +442,8 @@ mod tests {
             ("[api]\nlisten = [\"0.0.0.0:80\"]", "api.listen"),
             ("[engine]\nwindow_pages = 3", "engine.window_pages"),
             ("[network]\npool = \"10.0.0.1/16\"", "pool"),
+            ("[network]\nclosed = [\"10.0.0.0\"]", "closed"),
+            ("[network]\nresolver = \"dns\"", "resolver"),
             (
                 "[[template]]\nname=\"a\"\nkernel=\"/x\"\ninitrd=\"/x\"\ndisk=\"/x\"",
                 "kernel",

@@ -8,8 +8,8 @@ use std::sync::atomic::Ordering;
 
 use http_api::ids::{SandboxId, TemplateName};
 use http_api::wire::{
-    CreateSandbox, CreateSnapshot, ExecRequest, ExecResult, HostInfo, MemoryStats, Sandbox,
-    SandboxState, Snapshot, SnapshotKind,
+    CreateSandbox, CreateSnapshot, ExecRequest, ExecResult, HostInfo, MemoryStats, NetworkPolicy,
+    Sandbox, SandboxState, Snapshot, SnapshotKind,
 };
 use http_api::{ApiError, ControlPlane, Readiness};
 use parking_lot::Mutex;
@@ -183,6 +183,7 @@ impl Gateway {
             created_at_ms: crate::clock::now_ms(),
             env: request.env,
             labels: request.labels,
+            network: request.network,
         };
         let row = self.insert(row).await?;
         let id = row.id.clone();
@@ -309,6 +310,11 @@ impl ControlPlane for Gateway {
 
     async fn memory(&self, id: SandboxId) -> Result<MemoryStats, ApiError> {
         self.ask(&id, |reply| Request::Memory(id.clone(), reply))
+            .await
+    }
+
+    async fn set_network(&self, id: SandboxId, policy: NetworkPolicy) -> Result<Sandbox, ApiError> {
+        self.ask(&id, |reply| Request::Network(id.clone(), policy, reply))
             .await
     }
 

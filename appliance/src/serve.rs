@@ -105,6 +105,9 @@ pub fn run(config: &Config) -> Result<()> {
         }
     }
     host.engines.stop();
+    if let Err(error) = main.block_on(host.slots.end()) {
+        tracing::warn!(%error, "The host's rules for network slots are still there");
+    }
     let _ = fs::remove_file(config.api_socket());
     tracing::info!("Stopped");
     Ok(())
@@ -131,7 +134,9 @@ async fn assemble(config: &Config) -> Result<(Arc<Host>, Vec<Cell>)> {
     let driver = pick_driver(config).await?;
     let disks = Disks::probe(&config.data_dir)
         .with_context(|| format!("Trying to copy disks in {}", config.data_dir.display()))?;
-    let slots = Slots::start(&config.instance, config.network.pool)?;
+    let network = &config.network;
+    let slots = Slots::start(&config.instance, network.pool, network.egress())
+        .context("Setting the host's rules for network slots; is nftables in this kernel?")?;
     let rows = recovery::recover(config, &catalogue, &store, &slots).await?;
     let engines = Engines::start(&config.run_dir, &topology::nodes(), &config.engine)
         .context("Starting the engines")?;

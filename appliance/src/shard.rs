@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use http_api::ApiError;
 use http_api::ids::{SandboxId, TemplateName};
-use http_api::wire::{MemoryStats, Sandbox, SandboxState, Snapshot};
+use http_api::wire::{MemoryStats, NetworkPolicy, Sandbox, SandboxState, Snapshot};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
@@ -52,6 +52,8 @@ pub enum Request {
     Snapshot(SandboxId, TemplateName, Reply<Snapshot>),
     /// What its memory did.
     Memory(SandboxId, Reply<MemoryStats>),
+    /// Let it reach other networks.
+    Network(SandboxId, NetworkPolicy, Reply<Sandbox>),
     /// The way to its guest.
     Route(SandboxId, Reply<Route>),
     /// Away with it.
@@ -129,6 +131,10 @@ impl Shard {
             }
             Request::Memory(id, reply) => match self.find(&id).and_then(has_room) {
                 Ok(entry) => send(entry, Job::Memory(reply)),
+                Err(error) => drop(reply.send(Err(error))),
+            },
+            Request::Network(id, policy, reply) => match self.find(&id).and_then(has_room) {
+                Ok(entry) => send(entry, Job::Network(policy, reply)),
                 Err(error) => drop(reply.send(Err(error))),
             },
             Request::Route(id, reply) => {

@@ -44,10 +44,12 @@ fn guest_lives_a_whole_life() {
     let body = json!({
         "id": "one", "template": "base",
         "env": { "COLOUR": "blue" }, "labels": { "owner": "test" },
+        "network": { "deny": ["192.0.2.0/24"] },
     });
     let made = api.post("/v1/sandboxes", &body).expect(201);
     assert_eq!(made["state"], "running", "{made}");
     assert_eq!(made["labels"]["owner"], "test");
+    assert_eq!(made["network"]["deny"], json!(["192.0.2.0/24"]), "{made}");
     assert_eq!(
         (&made["vcpus"], &made["memory_mb"]),
         (&json!(1), &json!(256))
@@ -85,11 +87,22 @@ fn guest_lives_a_whole_life() {
     assert_eq!(memory["resident_pages"], 0, "{memory}");
     assert!(memory["diff_pages"].as_u64().unwrap() > 4096, "{memory}");
 
+    // What it may reach is replaced running or not, and kept.
+    let network = json!({ "allow_internet_access": false, "allow": ["198.51.100.0/24"] });
+    let path = "/v1/sandboxes/one/network";
+    let changed = api.call("PUT", path, Some(&network)).expect(200);
+    assert_eq!(changed["network"], network, "{changed}");
+    let unknown = "/v1/sandboxes/two/network";
+    api.call("PUT", unknown, Some(&network)).expect(404);
+
     // Back: the same address, memory and process.
     let resumed = api.resume("one").expect(200);
     assert_eq!(resumed["state"], "running", "{resumed}");
     assert_eq!(resumed["address"], made["address"]);
     assert_eq!(resumed["labels"], made["labels"]);
+    assert_eq!(resumed["network"], network, "{resumed}");
+    let changed = api.call("PUT", path, Some(&json!({}))).expect(200);
+    assert_eq!(changed["network"], json!({ "allow_internet_access": true }));
     let refused = api.resume("one");
     assert_eq!(refused.body["state"], "running", "{}", refused.body);
     refused.expect(409);

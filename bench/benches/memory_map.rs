@@ -5,18 +5,15 @@
 //! same number of extents over 64 generations, so that no two neighbours come from one
 //! build. Maps are flattened, so depth should not show in a lookup, only the size of the map.
 
-use std::fs::File;
+#[path = "../src/workload/format/hollow.rs"]
+mod hollow;
+
 use std::hint::black_box;
-use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput};
-use snapshot_format::{
-    BuildId, BuildStore, DiskStorage, MemoryMap, PageCount, PageIndex, PageSize, PublishInfo,
-    Storage, file_name,
-};
+use snapshot_format::{MemoryMap, PageIndex, file_name};
 
 const EXTENTS: [u64; 2] = [1_000, 100_000];
 const DEEP: u64 = 64;
@@ -73,66 +70,14 @@ fn write_chain(
     depth: u64,
     extents: u64,
 ) -> Result<PathBuf, Box<dyn std::error::Error>> {
-    let store = BuildStore::with_storage(root, Arc::new(Hollow))?;
-    let mut parent = None;
-    let mut map = PathBuf::new();
-    for generation in 0..depth {
-        let id = BuildId::from_bytes((u128::from(generation) + 1).to_le_bytes());
-        let mut staging = store.stage(id)?;
-        let mut writer =
-            staging.memory_writer(parent.as_ref(), PageSize::Size4K, PageCount::new(extents))?;
-        for page in 0..extents {
-            // Of a single generation, every other page; of several, every page by turns.
-            if page % depth.max(2) == generation {
-                writer.pages(PageIndex::new(page), &[1; 4096])?;
-            }
-        }
-        writer.finish()?;
-        std::fs::write(staging.file_path(file_name::VMSTATE), b"no VMM")?;
-        staging.add_file(file_name::VMSTATE)?;
-        map = staging
-            .publish(PublishInfo::default())?
-            .dir
-            .join(file_name::MAP);
-        parent = Some(store.open(&id)?);
-    }
-    Ok(map)
-}
-
-/// Keeps the length of page data but not its bytes, and syncs nothing: these maps are looked
-/// at, the hundreds of MiB behind them are not.
-#[derive(Debug)]
-struct Hollow;
-
-impl Storage for Hollow {
-    fn create_dir(&self, path: &Path) -> io::Result<()> {
-        DiskStorage.create_dir(path)
-    }
-
-    fn create_file(&self, path: &Path) -> io::Result<File> {
-        DiskStorage.create_file(path)
-    }
-
-    fn write_at(&self, file: &File, path: &Path, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        if path.ends_with(file_name::DATA) {
-            return file.set_len(offset + bytes.len() as u64);
-        }
-        DiskStorage.write_at(file, path, offset, bytes)
-    }
-
-    fn sync_file(&self, _path: &Path) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn sync_dir(&self, _path: &Path) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        DiskStorage.rename(from, to)
-    }
-
-    fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
-        DiskStorage.remove_dir_all(path)
-    }
+    let store = hollow::store(root)?;
+    // Of a single generation, every other page; of several, every page by turns.
+    let changes = |generation| {
+        let pages = (0..extents).filter(move |page| page % depth.max(2) == generation);
+        pages.map(|page| (page, 1)).collect()
+    };
+    let generations: Vec<hollow::Generation> = (0..depth).map(changes).collect();
+    hollow::write_chain(&store, extents, &generations, &mut |_| ())?;
+    let last = hollow::id(generations.len() - 1);
+    Ok(store.path(&last).join(file_name::MAP))
 }

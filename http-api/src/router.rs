@@ -3,7 +3,7 @@
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::{Method, Uri};
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 
 use crate::body::MAX_BODY_BYTES;
 use crate::control_plane::ControlPlane;
@@ -28,6 +28,10 @@ pub fn router<C: ControlPlane>(control: C) -> Router {
         .route("/v1/sandboxes/{id}/resume", post(sandboxes::resume::<C>))
         .route("/v1/sandboxes/{id}/exec", post(sandboxes::exec::<C>))
         .route("/v1/sandboxes/{id}/memory", get(sandboxes::memory::<C>))
+        .route(
+            "/v1/sandboxes/{id}/network",
+            put(sandboxes::set_network::<C>),
+        )
         .route(
             "/v1/snapshots",
             get(snapshots::list::<C>).post(snapshots::create::<C>),

@@ -8,8 +8,8 @@ use axum::http::{Method, Request, StatusCode, header};
 use http_api::body::MAX_BODY_BYTES;
 use http_api::ids::{SandboxId, TemplateName};
 use http_api::wire::{
-    CreateSandbox, CreateSnapshot, ExecRequest, ExecResult, HostInfo, MemoryStats, Sandbox,
-    SandboxState, Snapshot, SnapshotKind, VmmInfo,
+    CreateSandbox, CreateSnapshot, ExecRequest, ExecResult, HostInfo, MemoryStats, NetworkPolicy,
+    Sandbox, SandboxState, Snapshot, SnapshotKind, VmmInfo,
 };
 use http_api::{ApiError, ControlPlane, Readiness, router};
 use http_body_util::BodyExt;
@@ -50,6 +50,7 @@ fn sandbox(id: SandboxId, state: SandboxState) -> Sandbox {
         generation: None,
         reason: None,
         labels: BTreeMap::new(),
+        network: NetworkPolicy::default(),
     }
 }
 
@@ -94,6 +95,7 @@ impl ControlPlane for Fake {
         made.vcpus = request.vcpus.unwrap_or(1);
         made.memory_mb = request.memory_mb.unwrap_or(256);
         made.labels = request.labels;
+        made.network = request.network;
         self.answer(made)
     }
     async fn list(&self) -> Result<Vec<Sandbox>, ApiError> {
@@ -115,6 +117,11 @@ impl ControlPlane for Fake {
             stdout: format!("{id}: {} {:?}", request.cmd, request.args),
             stderr: format!("{} ms", request.timeout_ms),
         })
+    }
+    async fn set_network(&self, id: SandboxId, policy: NetworkPolicy) -> Result<Sandbox, ApiError> {
+        let mut changed = sandbox(id, SandboxState::Running);
+        changed.network = policy;
+        self.answer(changed)
     }
     async fn memory(&self, _: SandboxId) -> Result<MemoryStats, ApiError> {
         self.answer(MemoryStats {
@@ -198,7 +205,7 @@ async fn send(fake: Fake, method: &str, path: &str, body: impl Into<Body>) -> An
 }
 
 /// All routes behind the control plane, each with a body that is good.
-const ROUTES: [(&str, &str, &str); 13] = [
+const ROUTES: [(&str, &str, &str); 14] = [
     ("GET", "/v1/host", ""),
     ("GET", "/v1/sandboxes", ""),
     ("POST", "/v1/sandboxes", r#"{"template":"base"}"#),
@@ -208,6 +215,7 @@ const ROUTES: [(&str, &str, &str); 13] = [
     ("POST", "/v1/sandboxes/a/resume", ""),
     ("POST", "/v1/sandboxes/a/exec", r#"{"cmd":"true"}"#),
     ("GET", "/v1/sandboxes/a/memory", ""),
+    ("PUT", "/v1/sandboxes/a/network", "{}"),
     ("GET", "/v1/snapshots", ""),
     ("POST", "/v1/snapshots", r#"{"sandbox":"a","name":"t"}"#),
     ("GET", "/v1/snapshots/t", ""),
@@ -238,6 +246,7 @@ async fn a_created_sandbox_is_what_was_asked_for() {
     let body = json!({
         "template": "py-3.12", "id": "a1", "vcpus": 2, "memory_mb": 512,
         "env": { "A": "1" }, "labels": { "owner": "me" },
+        "network": { "deny": ["192.0.2.0/24"] },
     });
     let made = send(Fake::default(), "POST", "/v1/sandboxes", body.to_string())
         .await
@@ -245,8 +254,19 @@ async fn a_created_sandbox_is_what_was_asked_for() {
     let expected = json!({
         "id": "a1", "state": "running", "template": "py-3.12", "vcpus": 2, "memory_mb": 512,
         "address": "10.0.0.1", "created_at_ms": 5, "labels": { "owner": "me" },
+        "network": { "allow_internet_access": true, "deny": ["192.0.2.0/24"] },
     });
     assert_eq!(made, expected, "absent fields are left out, not null");
+}
+
+#[tokio::test]
+async fn network_lists_have_a_limit() {
+    let list = |length: usize| json!({ "deny": vec!["192.0.2.0/24"; length] }).to_string();
+    let put = |body| send(Fake::default(), "PUT", "/v1/sandboxes/a/network", body);
+    assert_eq!(put(list(256)).await.status, 200);
+    let refused = put(list(257)).await;
+    assert_eq!(refused.status, 400);
+    assert_eq!(refused.problem()["field"], "deny");
 }
 
 #[tokio::test]
@@ -336,6 +356,16 @@ async fn a_bad_body_is_a_400_that_names_the_field() {
             "/v1/sandboxes",
             r#"{"template":"t","labels":{"a":[]}}"#,
             "labels.a",
+        ),
+        (
+            "/v1/sandboxes",
+            r#"{"template":"t","network":{"allow":["192.0.2.0"]}}"#,
+            "network.allow[0]",
+        ),
+        (
+            "/v1/sandboxes",
+            r#"{"template":"t","network":{"internet":true}}"#,
+            "network.internet",
         ),
         ("/v1/sandboxes/a/exec", "", "cmd"),
         ("/v1/sandboxes/a/exec", r#"{"cmd":""}"#, "cmd"),

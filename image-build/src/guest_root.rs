@@ -36,11 +36,8 @@ const FILES: [(&str, &str); 8] = [
     ),
     ("etc/hostname", "sandbox\n"),
     ("etc/hosts", "127.0.0.1 localhost sandbox\n::1 localhost\n"),
-    // Whether they can be reached is up to the sandbox's network.
-    (
-        "etc/resolv.conf",
-        "nameserver 1.1.1.1\nnameserver 8.8.8.8\n",
-    ),
+    // The gateway: every host sends lookups on to a resolver of its own.
+    ("etc/resolv.conf", "nameserver 169.254.100.1\n"),
     (
         "etc/nsswitch.conf",
         "passwd: files\ngroup: files\nhosts: files dns\n",

@@ -141,7 +141,7 @@ impl<'a> Scan<'a> {
                 match decide(content, self.parent.page(position)) {
                     Decision::Drop => self.changes.drop_page(),
                     Decision::Zero => self.changes.zero(page, PageCount::new(1)),
-                    Decision::Store => self.changes.store(page, page),
+                    Decision::Store => self.changes.store(page, PageCount::new(1), page),
                 }
             }
             at += length;

@@ -57,10 +57,9 @@ impl Changes {
         }
     }
 
-    pub(crate) fn store(&mut self, page: PageIndex, storage: PageIndex) {
-        let pages = PageCount::new(1);
+    pub(crate) fn store(&mut self, start: PageIndex, pages: PageCount, storage: PageIndex) {
         let extent = Extent {
-            start: page,
+            start,
             pages,
             origin: self.own,
             storage,

@@ -7,6 +7,7 @@
 use std::ops::Range;
 
 use crate::build::Build;
+use crate::checksum::crc32c;
 use crate::data_file::DataFile;
 use crate::error::{Fault, FormatError};
 use crate::extent::{Extent, Origin};
@@ -105,7 +106,7 @@ impl ChunkSource {
         data.read_bytes(&mut self.loaded.content, bytes.start)?;
         self.bytes_read += bytes.end - bytes.start;
         for (chunk, content) in (first..).zip(self.loaded.content.chunks(in_memory(size))) {
-            let (expected, found) = (sums.sums()[in_memory(chunk)], crc32c::crc32c(content));
+            let (expected, found) = (sums.sums()[in_memory(chunk)], crc32c(content));
             if expected != found {
                 let at = chunk * size;
                 return Err(Fault::checksum(data.path(), at, "data chunk", expected, found).into());

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use crate::checksum::crc32c;
 use crate::encoding::Encoding;
 use crate::error::{Fault, FormatError};
 use crate::stored_chunk::{StoredChunk, offsets};
@@ -112,7 +113,7 @@ pub(crate) fn check_stored(
     stored: &[u8],
     content: &mut [u8],
 ) -> Result<(), Fault> {
-    let (expected, found) = (entry.stored_crc, crc32c::crc32c(stored));
+    let (expected, found) = (entry.stored_crc, crc32c(stored));
     if expected != found {
         return Err(Fault::checksum(path, at, "data chunk", expected, found));
     }
@@ -126,7 +127,7 @@ pub(crate) fn check_stored(
             "something else",
         ));
     }
-    let (expected, found) = (entry.content_crc, crc32c::crc32c(content));
+    let (expected, found) = (entry.content_crc, crc32c(content));
     if expected != found {
         let what = "content of data chunk";
         return Err(Fault::checksum(path, at, what, expected, found));

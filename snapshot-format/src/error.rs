@@ -159,13 +159,14 @@ pub enum FormatError {
         /// Its page size.
         page_size: PageSize,
     },
-    /// A diff has another memory geometry than its parent.
+    /// A diff has another memory geometry than its parent, or a build than the one it is compared
+    /// with.
     #[error(
-        "Memory of {pages} pages of {page_size} differs from parent {parent}, which has \
+        "Memory of {pages} pages of {page_size} differs from that of {parent}, which has \
          {parent_pages} pages of {parent_page_size}"
     )]
     ParentGeometry {
-        /// The parent.
+        /// The parent, or the build that is compared with.
         parent: BuildId,
         /// The diff's memory.
         pages: PageCount,

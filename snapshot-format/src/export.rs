@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use crate::build::Build;
@@ -19,6 +19,9 @@ use crate::sparse::next_data;
 use crate::stream_layout::{INDEX_NAME, MAX_RUNS, StreamIndex, entry_name, runs_name};
 use crate::working_set::WorkingSetFile;
 
+/// How often an export says how far it is.
+const REPORT_BYTES: u64 = 1 << 20;
+
 /// What an export came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExportSummary {
@@ -28,23 +31,47 @@ pub struct ExportSummary {
     pub bytes: u64,
 }
 
+/// How far an export is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExportProgress {
+    /// The build whose files are written.
+    pub build: BuildId,
+    /// Bytes of files that are written.
+    pub done: u64,
+    /// Bytes of files that will be, as far as can be told from the disk space they take.
+    pub total: u64,
+}
+
 impl BuildStore {
     /// Writes a build, and every build that it or one of those takes pages from, as one stream
     /// for [`BuildStore::import`].
     ///
-    /// Nothing is compared with checksums here; the import does that.
+    /// Nothing is compared with checksums here; the import does that. `progress` is called for
+    /// about every mebibyte.
     ///
     /// # Errors
-    /// Those of [`BuildStore::open`]; [`FormatError::Io`], also from `to`.
-    pub fn export(&self, id: &BuildId, to: impl Write) -> Result<ExportSummary, FormatError> {
+    /// Those of [`BuildStore::open_cold`]; [`FormatError::Io`], also from `to`.
+    pub fn export(
+        &self,
+        id: &BuildId,
+        to: impl Write,
+        progress: &mut dyn FnMut(ExportProgress),
+    ) -> Result<ExportSummary, FormatError> {
         let builds = self.with_ancestors(id)?;
         let mut export = Export {
             tar: tar::Builder::new(to),
             bytes: 0,
+            progress: ExportProgress {
+                build: *id,
+                done: 0,
+                total: self.disk_bytes(&builds)?,
+            },
+            report: progress,
         };
         let index = StreamIndex::new(builds.clone()).to_bytes();
         export.entry(INDEX_NAME, index.len() as u64, index.as_slice())?;
         for id in &builds {
+            export.progress.build = *id;
             export.build(&self.open_cold(id)?)?;
         }
         let flushed = export.tar.into_inner().and_then(|mut to| to.flush());
@@ -56,6 +83,20 @@ impl BuildStore {
             builds,
             bytes: export.bytes,
         })
+    }
+
+    /// The disk space of the files of these builds.
+    fn disk_bytes(&self, builds: &[BuildId]) -> Result<u64, FormatError> {
+        let mut bytes = 0;
+        for id in builds {
+            for name in self.open_cold(id)?.manifest().files.keys() {
+                let path = self.path(id).join(name);
+                let metadata = std::fs::metadata(&path);
+                let metadata = metadata.map_err(FormatError::io("Reading the size of", &path))?;
+                bytes += metadata.len().min(metadata.blocks() * 512);
+            }
+        }
+        Ok(bytes)
     }
 
     /// A build and everything that has to be published before it, ancestors first.
@@ -74,12 +115,14 @@ impl BuildStore {
     }
 }
 
-struct Export<W: Write> {
+struct Export<'a, W: Write> {
     tar: tar::Builder<W>,
     bytes: u64,
+    progress: ExportProgress,
+    report: &'a mut dyn FnMut(ExportProgress),
 }
 
-impl<W: Write> Export<W> {
+impl<W: Write> Export<'_, W> {
     fn build(&mut self, build: &Build) -> Result<(), FormatError> {
         let id = build.id();
         // From memory: what the rest of the stream follows is what was judged.
@@ -141,6 +184,9 @@ impl<W: Write> Export<W> {
         let mut content = Exactly {
             content,
             left: bytes,
+            unreported: 0,
+            progress: &mut self.progress,
+            report: &mut *self.report,
         };
         self.tar
             .append_data(&mut header, name, &mut content)
@@ -186,13 +232,16 @@ impl Read for RunReader<'_> {
     }
 }
 
-/// Refuses to end early.
-struct Exactly<R> {
+/// Refuses to end early, and says how far it is.
+struct Exactly<'a, R> {
     content: R,
     left: u64,
+    unreported: u64,
+    progress: &'a mut ExportProgress,
+    report: &'a mut dyn FnMut(ExportProgress),
 }
 
-impl<R: Read> Read for Exactly<R> {
+impl<R: Read> Read for Exactly<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let most = buffer
             .len()
@@ -202,6 +251,12 @@ impl<R: Read> Read for Exactly<R> {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         self.left -= read as u64;
+        self.progress.done += read as u64;
+        self.unreported += read as u64;
+        if self.unreported >= REPORT_BYTES || self.left == 0 {
+            self.unreported = 0;
+            (self.report)(*self.progress);
+        }
         Ok(read)
     }
 }

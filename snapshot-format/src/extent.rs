@@ -111,11 +111,13 @@ impl Extent {
                     .checked_add(1)
                     .expect("a table that is encoded has at most 65,535 entries"),
             };
-            records.extend_from_slice(&narrow(rest.start.get()).to_le_bytes());
-            records.extend_from_slice(&narrow(pages).to_le_bytes());
-            records.extend_from_slice(&narrow(rest.storage.get()).to_le_bytes());
-            records.extend_from_slice(&origin.to_le_bytes());
-            records.extend_from_slice(&[0; 2]);
+            let words = [
+                narrow(rest.start.get()),
+                narrow(pages),
+                narrow(rest.storage.get()),
+                u32::from(origin),
+            ];
+            records.extend_from_slice(words.map(u32::to_le_bytes).as_flattened());
             let next = rest.start + PageCount::new(pages);
             rest = Self {
                 start: next,

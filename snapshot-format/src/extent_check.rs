@@ -1,25 +1,25 @@
 //! Validation of the extents section: one pass that checksums, judges and indexes.
 //!
-//! The pass works on blocks that stay in the L2 cache, and judges a block without branches per
-//! record; only a block that is known to be bad is walked again to name its first fault. An
-//! extent is good if it begins where the last one ended, is not empty, lies inside its origin's
-//! data, and has zeros where the format says so.
+//! The pass works on blocks that stay in the nearest cache, and judges a block without branches
+//! per record ([`extent_limits`](crate::extent_limits)); only a block that is known to be bad is
+//! walked again to name its first fault. An extent is good if it begins where the last one
+//! ended, is not empty, lies inside its origin's data, and has zeros where the format says so.
 
 use std::path::Path;
 
-use crate::checksum::mask;
+use crate::checksum::{crc32c_append, mask};
 use crate::error::Fault;
 use crate::extent::{EXTENT_BYTES, record_start};
-use crate::le::u64_at;
+use crate::extent_limits::{Limits, Record, block_is_good};
+use crate::le::{u32_at, u64_at};
 use crate::map_header::{BuildEntry, MapHeader};
-use crate::top_index::{TopIndex, TopIndexBuilder};
+use crate::sys::Cpu;
+use crate::top_index::{LINE, TopIndex, skew};
 
-type Record = [u8; EXTENT_BYTES];
-
-/// Above every storage page, and small enough for signed differences.
+/// Above every storage page, and small enough that no sum overflows.
 const NO_LIMIT: u64 = 1 << 62;
-/// 64 KiB of records.
-const BLOCK_RECORDS: usize = 4096;
+/// 8 KiB of records.
+const BLOCK_RECORDS: usize = 128 * LINE;
 
 /// A record's numbers, wide enough that no sum of them overflows.
 struct Fields {
@@ -52,29 +52,30 @@ pub(crate) fn check_extents(
 ) -> Result<TopIndex, Fault> {
     let section = header.extents_range();
     let records = file_bytes[section.clone()].as_chunks().0;
-    // Zero memory has no data to stay inside of; its storage field is judged by itself.
-    let limits: Vec<u64> = std::iter::once(NO_LIMIT)
-        .chain(builds.iter().map(|build| build.data_pages.get()))
-        .collect();
-
+    let (cpu, limits) = (Cpu::detect(), Limits::of(builds));
     let memory_pages = header.memory_pages.get();
-    let mut index = TopIndexBuilder::new(header.memory_pages, records.len());
+    let skew = skew(section.start);
+    let mut leaders = Vec::with_capacity(records.len() / LINE + 2);
+    if skew > 0 {
+        leaders.push(0);
+    }
     let (mut crc, mut page) = (0, 0);
     let mut first_fault = None;
     for (number, block) in records.chunks(BLOCK_RECORDS).enumerate() {
-        crc = crc32c::crc32c_append(crc, block.as_flattened());
+        crc = crc32c_append(crc, block.as_flattened());
         if first_fault.is_some() {
             continue;
         }
-        let (good, end) = judge(block, page, &limits, &mut index);
-        if !good || end > memory_pages {
-            let at = section.start + number * BLOCK_RECORDS * EXTENT_BYTES;
-            first_fault = name_fault(block, page, &limits, (file, at as u64)).or_else(|| {
+        let end = end_of(block);
+        if record_start(&block[0]) != page || end > memory_pages || !judge(cpu, block, &limits) {
+            let at = (section.start + number * BLOCK_RECORDS * EXTENT_BYTES) as u64;
+            first_fault = name_fault(block, page, builds, (file, at)).or_else(|| {
                 let what = "end of the extents";
-                Some(Fault::new(file, at as u64, what, memory_pages, end))
+                (end > memory_pages).then(|| Fault::new(file, at, what, memory_pages, end))
             });
-            continue;
         }
+        let lines = block.iter().skip((LINE - skew) % LINE).step_by(LINE);
+        leaders.extend(lines.map(|leader| u32_at(leader, 0)));
         page = end;
     }
     if mask(crc) != header.extents_crc {
@@ -100,41 +101,35 @@ pub(crate) fn check_extents(
             page,
         ));
     }
-    Ok(index.finish())
+    Ok(TopIndex::new(header.memory_pages, leaders, skew))
 }
 
-/// Whether every record of a block that has to begin at `page` is good, and where it ends.
-/// Enters them into the index on the way.
-///
-/// All sums stay below 2^63, so a negative difference shows in its top bit.
-fn judge(
-    block: &[Record],
-    mut page: u64,
-    limits: &[u64],
-    index: &mut TopIndexBuilder,
-) -> (bool, u64) {
-    let (mut nonzero, mut negative) = (0, 0);
-    for record in block {
-        let (low, high) = (u64_at(record, 0), u64_at(record, 8));
-        let (start, pages, storage) = (low & 0xffff_ffff, low >> 32, high & 0xffff_ffff);
-        // An origin outside the table, or one with reserved bits above it, has a limit that no
-        // extent stays under.
-        let origin = (high >> 32) as usize;
-        let limit = limits.get(origin).copied().unwrap_or(0);
-        nonzero |= start ^ page;
-        nonzero |= if origin == 0 { storage } else { 0 };
-        negative |= pages.wrapping_sub(1) | limit.wrapping_sub(storage + pages);
-        page += pages;
+/// Whether a block is known to be good; where it begins is not looked at.
+fn judge(cpu: Cpu, block: &[Record], limits: &Limits) -> bool {
+    match limits {
+        Limits::Few(last, most) => cpu.widest(
+            #[inline(always)]
+            || block_is_good(block, last, *most),
+        ),
+        Limits::Many(last, most) => cpu.widest(
+            #[inline(always)]
+            || block_is_good(block, last, *most),
+        ),
+        Limits::Odd => false,
     }
-    index.push_all(block.iter().map(record_start));
-    (nonzero == 0 && negative >> 63 == 0, page)
 }
 
-/// The first fault of a block that [`judge`] refused; `at` is where the block begins.
+fn end_of(block: &[Record]) -> u64 {
+    let last = fields(&block[block.len() - 1]);
+    last.start + last.pages
+}
+
+/// The first fault of a block that has to begin at `page`, by looking at each record; `at` is
+/// where the block begins.
 fn name_fault(
     block: &[Record],
     mut page: u64,
-    limits: &[u64],
+    builds: &[BuildEntry],
     (file, at): (&Path, u64),
 ) -> Option<Fault> {
     for (number, record) in block.iter().enumerate() {
@@ -164,8 +159,12 @@ fn name_fault(
                 f.storage,
             ));
         }
-        let Some(&limit) = limits.get(f.origin) else {
-            let expected = format!("less than {}", limits.len());
+        let limit = match f.origin {
+            0 => Some(NO_LIMIT),
+            origin => builds.get(origin - 1).map(|build| build.data_pages.get()),
+        };
+        let Some(limit) = limit else {
+            let expected = format!("at most {}", builds.len());
             return Some(Fault::new(
                 file,
                 at + 12,

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use crate::checksum::append_zeros;
+use crate::checksum::{append_zeros, crc32c_append};
 use crate::error::{Fault, FormatError};
 use crate::manifest::FileEntry;
 use crate::sparse::{READ_BYTES, file_checksum, next_data};
@@ -44,7 +44,7 @@ pub(crate) fn copy_file(
             source
                 .read_exact_at(&mut buffer, at)
                 .map_err(FormatError::io("Reading", from))?;
-            crc = crc32c::crc32c_append(crc, &buffer);
+            crc = crc32c_append(crc, &buffer);
             storage
                 .write_at(&target, to, at, &buffer)
                 .map_err(FormatError::io("Writing", to))?;

@@ -4,11 +4,13 @@ use serde::Serialize;
 
 use crate::build::Build;
 use crate::build_id::BuildId;
+use crate::error::FormatError;
 use crate::extent::Origin;
+use crate::merge_policy::{ChainCost, MergePolicy, MergeReason};
 use crate::units::{Generation, PageCount, PageSize};
 
 /// What a build's map says, counted.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Inspection {
     /// The build.
     pub build_id: BuildId,
@@ -36,6 +38,16 @@ pub struct Inspection {
     pub map_bytes: u64,
     /// The length of all files of this build together, holes included.
     pub total_bytes: u64,
+    /// The disk space of the data of all builds that the map refers to; holes take none.
+    pub stored_bytes: u64,
+    /// The size of the pages that have content; what is stored beyond that is dead for this build.
+    pub live_bytes: u64,
+    /// Stored over live bytes; 1 is the ideal, and a build without content has it.
+    pub space_amplification: f64,
+    /// Bytes of the chunks that have to be read to read every page, over live bytes.
+    pub read_amplification: f64,
+    /// Why the default policy would merge this chain.
+    pub merge: Option<MergeReason>,
     /// The builds that the map refers to, ascending by generation; the last is the own one.
     pub builds: Vec<InspectedBuild>,
 }
@@ -57,7 +69,10 @@ pub struct InspectedBuild {
 
 impl Inspection {
     /// Counts a build's pages.
-    pub fn of(build: &Build) -> Self {
+    ///
+    /// # Errors
+    /// [`FormatError::Io`].
+    pub fn of(build: &Build) -> Result<Self, FormatError> {
         let (map, manifest) = (build.map(), build.manifest());
         let mut builds: Vec<_> = map
             .builds()
@@ -85,7 +100,12 @@ impl Inspection {
             .split_last()
             .expect("a table ends with its own build");
         let memory_bytes = map.memory_pages().bytes(map.page_size());
-        Self {
+        let cost = ChainCost::of(build)?;
+        let over_live = |bytes: u64| match cost.live_bytes {
+            0 => 1.0,
+            live => bytes as f64 / live as f64,
+        };
+        Ok(Self {
             build_id: build.id(),
             parent: map.parent(),
             generation: map.generation(),
@@ -99,7 +119,12 @@ impl Inspection {
             inherited_pages: ancestors.iter().map(|build| build.referenced_pages).sum(),
             map_bytes: map.as_bytes().len() as u64,
             total_bytes: manifest.files.values().map(|file| file.bytes).sum(),
+            stored_bytes: cost.stored_bytes,
+            live_bytes: cost.live_bytes,
+            space_amplification: over_live(cost.stored_bytes),
+            read_amplification: over_live(cost.touched_bytes),
+            merge: MergePolicy::default().judge(&cost),
             builds,
-        }
+        })
     }
 }

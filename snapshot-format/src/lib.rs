@@ -10,6 +10,7 @@ mod units;
 // memory.map: reading it, and making a new one from a parent and changes.
 mod extent;
 mod extent_check;
+mod extent_limits;
 mod map_cursor;
 mod map_encode;
 mod map_header;
@@ -62,6 +63,7 @@ mod stream_reader;
 
 // Looking at a build.
 mod data_check;
+mod difference;
 mod inspection;
 mod verify;
 
@@ -71,9 +73,10 @@ pub use build::Build;
 pub use build_id::{BuildId, InvalidBuildId};
 pub use build_store::BuildStore;
 pub use data_file::DataFile;
+pub use difference::{Difference, DifferenceProgress, MAX_RUNS};
 pub use encoding::Encoding;
 pub use error::{Fault, FormatError};
-pub use export::ExportSummary;
+pub use export::{ExportProgress, ExportSummary};
 pub use extent::{EXTENT_BYTES, Extent, Origin};
 pub use import::{ImportOptions, ImportSummary};
 pub use inspection::{InspectedBuild, Inspection};

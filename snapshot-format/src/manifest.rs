@@ -12,6 +12,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::build_id::BuildId;
+use crate::checksum::crc32c;
 use crate::error::{Fault, FormatError};
 use crate::map_header::FORMAT_VERSION;
 use crate::units::{Generation, PageCount, PageSize};
@@ -166,7 +167,7 @@ impl Manifest {
         text.push('\n');
         let digits = text.len() - TAIL.len() - DIGITS;
         debug_assert!(text.ends_with(TAIL), "`checksum` is the last member");
-        let crc = crc32c::crc32c(&text.as_bytes()[..digits]);
+        let crc = crc32c(&text.as_bytes()[..digits]);
         text.replace_range(digits..digits + DIGITS, &format!("{crc:08x}"));
         let bytes = text.len() as u64;
         if bytes > MAX_MANIFEST_BYTES {
@@ -205,7 +206,7 @@ fn check_checksum(bytes: &[u8], name: &Path) -> Result<(), Fault> {
         ));
     };
     let (covered, rest) = bytes.split_at(digits);
-    let expected = format!("{:08x}", crc32c::crc32c(covered));
+    let expected = format!("{:08x}", crc32c(covered));
     let (stored, tail) = rest.split_at(DIGITS);
     if stored != expected.as_bytes() {
         let found = String::from_utf8_lossy(stored);

@@ -24,16 +24,19 @@ pub(crate) fn encode_map(content: &MapContent<'_>) -> Vec<u8> {
         .builds
         .last()
         .expect("a table ends with its own build");
-    let mut table = Vec::with_capacity(content.builds.len() * BUILD_ENTRY_BYTES);
+    let table_bytes = content.builds.len() * BUILD_ENTRY_BYTES;
+    let records_at = HEADER_BYTES + table_bytes;
+    let mut file = Vec::with_capacity(records_at + content.extents.len() * EXTENT_BYTES);
+    // The header has the checksums of what is behind it.
+    file.resize(HEADER_BYTES, 0);
     content
         .builds
         .iter()
-        .for_each(|build| build.encode(&mut table));
-    let mut records = Vec::with_capacity(content.extents.len() * EXTENT_BYTES);
+        .for_each(|build| build.encode(&mut file));
     content
         .extents
         .iter()
-        .for_each(|extent| extent.encode(&mut records));
+        .for_each(|extent| extent.encode(&mut file));
 
     let header = MapHeader {
         page_size: content.page_size,
@@ -42,13 +45,10 @@ pub(crate) fn encode_map(content: &MapContent<'_>) -> Vec<u8> {
         build_id: own.id,
         parent: content.parent,
         build_count: content.builds.len(),
-        builds_crc: masked(&table),
-        extent_count: records.len() / EXTENT_BYTES,
-        extents_crc: masked(&records),
+        builds_crc: masked(&file[HEADER_BYTES..records_at]),
+        extent_count: (file.len() - records_at) / EXTENT_BYTES,
+        extents_crc: masked(&file[records_at..]),
     };
-    let mut file = Vec::with_capacity(HEADER_BYTES + table.len() + records.len());
-    file.extend_from_slice(&header.encode());
-    file.extend_from_slice(&table);
-    file.extend_from_slice(&records);
+    file[..HEADER_BYTES].copy_from_slice(&header.encode());
     file
 }

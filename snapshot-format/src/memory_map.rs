@@ -17,7 +17,7 @@ use crate::extent::{EXTENT_BYTES, Extent, record_start};
 use crate::extent_check::check_extents;
 use crate::map_header::{BuildEntry, HEADER_BYTES, MapHeader, header_crc, parse_builds};
 use crate::sys::Mapping;
-use crate::top_index::TopIndex;
+use crate::top_index::{LINE, TopIndex};
 use crate::units::{Generation, PageCount, PageIndex, PageSize};
 
 /// A validated map of one generation of a memory.
@@ -27,6 +27,8 @@ pub struct MemoryMap {
     name: PathBuf,
     header: MapHeader,
     builds: Vec<BuildEntry>,
+    /// Where the extents begin, in bytes.
+    extents_at: usize,
     index: TopIndex,
 }
 
@@ -81,6 +83,7 @@ impl MemoryMap {
         Ok(Self {
             bytes,
             name: name.to_owned(),
+            extents_at: header.extents_range().start,
             header,
             builds,
             index,
@@ -148,7 +151,7 @@ impl MemoryMap {
     /// The whole extent that contains a page; `None` outside the memory.
     #[inline]
     pub fn lookup(&self, page: PageIndex) -> Option<Extent> {
-        Some(self.extent_at(self.position(page)?))
+        Some(Extent::decode(self.find(page)?.1))
     }
 
     /// The extents of a range of pages, clipped to it, with their storage adjusted.
@@ -185,13 +188,29 @@ impl MemoryMap {
     /// The position of the record that covers a page.
     #[inline]
     pub(crate) fn position(&self, page: PageIndex) -> Option<usize> {
+        Some(self.find(page)?.0)
+    }
+
+    /// The record that covers a page, and its position.
+    #[inline]
+    fn find(&self, page: PageIndex) -> Option<(usize, &[u8; EXTENT_BYTES])> {
         if page.get() >= self.header.memory_pages.get() {
             return None;
         }
-        let candidates = self.index.candidates(page);
-        let first = *candidates.start();
-        // The first candidate begins at or before the page, so at least one does.
-        let begun = self.records()[candidates].partition_point(|r| record_start(r) <= page.get());
-        Some(first + begun - 1)
+        let first = self.index.line_of(page);
+        let records = &self.bytes.get()[self.extents_at + first * EXTENT_BYTES..];
+        let records = records.as_chunks().0;
+        // The records behind the line begin behind the page, so looking at them does no harm;
+        // the last lines have none.
+        let begun = |line: &[_]| {
+            line.iter()
+                .filter(|r| record_start(r) <= page.get())
+                .count()
+        };
+        let begun = match records.first_chunk::<LINE>() {
+            Some(line) => begun(line),
+            None => begun(records),
+        };
+        Some((first + begun - 1, &records[begun - 1]))
     }
 }

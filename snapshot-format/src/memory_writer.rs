@@ -21,6 +21,10 @@ use crate::sums_builder::SumsBuilder;
 use crate::units::{PageCount, PageIndex, PageSize};
 
 const WRITE_BYTES: usize = 1 << 20;
+/// What the disk is told to take at a time. It works while the next pages are compared, where an
+/// fsync at the end would leave all of it to the end. The pages stay in the page cache, where
+/// the next resume looks for them: O_DIRECT would be no faster and lose them.
+const SEND_BYTES: u64 = 8 << 20;
 
 /// The memory of a staged build, being written.
 ///
@@ -74,31 +78,55 @@ impl MemoryWriter {
         let page_bytes = usize::try_from(page_size.bytes()).expect("a page fits memory");
         let window = usize::try_from(window_pages(page_size)).expect("a window fits memory");
         for part in bytes.chunks(window * page_bytes) {
-            self.parent.load(page, part.len() / page_bytes)?;
-            for (position, content) in part.chunks_exact(page_bytes).enumerate() {
-                self.page(page, position, content)?;
-                page = page + PageCount::new(1);
-            }
+            let pages = part.len() / page_bytes;
+            self.parent.load(page, pages)?;
+            self.window(page, part, page_bytes)?;
+            page = page + PageCount::new(pages as u64);
         }
         Ok(())
     }
 
-    fn page(
+    /// Decides about the pages of a window, and stores them by the run.
+    fn window(
         &mut self,
-        page: PageIndex,
-        position: usize,
+        start: PageIndex,
         content: &[u8],
+        page_bytes: usize,
     ) -> Result<(), FormatError> {
-        match decide(content, self.parent.page(position)) {
-            Decision::Drop => self.changes.drop_page(),
-            Decision::Zero => self.changes.zero(page, PageCount::new(1)),
-            Decision::Store => {
-                self.changes
-                    .store(page, PageIndex::new(self.changes.stored.get()));
-                self.data.append(content)?;
+        let at = |position: usize| start + PageCount::new(position as u64);
+        let mut run = 0..0;
+        for (position, page) in content.chunks_exact(page_bytes).enumerate() {
+            let decision = decide(page, self.parent.page(position));
+            if decision == Decision::Store && run.end == position {
+                run.end += 1;
+                continue;
+            }
+            self.store(
+                at(run.start),
+                &content[run.start * page_bytes..run.end * page_bytes],
+            )?;
+            run = position..position;
+            match decision {
+                Decision::Drop => self.changes.drop_page(),
+                Decision::Zero => self.changes.zero(at(position), PageCount::new(1)),
+                Decision::Store => run.end += 1,
             }
         }
-        Ok(())
+        self.store(
+            at(run.start),
+            &content[run.start * page_bytes..run.end * page_bytes],
+        )
+    }
+
+    /// Stores pages that have content of their own; none is no change.
+    fn store(&mut self, start: PageIndex, content: &[u8]) -> Result<(), FormatError> {
+        if content.is_empty() {
+            return Ok(());
+        }
+        let pages = PageCount::new(content.len() as u64 / self.target.page_size.bytes());
+        let storage = PageIndex::new(self.changes.stored.get());
+        self.changes.store(start, pages, storage);
+        self.data.append(content)
     }
 
     /// Takes pages that are zero now, even if the parent has content there.
@@ -153,6 +181,8 @@ struct DataWriter {
     file: File,
     buffer: Vec<u8>,
     written: u64,
+    /// How much of that the disk was told to take.
+    sent: u64,
     sums: SumsBuilder,
 }
 
@@ -167,12 +197,19 @@ impl DataWriter {
             file,
             buffer: Vec::with_capacity(WRITE_BYTES),
             written: 0,
+            sent: 0,
             sums: SumsBuilder::default(),
         })
     }
 
     fn append(&mut self, mut bytes: &[u8]) -> Result<(), FormatError> {
         while !bytes.is_empty() {
+            if self.buffer.is_empty() && bytes.len() >= WRITE_BYTES {
+                let (now, later) = bytes.split_at(WRITE_BYTES);
+                self.write(now)?;
+                bytes = later;
+                continue;
+            }
             let (now, later) = bytes.split_at(bytes.len().min(WRITE_BYTES - self.buffer.len()));
             self.buffer.extend_from_slice(now);
             if self.buffer.len() == WRITE_BYTES {
@@ -184,12 +221,24 @@ impl DataWriter {
     }
 
     fn flush(&mut self) -> Result<(), FormatError> {
-        self.sums.append(&self.buffer);
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let written = self.write(&buffer);
+        buffer.clear();
+        self.buffer = buffer;
+        written
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), FormatError> {
+        self.sums.append(bytes);
         self.storage
-            .write_at(&self.file, &self.path, self.written, &self.buffer)
+            .write_at(&self.file, &self.path, self.written, bytes)
             .map_err(FormatError::io("Writing", &self.path))?;
-        self.written += self.buffer.len() as u64;
-        self.buffer.clear();
+        self.written += bytes.len() as u64;
+        let pending = self.written - self.sent;
+        if pending >= SEND_BYTES {
+            self.storage.start_writeback(&self.file, self.sent, pending);
+            self.sent = self.written;
+        }
         Ok(())
     }
 

@@ -244,10 +244,11 @@ impl<'a> Merge<'a> {
             window.resize(bytes.expect("a window fits memory"), 0);
             self.reader.read(&mut placed, &mut window)?;
             let (at, stored) = self.content.append(&window);
-            self.store
-                .storage()
+            let (storage, bytes) = (self.store.storage(), stored.len() as u64);
+            storage
                 .write_at(&self.data, &path, at, stored)
                 .map_err(FormatError::io("Writing", &path))?;
+            storage.start_writeback(&self.data, at, bytes);
             let flow = progress(self.progress());
             if flow.is_break() || self.content.content_bytes() - durable >= self.checkpoint_bytes {
                 let storage = &**self.store.storage();

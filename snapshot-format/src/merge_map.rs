@@ -2,8 +2,7 @@
 
 use std::path::Path;
 
-use crate::checksum::mask;
-use crate::checksum::masked;
+use crate::checksum::{crc32c_append, mask, masked};
 use crate::error::FormatError;
 use crate::extent::EXTENT_BYTES;
 use crate::map_header::{BUILD_ENTRY_BYTES, BuildEntry, HEADER_BYTES, MapHeader};
@@ -37,7 +36,7 @@ pub(crate) fn write_merged_map(
             extent.encode(&mut records);
         }
         if records.len() >= WRITE_BYTES || extent.is_none() {
-            crc = crc32c::crc32c_append(crc, &records);
+            crc = crc32c_append(crc, &records);
             write(extents_at + written, &records)?;
             written += records.len() as u64;
             records.clear();

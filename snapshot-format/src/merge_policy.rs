@@ -46,6 +46,7 @@ pub struct MergePolicy {
 
 /// Why a chain should be merged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, thiserror::Error)]
+#[serde(tag = "reason", rename_all = "snake_case")]
 pub enum MergeReason {
     /// It takes pages from many builds.
     #[error("Pages come from {depth} builds, more than {limit}")]
@@ -153,12 +154,18 @@ impl ChainCost {
                 touched[usize::from(origin)].touch(first / chunk, (end - 1) / chunk);
             }
         }
-        let chunks: u64 = touched.iter().map(Touched::count).sum();
+        let lengths = map
+            .builds()
+            .iter()
+            .map(|build| build.data_pages.get() * page_bytes);
+        let touched = touched.iter().zip(lengths);
+        let touched_bytes = touched.map(|(touched, length)| touched.bytes(length)).sum();
         Self {
             depth: map.builds().len(),
             stored_bytes,
             live_bytes: live.get() * page_bytes,
-            touched_bytes: (chunks * chunk).max(live.get() * page_bytes),
+            // Extents may share pages, so that there is more content than data.
+            touched_bytes: u64::max(touched_bytes, live.get() * page_bytes),
             extents: map.extent_count(),
         }
     }
@@ -179,11 +186,21 @@ impl Touched {
         (first..=last).for_each(|chunk| self.words[word(chunk)] |= 1 << (chunk % 64));
     }
 
-    fn count(&self) -> u64 {
-        self.words
+    /// The size of the chunks, of data of this length.
+    fn bytes(&self, length: u64) -> u64 {
+        let chunk = u64::from(CHUNK_BYTES);
+        let chunks: u64 = self
+            .words
             .iter()
             .map(|word| u64::from(word.count_ones()))
-            .sum()
+            .sum();
+        // The last one may be shorter.
+        let last = length / chunk;
+        let word = usize::try_from(last / 64)
+            .ok()
+            .and_then(|word| self.words.get(word));
+        let cut = word.is_some_and(|word| word >> (last % 64) & 1 == 1);
+        chunks * chunk - if cut { chunk - length % chunk } else { 0 }
     }
 }
 
@@ -235,6 +252,18 @@ mod tests {
                 touched_bytes
             })
         );
+    }
+
+    #[test]
+    fn last_chunk_of_the_data_counts_as_long_as_it_is() {
+        let mut touched = Touched::default();
+        touched.touch(0, 1);
+        let chunk = u64::from(CHUNK_BYTES);
+        assert_eq!(touched.bytes(chunk + 4096), chunk + 4096);
+        assert_eq!(touched.bytes(2 * chunk), 2 * chunk);
+        assert_eq!(touched.bytes(9 * chunk + 1), 2 * chunk);
+        touched.touch(64, 64);
+        assert_eq!(touched.bytes(64 * chunk + 8192), 2 * chunk + 8192);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The `memory.data` of a merged build while it grows: encoded chunk by chunk, and summed.
 
 use crate::build_id::BuildId;
+use crate::checksum::crc32c;
 use crate::encoding::{Encoder, Encoding};
 use crate::stored_chunk::StoredChunk;
 use crate::sums::{CHUNK_BYTES, encode_sums};
@@ -35,7 +36,7 @@ impl MergedData {
         let raw = self.encoder.encoding() == Encoding::Raw;
         self.encoded.clear();
         for chunk in content.chunks(CHUNK_BYTES as usize) {
-            let content_crc = crc32c::crc32c(chunk);
+            let content_crc = crc32c(chunk);
             let start = self.encoded.len();
             if !raw {
                 self.encoder.append(chunk, &mut self.encoded);
@@ -43,11 +44,7 @@ impl MergedData {
             let stored = if raw { chunk } else { &self.encoded[start..] };
             self.chunks.push(StoredChunk {
                 bytes: u32::try_from(stored.len()).expect("a chunk is small"),
-                stored_crc: if raw {
-                    content_crc
-                } else {
-                    crc32c::crc32c(stored)
-                },
+                stored_crc: if raw { content_crc } else { crc32c(stored) },
                 content_crc,
             });
             self.stored_bytes += stored.len() as u64;

@@ -38,7 +38,9 @@ pub(crate) fn overlay(
     changes: &[Extent],
     memory_pages: PageCount,
 ) -> Vec<Extent> {
-    let mut extents = Vec::with_capacity(changes.len());
+    // A change cuts an extent of the parent in two at most.
+    let inherited_extents = parent.map_or(1, MemoryMap::extent_count);
+    let mut extents = Vec::with_capacity(inherited_extents + 2 * changes.len());
     let mut next = PageIndex::new(0);
     for change in changes {
         inherited(parent, next..change.start).for_each(|e| push_merged(&mut extents, e));

@@ -91,6 +91,13 @@ impl ParentPages {
     ) -> Result<(), FormatError> {
         let page_bytes = self.page_bytes();
         let data = &parent.data_files()[usize::from(run.origin)];
+        if let [extent] = run.extents {
+            let position = in_memory(extent.start - window_start);
+            let pages = in_memory(extent.pages);
+            self.zero[position..][..pages].fill(false);
+            let window = &mut self.window[position * page_bytes..][..pages * page_bytes];
+            return data.read_bytes(window, DataFile::offset(extent.storage, self.page_size));
+        }
         let pages = in_memory(run.storage.end - run.storage.start);
         self.bounce.resize(pages * page_bytes, 0);
         let at = DataFile::offset(run.storage.start, self.page_size);

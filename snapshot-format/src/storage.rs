@@ -10,6 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use crate::error::FormatError;
+use crate::sys;
 
 /// What a [`BuildStore`](crate::BuildStore) does to its file system.
 ///
@@ -41,6 +42,12 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// # Errors
     /// Those of `pwrite(2)`; some of the bytes may be written then.
     fn write_at(&self, file: &File, path: &Path, offset: u64, bytes: &[u8]) -> io::Result<()>;
+
+    /// Begins to write what `write_at` took to the disk, so that a later sync finds less to do.
+    /// Advice, which changes nothing that anybody can rely on.
+    fn start_writeback(&self, file: &File, offset: u64, bytes: u64) {
+        let _ = (file, offset, bytes);
+    }
 
     /// Makes the content of a file durable.
     ///
@@ -88,6 +95,11 @@ impl Storage for DiskStorage {
 
     fn write_at(&self, file: &File, _path: &Path, offset: u64, bytes: &[u8]) -> io::Result<()> {
         file.write_all_at(bytes, offset)
+    }
+
+    fn start_writeback(&self, file: &File, offset: u64, bytes: u64) {
+        // A file system that can't do that still has its fsync.
+        let _ = sys::start_writeback(file, offset, bytes);
     }
 
     fn sync_file(&self, path: &Path) -> io::Result<()> {

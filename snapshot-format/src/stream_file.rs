@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use crate::build_id::BuildId;
-use crate::checksum::append_zeros;
+use crate::checksum::{append_zeros, crc32c_append};
 use crate::error::{Fault, FormatError};
 use crate::manifest::FileEntry;
 use crate::sparse::READ_BYTES;
@@ -37,7 +37,7 @@ pub(crate) fn receive_file<R: Read>(
             let bytes = (run.end - at).min(READ_BYTES as u64);
             buffer.resize(usize::try_from(bytes).expect("a part is small"), 0);
             content.fill(&mut buffer)?;
-            crc = crc32c::crc32c_append(crc, &buffer);
+            crc = crc32c_append(crc, &buffer);
             storage
                 .write_at(&file, path, at, &buffer)
                 .map_err(FormatError::io("Writing", path))?;

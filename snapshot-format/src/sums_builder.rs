@@ -1,7 +1,7 @@
 //! The sums of a `memory.data` that is not encoded, while it is written front to back.
 
 use crate::build_id::BuildId;
-use crate::checksum::append_zeros;
+use crate::checksum::{append_zeros, crc32c_append};
 use crate::encoding::Encoding;
 use crate::sums::{CHUNK_BYTES, encode_sums};
 
@@ -20,7 +20,7 @@ impl SumsBuilder {
         while !bytes.is_empty() {
             let room = usize::try_from(self.room()).expect("a chunk is small");
             let (now, later) = bytes.split_at(bytes.len().min(room));
-            self.crc = crc32c::crc32c_append(self.crc, now);
+            self.crc = crc32c_append(self.crc, now);
             self.advance(now.len() as u64);
             bytes = later;
         }
@@ -79,6 +79,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::checksum::crc32c;
     use crate::sums::DataSums;
 
     #[test]
@@ -102,7 +103,7 @@ mod tests {
         let sums = DataSums::from_bytes(&file, Path::new("sums")).unwrap();
         assert_eq!(sums.header().header_crc, crc);
         assert_eq!(sums.sums().len(), 2);
-        assert_eq!(sums.sums()[0], crc32c::crc32c(&vec![7; 262_144]));
+        assert_eq!(sums.sums()[0], crc32c(&vec![7; 262_144]));
         assert_eq!(sums.chunk_len(1), 300_000 - 262_144);
     }
 }

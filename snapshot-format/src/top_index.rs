@@ -1,127 +1,154 @@
-//! A table of contents over the extents: one hop to a handful of neighbours.
+//! A table of contents over the extents: two hops to one cache line of records.
 //!
-//! Memory is cut into equal buckets, about one per four extents; the table holds the position
-//! of the extent that covers the first page of each bucket. A lookup reads two entries of this
-//! table and searches the few records between them, where a search over all of a million
-//! records would miss the cache a dozen times. It is built in memory while the extents are
-//! validated, so it costs nothing on disk and can't disagree with them.
+//! ```text
+//!  page ─▶ groups (one entry per bucket of memory) ─▶ leaders (one per line of records) ─▶ line
+//!          which leader begins before the bucket      a run of them is compared at once
+//! ```
+//!
+//! A *line* is the four extents that share 64 bytes of the file, its *leader* the first page of
+//! its first one. All leaders of a million extents are 1 MiB and stay in a near cache, so that a
+//! lookup fetches one line from far away; a search over the records would fetch a dozen. The
+//! table is built in memory while the extents are validated: it costs nothing on disk and can't
+//! disagree with them.
 
-use std::ops::RangeInclusive;
-
+use crate::extent::EXTENT_BYTES;
 use crate::units::{PageCount, PageIndex};
 
-/// How many extents share a bucket on average.
-const EXTENTS_PER_BUCKET: u64 = 4;
+/// Extents in a line.
+pub(crate) const LINE: usize = 64 / EXTENT_BYTES;
+/// Leaders per bucket, on average.
+const GROUP: usize = 4;
+/// Leaders that are compared with a page at once: those of two groups, in which it usually is,
+/// and as many again.
+const WINDOW: usize = 16;
 
 #[derive(Debug)]
 pub(crate) struct TopIndex {
     /// A page belongs to bucket `page >> shift`.
     shift: u32,
-    /// For each bucket the extent that covers its first page; then the last extent.
-    first: Vec<u32>,
+    /// For each bucket a leader at or before its first page; then the last one.
+    buckets: Vec<u32>,
+    /// The first page of each line, ascending from 0.
+    leaders: Vec<u32>,
+    /// Extents that are missing from the first line.
+    skew: usize,
 }
 
-/// A [`TopIndex`] that is being filled.
-#[derive(Debug)]
-pub(crate) struct TopIndexBuilder {
-    shift: u32,
-    /// The pages of a bucket less one.
-    round_up: u64,
-    /// The extent that is taken next.
-    position: u32,
-    /// The last extent that begins between the first pages of the bucket before and of this one;
-    /// 0 if none does.
-    begun: Vec<u32>,
+/// How many extents the first line lacks, if they begin at this byte of a file.
+pub(crate) fn skew(extents_at: usize) -> usize {
+    extents_at / EXTENT_BYTES % LINE
 }
 
-impl TopIndexBuilder {
-    /// For a memory of at most 2^32 pages and at least one.
-    pub(crate) fn new(memory_pages: PageCount, extent_count: usize) -> Self {
-        let target = (extent_count as u64 / EXTENTS_PER_BUCKET).max(1);
+impl TopIndex {
+    /// For a memory of at most 2^32 pages and at least one; `leaders` are the first pages of its
+    /// lines.
+    pub(crate) fn new(memory_pages: PageCount, leaders: Vec<u32>, skew: usize) -> Self {
+        let target = (leaders.len() / GROUP).max(1) as u64;
         let last_page = memory_pages.get() - 1;
         let mut shift = 0;
         while (last_page >> shift) + 1 > target {
             shift += 1;
         }
-        let buckets =
-            usize::try_from((last_page >> shift) + 1).expect("fewer buckets than extents");
+        let count = usize::try_from((last_page >> shift) + 1).expect("fewer buckets than leaders");
+        let mut buckets = Vec::with_capacity(count + 1);
+        for (group, start) in leaders.iter().step_by(GROUP).enumerate() {
+            // Buckets that begin before this leader have an earlier one.
+            let bucket = (u64::from(*start) + (1 << shift) - 1) >> shift;
+            let before = group.saturating_sub(1) * GROUP;
+            let bucket = usize::try_from(bucket).expect("a bucket per page");
+            buckets.resize(bucket.max(buckets.len()), narrow(before));
+        }
+        let last_group = (leaders.len() - 1) / GROUP * GROUP;
+        buckets.resize(count.max(buckets.len()), narrow(last_group));
+        buckets.push(narrow(leaders.len() - 1));
         Self {
             shift,
-            round_up: (1 << shift) - 1,
-            position: 0,
-            begun: vec![0; buckets + 1],
+            buckets,
+            leaders,
+            skew,
         }
     }
 
-    /// Takes the first pages of the next extents; they cover the memory without gaps, in order,
-    /// or else the index is never asked.
-    ///
-    /// Branches only where it never does: which extent is the first of a bucket is
-    /// unpredictable. The position lives in a register; in the builder, every write to the table
-    /// would make the compiler read it anew.
-    pub(crate) fn push_all(&mut self, start_pages: impl Iterator<Item = u64>) {
-        let (shift, round_up) = (self.shift, self.round_up);
-        let (begun, mut position) = (self.begun.as_mut_slice(), self.position);
-        for start_page in start_pages {
-            let bucket = (start_page + round_up) >> shift;
-            if let Some(begun) = begun.get_mut(bucket as usize) {
-                *begun = position;
+    /// The position of the first extent in the line of a page that lies in the memory.
+    #[inline]
+    pub(crate) fn line_of(&self, page: PageIndex) -> usize {
+        let bucket = usize::try_from(page.get() >> self.shift).expect("a bucket per 64-bit page");
+        let first = self.buckets[bucket] as usize;
+        let leader = match self.leaders[first..].first_chunk::<WINDOW>() {
+            Some(window) => {
+                // All of them: a branch that ends the count would be mispredicted every time.
+                let begun = begun(window, page);
+                if begun < WINDOW {
+                    first + begun - 1
+                } else {
+                    self.search(page, first)
+                }
             }
-            position = position.wrapping_add(1);
-        }
-        self.position = position;
+            None => self.search(page, first),
+        };
+        (leader * LINE).saturating_sub(self.skew)
     }
 
-    pub(crate) fn finish(self) -> TopIndex {
-        let mut first = self.begun;
-        let mut last = 0;
-        for position in &mut first {
-            last = last.max(*position);
-            *position = last;
-        }
-        TopIndex {
-            shift: self.shift,
-            first,
-        }
+    /// The leader of a page among those from `first` on, however many begin in a bucket.
+    #[cold]
+    fn search(&self, page: PageIndex, first: usize) -> usize {
+        let rest = &self.leaders[first..];
+        first + rest.partition_point(|leader| u64::from(*leader) <= page.get()) - 1
     }
 }
 
-impl TopIndex {
-    /// The positions among which the extent of `page` is; the page lies in the memory.
-    #[inline]
-    pub(crate) fn candidates(&self, page: PageIndex) -> RangeInclusive<usize> {
-        let bucket = usize::try_from(page.get() >> self.shift).expect("a bucket per 64-bit page");
-        self.first[bucket] as usize..=self.first[bucket + 1] as usize
-    }
+/// How many of these begin at or before a page.
+#[inline(always)]
+fn begun(leaders: &[u32; WINDOW], page: PageIndex) -> usize {
+    let page = u32::try_from(page.get()).expect("memory has at most 2^32 pages");
+    let begun = leaders.iter().map(|leader| u32::from(*leader <= page));
+    begun.sum::<u32>() as usize
+}
+
+fn narrow(leader: usize) -> u32 {
+    u32::try_from(leader).expect("at most 2^30 leaders")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn index(ends: &[u64]) -> TopIndex {
+    /// Checks the line of every extent's first and last page.
+    fn check(ends: &[u64], skew: usize) {
+        let starts: Vec<u64> = [0].into_iter().chain(ends.iter().copied()).collect();
+        let starts = &starts[..ends.len()];
+        let leads = |position: usize| position == 0 || (position + skew).is_multiple_of(LINE);
+        let leaders = (0..starts.len()).filter(|position| leads(*position));
+        let leaders = leaders.map(|position| u32::try_from(starts[position]).unwrap());
         let pages = PageCount::new(*ends.last().unwrap());
-        let mut builder = TopIndexBuilder::new(pages, ends.len());
-        builder.push_all(
-            [0].into_iter()
-                .chain(ends[..ends.len() - 1].iter().copied()),
-        );
-        builder.finish()
+        let index = TopIndex::new(pages, leaders.collect(), skew);
+        for (position, end) in ends.iter().enumerate() {
+            let line = (0..=position).rev().find(|position| leads(*position));
+            for page in [starts[position], end - 1] {
+                let found = index.line_of(PageIndex::new(page));
+                assert_eq!(Some(found), line, "page {page} of {ends:?}");
+            }
+        }
     }
 
     #[test]
-    fn candidates_always_contain_the_extent_of_the_page() {
-        let single: Vec<u64> = (1..=100).collect();
-        let crowded: Vec<u64> = (1..=64).chain([1 << 32]).collect();
-        let sparse: Vec<u64> = (1..=40).map(|i| i * 1000 + i % 7).collect();
-        for ends in [vec![1], vec![1 << 32], single, crowded, sparse] {
-            let index = index(&ends);
-            for (position, &end) in ends.iter().enumerate() {
-                let start = if position == 0 { 0 } else { ends[position - 1] };
-                for page in [start, end - 1] {
-                    let candidates = index.candidates(PageIndex::new(page));
-                    assert!(candidates.contains(&position), "page {page} of {ends:?}");
-                }
+    fn line_of_a_page_is_found_however_extents_lie() {
+        let single: Vec<u64> = (1..=1000).collect();
+        let crowded: Vec<u64> = (1..=640).chain([1 << 32]).collect();
+        let late: Vec<u64> = (0..900).map(|i| (1 << 30) + i).collect();
+        let sparse: Vec<u64> = (1..=400).map(|i| i * 1000 + i % 7).collect();
+        let gaps = (1..=999).map(|i| i + 5000 * (i / 90) + 700_000 * (i / 400));
+        for ends in [
+            vec![1],
+            vec![1 << 32],
+            single,
+            crowded,
+            late,
+            sparse,
+            gaps.collect(),
+        ] {
+            for skew in [0, 2] {
+                check(&ends, skew);
             }
         }
     }

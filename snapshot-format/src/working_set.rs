@@ -12,6 +12,8 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
+use serde::Serialize;
+
 use crate::build::Build;
 use crate::build_id::BuildId;
 use crate::build_store::BuildStore;
@@ -25,8 +27,8 @@ use crate::working_set_file::{MAX_FILE_BYTES, decode, encode};
 /// The most runs of one working set; a longer recording keeps the first.
 pub const MAX_WORKING_SET_RUNS: usize = 65_536;
 
-/// Pages that were touched one after the other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Consecutive pages: touched one after the other, or changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct PageRun {
     /// The first page.
     pub start: PageIndex,

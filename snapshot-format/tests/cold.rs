@@ -107,7 +107,7 @@ fn cold_build_is_exported_and_imported() {
     for encoding in ENCODED {
         let (_dir, store, source, _) = cold_store(encoding);
         let mut stream = Vec::new();
-        store.export(&id(COLD), &mut stream).unwrap();
+        store.export(&id(COLD), &mut stream, &mut |_| {}).unwrap();
         let (_other_dir, other) = temp_store();
         other
             .import(stream.as_slice(), &ImportOptions::default())

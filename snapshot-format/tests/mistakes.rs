@@ -80,7 +80,7 @@ fn inspection_counts_own_inherited_and_zero_pages() {
     let (base, diff) = small_chain(&store);
     assert_eq!(content(&base), [0, 1, 2, 3, 0, 5, 0, 0]);
     assert_eq!(content(&diff), [9, 1, 0, 3, 0, 0, 0, 7]);
-    let inspection = Inspection::of(&diff);
+    let inspection = Inspection::of(&diff).unwrap();
     assert_eq!(inspection.own_pages, count(2));
     assert_eq!(inspection.inherited_pages, count(2));
     assert_eq!(inspection.zero_pages, count(4));

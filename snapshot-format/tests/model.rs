@@ -39,7 +39,7 @@ fn check(store: &BuildStore, build: &Build, memory: &[u8]) {
     let options = snapshot_format::VerifyOptions { ancestors: true };
     let report = verify_with(store, &build.id(), options, &mut |_| {});
     assert!(report.is_clean(), "{:?}", report.faults);
-    let inspection = Inspection::of(build);
+    let inspection = Inspection::of(build).unwrap();
     let counted = inspection.zero_pages + inspection.own_pages + inspection.inherited_pages;
     assert_eq!(counted, count(PAGES as u64));
     let zeros = memory.iter().filter(|&&byte| byte == 0).count() as u64;

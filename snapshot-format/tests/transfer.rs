@@ -16,7 +16,7 @@ use support::{at, content, count, filled, id, info, publish, small_chain, temp_s
 
 fn export(store: &BuildStore, build: BuildId) -> Vec<u8> {
     let mut stream = Vec::new();
-    store.export(&build, &mut stream).unwrap();
+    store.export(&build, &mut stream, &mut |_| {}).unwrap();
     stream
 }
 
@@ -142,7 +142,7 @@ fn export_to_a_writer_that_fails_is_an_error() {
     let (_dir, store) = temp_store();
     small_chain(&store);
     for room in [0, 600, 20_000] {
-        let error = store.export(&id(2), Full(room)).unwrap_err();
+        let error = store.export(&id(2), Full(room), &mut |_| {}).unwrap_err();
         assert!(matches!(error, FormatError::Io { .. }), "{error}");
     }
 }

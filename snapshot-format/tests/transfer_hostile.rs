@@ -11,7 +11,7 @@ use tar::EntryType;
 
 fn export(store: &BuildStore, build: BuildId) -> Vec<u8> {
     let mut stream = Vec::new();
-    store.export(&build, &mut stream).unwrap();
+    store.export(&build, &mut stream, &mut |_| {}).unwrap();
     stream
 }
 

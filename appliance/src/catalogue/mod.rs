@@ -103,16 +103,16 @@ impl Catalogue {
     }
 }
 
-/// A map as a JSON column.
-pub(super) fn to_json(map: &std::collections::BTreeMap<String, String>) -> String {
-    serde_json::to_string(map).unwrap_or_else(|_| "{}".to_owned())
+/// A value as a JSON column.
+pub(super) fn to_json(value: &impl serde::Serialize) -> String {
+    serde_json::to_string(value).expect("maps of texts and policies are JSON")
 }
 
-/// A JSON column as a map.
-pub(super) fn from_json(
+/// A JSON column as a value.
+pub(super) fn from_json<T: serde::de::DeserializeOwned>(
     column: &'static str,
     text: &str,
-) -> Result<std::collections::BTreeMap<String, String>, CatalogueError> {
+) -> Result<T, CatalogueError> {
     serde_json::from_str(text).map_err(|_| CatalogueError::Value {
         column,
         value: text.to_owned(),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use http_api::ids::{SandboxId, TemplateName};
-use http_api::wire::SandboxState;
+use http_api::wire::{NetworkPolicy, SandboxState};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use snapshot_format::BuildId;
 
@@ -34,10 +34,12 @@ pub struct SandboxRow {
     pub env: BTreeMap<String, String>,
     /// The caller's notes.
     pub labels: BTreeMap<String, String>,
+    /// What it may reach.
+    pub network: NetworkPolicy,
 }
 
 const COLUMNS: &str = "id, template, vcpus, memory_mb, kernel, initrd, cmdline, slot, state, \
-                       build, reason, created_at_ms, env, labels";
+                       build, reason, created_at_ms, env, labels, network";
 
 /// Stores a sandbox, new or changed.
 ///
@@ -59,12 +61,14 @@ pub fn put(connection: &Connection, row: &SandboxRow) -> Result<(), CatalogueErr
         row.created_at_ms as i64,
         to_json(&row.env),
         to_json(&row.labels),
+        to_json(&row.network),
     ];
     connection.execute(
         &format!(
-            "INSERT INTO sandboxes ({COLUMNS}) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14)
+            "INSERT INTO sandboxes ({COLUMNS}) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15)
              ON CONFLICT (id) DO UPDATE SET
-               state = excluded.state, build = excluded.build, reason = excluded.reason"
+               state = excluded.state, build = excluded.build, reason = excluded.reason,
+               network = excluded.network"
         ),
         values,
     )?;
@@ -156,6 +160,7 @@ fn decode(row: &Row<'_>) -> Result<SandboxRow, CatalogueError> {
         created_at_ms: row.get::<_, i64>(11)? as u64,
         env: from_json("sandboxes.env", &text(12)?)?,
         labels: from_json("sandboxes.labels", &text(13)?)?,
+        network: from_json("sandboxes.network", &text(14)?)?,
     })
 }
 
@@ -180,6 +185,7 @@ impl SandboxRow {
             created_at_ms: 5,
             env: BTreeMap::new(),
             labels: BTreeMap::new(),
+            network: NetworkPolicy::default(),
         }
     }
 }

@@ -4,7 +4,7 @@ use rusqlite::Connection;
 
 use super::CatalogueError;
 
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 
 const TABLES: &str = "
 CREATE TABLE sandboxes (
@@ -21,7 +21,8 @@ CREATE TABLE sandboxes (
     reason        TEXT,
     created_at_ms INTEGER NOT NULL,
     env           TEXT NOT NULL,
-    labels        TEXT NOT NULL
+    labels        TEXT NOT NULL,
+    network       TEXT NOT NULL DEFAULT '{}'
 ) STRICT;
 CREATE TABLE templates (
     name          TEXT PRIMARY KEY,
@@ -46,6 +47,9 @@ CREATE TABLE build_uses (
 ) STRICT;
 ";
 
+/// From version 1: sandboxes may reach what they like.
+const SECOND: &str = "ALTER TABLE sandboxes ADD COLUMN network TEXT NOT NULL DEFAULT '{}'";
+
 /// Sets the connection up and makes the tables if they aren't there.
 pub(super) fn prepare(connection: &mut Connection) -> Result<(), CatalogueError> {
     connection.pragma_update(None, "journal_mode", "WAL")?;
@@ -60,6 +64,12 @@ pub(super) fn prepare(connection: &mut Connection) -> Result<(), CatalogueError>
             transaction.pragma_update(None, "user_version", VERSION)?;
             Ok(transaction.commit()?)
         }
+        1 => {
+            let transaction = connection.transaction()?;
+            transaction.execute_batch(SECOND)?;
+            transaction.pragma_update(None, "user_version", VERSION)?;
+            Ok(transaction.commit()?)
+        }
         found => Err(CatalogueError::Version {
             found,
             known: VERSION,
@@ -70,6 +80,24 @@ pub(super) fn prepare(connection: &mut Connection) -> Result<(), CatalogueError>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_catalogue_of_the_first_version_gets_what_it_lacks() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        let first = TABLES.replace(",\n    network       TEXT NOT NULL DEFAULT '{}'", "");
+        assert_ne!(first, TABLES);
+        connection.execute_batch(&first).unwrap();
+        connection.pragma_update(None, "user_version", 1).unwrap();
+        prepare(&mut connection).unwrap();
+        let columns = |connection: &Connection| -> i64 {
+            let query = "SELECT COUNT(*) FROM pragma_table_info('sandboxes')";
+            connection.query_row(query, [], |row| row.get(0)).unwrap()
+        };
+        let mut new = Connection::open_in_memory().unwrap();
+        prepare(&mut new).unwrap();
+        assert_eq!(columns(&connection), columns(&new));
+        prepare(&mut connection).unwrap();
+    }
 
     #[test]
     fn a_newer_catalogue_is_refused() {

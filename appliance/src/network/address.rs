@@ -9,6 +9,7 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
 
+use ipnet::Ipv4Net;
 use serde::{Deserialize, Deserializer};
 use thiserror::Error;
 
@@ -105,6 +106,12 @@ impl<'de> Deserialize<'de> for Pool {
 }
 
 impl Pool {
+    /// All of its addresses.
+    #[must_use]
+    pub fn network(self) -> Ipv4Net {
+        Ipv4Net::new_assert(self.base, self.prefix)
+    }
+
     /// How many slots the pool has room for.
     #[must_use]
     pub const fn slots(self) -> u32 {

@@ -1,15 +1,17 @@
 //! Network slots: a namespace, a link to the host and a tap for each sandbox.
 //!
-//! Addresses are arithmetic ([`address`]), rules are values ([`nftables`]), building is
+//! Addresses are arithmetic ([`address`]), rules are values ([`rules`]), building is
 //! netlink ([`slot`]); one thread does it ([`slots`]) because a thread must change its
 //! namespace to make another's content, and no other thread of the daemon should.
 
 pub mod address;
 pub mod namespace;
 pub mod nftables;
+pub mod rules;
 pub mod slot;
 pub mod slots;
 
 pub use address::{Pool, SlotIndex};
+pub use rules::Egress;
 pub use slot::{Slot, SlotError};
 pub use slots::Slots;

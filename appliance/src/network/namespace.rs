@@ -39,12 +39,31 @@ pub fn create<T>(name: &str, inside: impl FnOnce() -> io::Result<T>) -> io::Resu
         })
         .map_err(io::Error::from)
         .and_then(|()| inside());
-    setns(&home, CloneFlags::CLONE_NEWNET)
-        .unwrap_or_else(|error| panic!("the slot thread lost its own namespace: {error}"));
+    go_home(&home);
     if made.is_err() {
         let _ = remove(name);
     }
     made
+}
+
+/// Runs `inside` with the calling thread in a kept namespace, and brings the thread back.
+///
+/// # Errors
+/// There is no namespace of this name, or `inside` failed.
+pub fn within<T>(name: &str, inside: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    let (there, home) = (
+        File::open(path(name))?,
+        File::open("/proc/thread-self/ns/net")?,
+    );
+    setns(&there, CloneFlags::CLONE_NEWNET)?;
+    let result = inside();
+    go_home(&home);
+    result
+}
+
+fn go_home(home: &File) {
+    setns(home, CloneFlags::CLONE_NEWNET)
+        .unwrap_or_else(|error| panic!("the slot thread lost its own namespace: {error}"));
 }
 
 /// Lets go of a namespace; the kernel ends it when its last process has.

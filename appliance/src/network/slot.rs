@@ -15,15 +15,13 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsRawFd;
 
 use futures_util::TryStreamExt;
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 use rtnetlink::packet_route::link::{InfoData, InfoVeth};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use thiserror::Error;
 
-use super::address::{
-    self, GATEWAY, GATEWAY_MAC, GUEST, GUEST_PREFIX, INNER_LINK, Pool, SlotIndex, TAP,
-};
-use super::{namespace, nftables};
+use super::address::{self, GATEWAY, GATEWAY_MAC, GUEST_PREFIX, INNER_LINK, Pool, SlotIndex, TAP};
+use super::namespace;
+use super::nftables::{self, Batch};
 use crate::sys::tap;
 
 /// Why a slot could not be built or taken down.
@@ -59,6 +57,7 @@ pub(super) fn build(
     instance: &str,
     pool: Pool,
     index: SlotIndex,
+    rules: impl FnOnce() -> Batch,
 ) -> Result<Slot, SlotError> {
     let failed = |operation| {
         move |source| SlotError {
@@ -81,7 +80,7 @@ pub(super) fn build(
             driver.abort();
             result
         })?;
-        apply_rules()
+        nftables::apply(rules())
     })
     .map_err(failed("building its namespace"))?;
     let outside = runtime.block_on(async {
@@ -104,6 +103,23 @@ pub(super) fn build(
         index,
         namespace: namespace::path(&name),
         address: pool.sandbox_end(index),
+    })
+}
+
+/// Replaces a built slot's rules.
+///
+/// # Errors
+/// Which step failed; the rules are as before.
+pub(super) fn set_rules(
+    instance: &str,
+    index: SlotIndex,
+    rules: impl FnOnce() -> Batch,
+) -> Result<(), SlotError> {
+    let name = address::namespace(instance, index);
+    namespace::within(&name, || nftables::apply(rules())).map_err(|source| SlotError {
+        slot: index,
+        operation: "replacing its rules",
+        source,
     })
 }
 
@@ -212,41 +228,6 @@ async fn bring_up(
         .execute()
         .await
         .map_err(into_io)
-}
-
-/// Sends the slot's rules as one transaction and reads every acknowledgement.
-fn apply_rules() -> io::Result<()> {
-    let mut socket = Socket::new(NETLINK_NETFILTER)?;
-    socket.bind_auto()?;
-    let (batch, messages) = nftables::slot_rules(INNER_LINK, GUEST).finish();
-    socket.send_to(&batch, &SocketAddr::new(0, 0), 0)?;
-    let mut acknowledged = 0;
-    while acknowledged < messages {
-        let (bytes, _) = socket.recv_from_full()?;
-        acknowledged += check_acknowledgements(&bytes)?;
-    }
-    Ok(())
-}
-
-/// `NLMSG_ERROR` messages: errno zero is an acknowledgement.
-fn check_acknowledgements(bytes: &[u8]) -> io::Result<u32> {
-    const NLMSG_ERROR: u16 = 2;
-    let word = |at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
-    let (mut at, mut count) = (0, 0);
-    while let Some(len) = word(at) {
-        if len < 16 {
-            break;
-        }
-        let kind = u16::from_ne_bytes([bytes[at + 4], bytes[at + 5]]);
-        if kind == NLMSG_ERROR {
-            match word(at + 16).unwrap_or(0) as i32 {
-                0 => count += 1,
-                errno => return Err(io::Error::from_raw_os_error(-errno)),
-            }
-        }
-        at += (len as usize).next_multiple_of(4);
-    }
-    Ok(count)
 }
 
 fn into_io(error: rtnetlink::Error) -> io::Error {

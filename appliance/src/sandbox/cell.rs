@@ -122,6 +122,7 @@ impl Cell {
             vcpus: row.shape.vcpus,
             memory_mb: row.shape.memory_mb,
             address: self.inner.address.to_string(),
+            network: row.network,
             created_at_ms: row.created_at_ms,
             build: row.build.map(|build| build.to_string()),
             generation: *self.inner.generation.lock(),

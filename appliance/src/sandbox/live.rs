@@ -86,7 +86,7 @@ pub(super) async fn make_place(
         let (disks, disk) = (host.disks.clone(), disk.clone());
         tokio::task::spawn_blocking(move || disks.copy(&image, &disk))
     };
-    let (slot, copied) = tokio::join!(host.slots.build(row.slot), copy);
+    let (slot, copied) = tokio::join!(host.slots.build(row.slot, row.network.clone()), copy);
     copied.map_err(|_| OperationError::Worker)??;
     let slot = slot?;
     let place = Place {

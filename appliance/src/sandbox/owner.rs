@@ -8,14 +8,14 @@ use std::sync::Arc;
 
 use http_api::ApiError;
 use http_api::ids::TemplateName;
-use http_api::wire::{MemoryStats, Sandbox, SandboxState, Snapshot};
+use http_api::wire::{MemoryStats, NetworkPolicy, Sandbox, SandboxState, Snapshot};
 use snapshot_format::PageSize;
 use tokio::sync::{mpsc, oneshot};
 
 use super::cell::Cell;
 use super::live::{Live, give_back};
 use super::snapshot::{Purpose, Taken, take};
-use super::state::Operation;
+use super::state::{Denied, Operation};
 use super::{OperationError, boot, restore};
 use crate::catalogue::{CatalogueError, SandboxRow, builds, sandboxes};
 use crate::guest::Guest;
@@ -36,6 +36,8 @@ pub enum Job {
     Snapshot(TemplateName, Reply<Snapshot>),
     /// Say what its memory did.
     Memory(Reply<MemoryStats>),
+    /// Replace what it may reach.
+    Network(NetworkPolicy, Reply<Sandbox>),
     /// Remove it.
     Destroy(Reply<()>),
 }
@@ -134,6 +136,10 @@ impl Owner {
                     let result = self.memory().await;
                     let _ = reply.send(result);
                 }
+                Some(Job::Network(policy, reply)) => {
+                    let result = self.set_network(policy).await;
+                    let _ = reply.send(result);
+                }
                 Some(Job::Destroy(reply)) => {
                     self.destroy().await;
                     let _ = reply.send(Ok(()));
@@ -227,6 +233,33 @@ impl Owner {
                 .generation
                 .get(),
         )
+    }
+
+    /// Stored first: after a crash in between, the next resume applies it.
+    async fn set_network(&mut self, policy: NetworkPolicy) -> Result<Sandbox, ApiError> {
+        if self.cell.state() == SandboxState::Failed {
+            return Err(Denied::Failed.into());
+        }
+        let before = self.cell.row().network;
+        self.store_network(policy.clone()).await?;
+        if self.live.is_some() {
+            let slot = self.cell.row().slot;
+            if let Err(error) = self.host.slots.set_policy(slot, policy).await {
+                self.store_network(before).await?;
+                return Err(ApiError::failed("network_failed", &error));
+            }
+        }
+        Ok(self.cell.view())
+    }
+
+    async fn store_network(&self, policy: NetworkPolicy) -> Result<(), ApiError> {
+        let mut row = self.cell.row();
+        row.network = policy.clone();
+        let put = move |connection: &mut rusqlite::Connection| sandboxes::put(connection, &row);
+        let stored = self.host.catalogue.call(put).await;
+        stored.map_err(|error| ApiError::failed("catalogue_failed", &error))?;
+        self.cell.update(|row| row.network = policy);
+        Ok(())
     }
 
     async fn memory(&self) -> Result<MemoryStats, ApiError> {
@@ -382,7 +415,9 @@ fn refuse_all(mut jobs: mpsc::Receiver<Job>, id: &http_api::ids::SandboxId) {
     };
     while let Ok(job) = jobs.try_recv() {
         match job {
-            Job::Pause(reply) | Job::Resume(reply) => drop(reply.send(Err(error()))),
+            Job::Pause(reply) | Job::Resume(reply) | Job::Network(_, reply) => {
+                drop(reply.send(Err(error())));
+            }
             Job::Snapshot(_, reply) => drop(reply.send(Err(error()))),
             Job::Memory(reply) => drop(reply.send(Err(error()))),
             Job::Destroy(reply) => drop(reply.send(Ok(()))),

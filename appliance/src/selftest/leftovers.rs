@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use super::daemon::{INSTANCE, Workplace};
+use crate::network::nftables;
 
 /// Everything that is left over, described.
 pub(super) fn find(workplace: &Workplace) -> Vec<String> {
@@ -28,6 +29,11 @@ pub(super) fn find(workplace: &Workplace) -> Vec<String> {
             }
         }
     }
+    let tables = nftables::tables().unwrap_or_default();
+    let ours = tables
+        .iter()
+        .filter(|table| table.ends_with(&format!("-{INSTANCE}")));
+    found.extend(ours.map(|table| format!("nftables table {table}")));
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let ours = |line: &&str| {
         line.contains(&*workplace.data.to_string_lossy()) || line.contains(&format!("/{INSTANCE}"))

@@ -8,7 +8,7 @@ use super::{Segment, name};
 use crate::body::JsonBody;
 use crate::control_plane::ControlPlane;
 use crate::problem::ApiError;
-use crate::wire::{CreateSandbox, ExecRequest, ExecResult, MemoryStats, Sandbox};
+use crate::wire::{CreateSandbox, ExecRequest, ExecResult, MemoryStats, NetworkPolicy, Sandbox};
 
 pub(crate) async fn list<C: ControlPlane>(
     State(control): State<C>,
@@ -20,6 +20,7 @@ pub(crate) async fn create<C: ControlPlane>(
     State(control): State<C>,
     JsonBody(request): JsonBody<CreateSandbox>,
 ) -> Result<(StatusCode, Json<Sandbox>), ApiError> {
+    request.network.check("network.")?;
     let sandbox = control.create(request).await?;
     Ok((StatusCode::CREATED, Json(sandbox)))
 }
@@ -65,6 +66,16 @@ pub(crate) async fn memory<C: ControlPlane>(
     Segment(id): Segment,
 ) -> Result<Json<MemoryStats>, ApiError> {
     control.memory(name("id", &id)?).await.map(Json)
+}
+
+pub(crate) async fn set_network<C: ControlPlane>(
+    State(control): State<C>,
+    Segment(id): Segment,
+    JsonBody(policy): JsonBody<NetworkPolicy>,
+) -> Result<Json<Sandbox>, ApiError> {
+    let id = name("id", &id)?;
+    policy.check("")?;
+    control.set_network(id, policy).await.map(Json)
 }
 
 pub(crate) async fn delete<C: ControlPlane>(

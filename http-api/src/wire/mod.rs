@@ -3,10 +3,12 @@
 
 pub mod exec;
 pub mod host;
+pub mod network;
 pub mod sandbox;
 pub mod snapshot;
 
 pub use exec::{ExecRequest, ExecResult};
 pub use host::{HostInfo, VmmInfo};
+pub use network::{MAX_NETWORKS, NetworkPolicy};
 pub use sandbox::{CreateSandbox, MemoryStats, Sandbox, SandboxState};
 pub use snapshot::{CreateSnapshot, Snapshot, SnapshotKind};

@@ -5,6 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::NetworkPolicy;
 use crate::ids::{SandboxId, TemplateName};
 
 /// Where a sandbox is in its life.
@@ -65,6 +66,9 @@ pub struct CreateSandbox {
     /// The caller's own notes, kept and returned.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+    /// What it may reach; everything that the host leaves open when absent.
+    #[serde(default)]
+    pub network: NetworkPolicy,
 }
 
 /// One sandbox.
@@ -82,6 +86,9 @@ pub struct Sandbox {
     pub memory_mb: u32,
     /// The host-side address of its network.
     pub address: String,
+    /// What it may reach.
+    #[serde(default)]
+    pub network: NetworkPolicy,
     /// Unix milliseconds.
     pub created_at_ms: u64,
     /// The newest build of its memory, once it was paused or restored.

@@ -39,7 +39,12 @@ impl Chains {
         let shallow = hollow::store(&dir.join("shallow"))?;
         let deep = hollow::store(&dir.join("deep"))?;
         let runs = runs(config);
-        hollow::write_chain(&shallow, config.memory_pages, &[runs.clone()], &mut |_| ())?;
+        hollow::write_chain(
+            &shallow,
+            config.memory_pages,
+            std::slice::from_ref(&runs),
+            &mut |_| (),
+        )?;
         let mut generations: Vec<Generation> = vec![Vec::new(); DEPTH];
         for (number, run) in runs.into_iter().enumerate() {
             // Neighbours come from builds far apart; a prime step meets all of them.
