@@ -8,10 +8,16 @@
 //!                                    else ─▶ io_uring O_DIRECT read ─▶ COPY on completion
 //! ```
 //!
+//! Ahead of faults, when no session has any: replaying a recorded working set
+//! ([`recording`]), loading all of a memory. Which pages a guest has written is known
+//! exactly where its memory can be write-protected ([`dirty_set`]).
+//!
 //! An engine is a process of its own ([`server::run`]), one per NUMA node, driven by a
 //! daemon over a socket ([`control`]). Its pinned workers share nothing. What must
 //! survive an engine lives outside it: the page-state table is a memfd that the daemon
 //! holds too ([`page_state`]), and the daemon keeps a duplicate of every userfaultfd.
+//! Without a daemon it serves whoever comes to a socket ([`standalone`]). The second source
+//! of faults are a Cloud Hypervisor's page requests ([`postcopy`]).
 //!
 //! # Architecture invariant
 //! This crate knows neither HTTP nor any VMM's API, and no policy: which build, which
