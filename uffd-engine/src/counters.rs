@@ -67,9 +67,9 @@ impl Counters {
     }
 
     /// Records the faults that were answered in the turn that read them, at `since`. One
-    /// turn in [`TIMED_TURNS`] is timed: looking at the clock again and keeping the result
+    /// turn in eight is timed: looking at the clock again and keeping the result
     /// costs every fault 1 % otherwise.
-    pub fn end_turn(&mut self, since: Instant, answered: &mut u64) {
+    pub(crate) fn end_turn(&mut self, since: Instant, answered: &mut u64) {
         let answered = std::mem::take(answered);
         if answered > 0 {
             if self.turns.is_multiple_of(TIMED_TURNS) {
@@ -80,7 +80,7 @@ impl Counters {
     }
 
     /// Records how long `faults` faults took from being read to their pages being installed.
-    pub fn record_services(&mut self, took: Duration, faults: u64) {
+    pub(crate) fn record_services(&mut self, took: Duration, faults: u64) {
         let ns = u64::try_from(took.as_nanos()).unwrap_or(LONGEST_NS);
         self.service
             .saturating_record_n(ns.max(1), u32::try_from(faults).unwrap_or(u32::MAX));

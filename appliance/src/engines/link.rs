@@ -310,7 +310,7 @@ impl Link {
             .and_then(|store| recording::keep(&store, build, &touches));
         match kept {
             Ok(pages) => {
-                tracing::info!(build_id = %build, pages = pages.get(), "Kept a working set")
+                tracing::info!(build_id = %build, pages = pages.get(), "Kept a working set");
             }
             Err(error) => tracing::warn!(build_id = %build, %error, "A working set is lost"),
         }
