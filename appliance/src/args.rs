@@ -33,8 +33,7 @@ pub enum Command {
     Snapshot(SnapshotCommand),
     /// Play a sandbox's whole life on this machine and show what it cost.
     Try(TryArgs),
-    /// Serve faults (started by the daemon).
-    #[command(hide = true)]
+    /// Serve the page faults of VMMs.
     Engine(EngineArgs),
     /// Become a VMM (started by the daemon).
     #[command(hide = true)]
@@ -147,17 +146,53 @@ pub struct TryArgs {
 
 /// `thaw engine`
 #[derive(Debug, clap::Args)]
+#[command(subcommand_negates_reqs = true, args_conflicts_with_subcommands = true)]
 pub struct EngineArgs {
-    /// NUMA node.
+    /// Instead of a daemon's orders.
+    #[command(subcommand)]
+    pub command: Option<EngineCommand>,
+    /// How the daemon starts it.
+    #[command(flatten)]
+    pub by_daemon: Option<DaemonEngineArgs>,
+}
+
+/// `thaw engine …`
+#[derive(Debug, Subcommand)]
+pub enum EngineCommand {
+    /// Serve every VMM that hands its memory over at a socket, without a daemon.
+    Serve(EngineServeArgs),
+}
+
+/// `thaw engine serve`
+#[derive(Debug, clap::Args)]
+pub struct EngineServeArgs {
+    /// Where Firecracker hands memory over: the `backend_path` of its `snapshot/load`.
     #[arg(long)]
-    pub node: u32,
-    /// CPUs to pin workers to.
+    pub socket: PathBuf,
+    /// A memory file as Firecracker wrote it, or the directory of a build.
+    #[arg(long, value_name = "FILE|DIR")]
+    pub snapshot: PathBuf,
+    /// CPUs to pin workers to, one each; one worker that isn't pinned when absent.
     #[arg(long, value_delimiter = ',')]
     pub cpus: Vec<usize>,
+    /// How long a worker asks for the next fault before it waits in the kernel.
+    #[arg(long, value_name = "US", default_value_t = 0)]
+    pub spin_us: u64,
+}
+
+/// `thaw engine` as the daemon starts it.
+#[derive(Debug, clap::Args)]
+pub struct DaemonEngineArgs {
+    /// NUMA node.
+    #[arg(long, hide = true)]
+    pub node: u32,
+    /// CPUs to pin workers to.
+    #[arg(long, value_delimiter = ',', hide = true)]
+    pub cpus: Vec<usize>,
     /// Pages installed around a fault.
-    #[arg(long)]
+    #[arg(long, hide = true)]
     pub window_pages: u64,
     /// Page reads in flight per worker.
-    #[arg(long)]
+    #[arg(long, hide = true)]
     pub read_slots: usize,
 }

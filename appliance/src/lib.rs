@@ -37,6 +37,7 @@ pub mod serve;
 pub mod shard;
 
 pub mod client;
+pub mod engine_serve;
 pub mod selftest;
 pub mod tools;
 
@@ -48,7 +49,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
-use args::{Args, Command, EngineArgs};
+use args::{Args, Command, DaemonEngineArgs, EngineArgs, EngineCommand};
 
 /// The program; returns its exit status.
 #[must_use]
@@ -85,13 +86,17 @@ fn run(command: Command) -> Result<ExitCode> {
         }
         Command::Snapshot(command) => tools::snapshot(command),
         Command::Try(args) => selftest::run(&args),
-        Command::Engine(args) => engine(args),
+        Command::Engine(EngineArgs { command, by_daemon }) => match (command, by_daemon) {
+            (Some(EngineCommand::Serve(args)), _) => engine_serve::run(args),
+            (None, Some(args)) => engine(args),
+            (None, None) => anyhow::bail!("An engine needs orders: see `thaw engine serve --help`"),
+        },
         Command::Launch => Ok(ExitCode::FAILURE),
     }
 }
 
 /// The engine's control socket is its standard input.
-fn engine(args: EngineArgs) -> Result<ExitCode> {
+fn engine(args: DaemonEngineArgs) -> Result<ExitCode> {
     use std::os::fd::AsFd;
     if engines::topology::nodes().len() > 1 {
         uffd_engine::sys::process::bind_memory_to_node(args.node)
@@ -103,6 +108,7 @@ fn engine(args: EngineArgs) -> Result<ExitCode> {
         worker: uffd_engine::WorkerOptions {
             read_slots: args.read_slots,
             window_pages: args.window_pages,
+            ..uffd_engine::WorkerOptions::default()
         },
     };
     uffd_engine::server::run(&listener, &options)

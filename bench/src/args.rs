@@ -22,6 +22,12 @@ pub(crate) enum Command {
     PageFault(PageFaultArgs),
     /// What maps of snapshots cost to open and ask, and data to write and merge.
     Format(FormatArgs),
+    /// How fast all of a memory is loaded, compared to bare copying.
+    Populate(AheadArgs),
+    /// What replaying a working set gains, and what a wrong one costs.
+    Replay(AheadArgs),
+    /// What many sessions cost: faults, CPU, memory, idleness.
+    Sessions(AheadArgs),
     /// Touches memory that a subject serves.
     #[command(hide = true)]
     Faulter(FaulterArgs),
@@ -59,6 +65,61 @@ pub(crate) struct PageFaultArgs {
     /// Also measure floors that add one of the engine's costs after the other.
     #[arg(long)]
     pub(crate) explain: bool,
+    /// In which order pages are touched.
+    #[arg(long, value_enum, default_value_t = Order::Random)]
+    pub(crate) order: Order,
+    /// Drop the build from the page cache before each pass; the floor then reads each page
+    /// from the disk.
+    #[arg(long, conflicts_with = "explain")]
+    pub(crate) evicted: bool,
+    /// Another handler: an executable that takes a socket and a memory file, as Firecracker's
+    /// examples do. May be given several times.
+    #[arg(long, value_name = "NAME=PATH", value_parser = parse_peer)]
+    pub(crate) peer: Vec<(String, PathBuf)>,
+}
+
+fn parse_peer(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((name, path)) if !name.is_empty() && !path.is_empty() => {
+            Ok((name.to_owned(), path.into()))
+        }
+        _ => Err("a peer is NAME=PATH".to_owned()),
+    }
+}
+
+/// In which order pages are touched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Order {
+    /// Any page after any other.
+    Random,
+    /// One after the other.
+    Sequential,
+    /// Runs of eight, in random order: more like a guest than either.
+    Runs,
+}
+
+/// `populate`, `replay`, `sessions`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct AheadArgs {
+    /// Also write the report to this file, as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    /// Rounds; each measures every way once. Fewer than 3 are no measurement.
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub(crate) rounds: u32,
+    /// Memory that is served, in MiB; at most 256.
+    #[arg(long, value_name = "MIB", default_value_t = 64)]
+    pub(crate) mib: u64,
+    /// Sessions that are idle, for `sessions`.
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    pub(crate) idle: u64,
+    /// Seed of the order of touches; a random one is chosen and printed.
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+    /// Where to put the build that is served; a directory beside the binary by default.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -123,6 +184,8 @@ pub(crate) enum Placement {
 pub(crate) enum Engine {
     /// Thaw's own.
     Ours,
+    /// The same, spinning for 50 µs after each fault.
+    OursSpin,
 }
 
 #[derive(Debug, clap::Args)]
@@ -138,15 +201,28 @@ pub(crate) struct FloorArgs {
     /// Where hand-offs arrive.
     #[arg(long)]
     pub(crate) socket: PathBuf,
-    /// Wait in an io_uring instead of in poll(2).
-    #[arg(long)]
-    pub(crate) ring: bool,
+    /// How to wait for a fault.
+    #[arg(long, value_enum, default_value_t = Wait::Poll)]
+    pub(crate) wait: Wait,
     /// Copy each page from its place in this file instead of from one hot page.
     #[arg(long)]
     pub(crate) source: Option<PathBuf>,
     /// How to make sure that the source is in the page cache, before each copy.
     #[arg(long, value_enum, requires = "source")]
     pub(crate) ask: Option<Ask>,
+}
+
+/// Ways to wait for a fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Wait {
+    /// `poll`, then `read`.
+    Poll,
+    /// In `read`, of a descriptor that was made blocking.
+    Block,
+    /// `read` again and again, yielding in between.
+    Busy,
+    /// A multishot poll of an io_uring, then `read`.
+    Ring,
 }
 
 /// Ways not to wait for the disk in a copy.
@@ -156,6 +232,8 @@ pub(crate) enum Ask {
     Mincore,
     /// Read into one hot page with `RWF_NOWAIT`, then copy from that.
     Nowait,
+    /// Wait for the disk: read with `O_DIRECT` into one hot page, then copy from that.
+    Direct,
 }
 
 #[derive(Debug, clap::Args)]
@@ -168,4 +246,7 @@ pub(crate) struct EngineArgs {
     /// Pages installed around a fault.
     #[arg(long)]
     pub(crate) window_pages: u64,
+    /// How long the worker spins, instead of waiting in the kernel.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) spin_us: u64,
 }

@@ -46,6 +46,11 @@ impl Child {
         })
     }
 
+    /// Its number.
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
     /// Sends one message.
     pub(crate) fn send<T: Serialize>(&mut self, message: &T) -> Result<()> {
         let name = self.name;

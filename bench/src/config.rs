@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::args::{Engine, FormatArgs, FormatPart, PageFaultArgs};
+use crate::args::{AheadArgs, Engine, FormatArgs, FormatPart, Order, PageFaultArgs};
 use crate::placement::{self, Cpus};
 
 /// A page of the memory that is touched.
@@ -25,6 +25,9 @@ pub(crate) struct PageFault {
     /// The directory in which one is made for the build.
     pub(crate) dir: PathBuf,
     pub(crate) explain: bool,
+    pub(crate) order: Order,
+    pub(crate) evicted: bool,
+    pub(crate) peers: Vec<(String, PathBuf)>,
 }
 
 impl PageFault {
@@ -46,6 +49,38 @@ impl PageFault {
             seed: args.seed.unwrap_or_else(|| fastrand::u64(..1 << 32)),
             dir,
             explain: args.explain,
+            order: args.order,
+            evicted: args.evicted,
+            peers: args.peer,
+        })
+    }
+}
+
+/// One `populate`, `replay` or `sessions` run.
+#[derive(Debug)]
+pub(crate) struct Ahead {
+    pub(crate) json: Option<PathBuf>,
+    pub(crate) rounds: u32,
+    pub(crate) pages: u64,
+    pub(crate) idle: u64,
+    pub(crate) cpus: Cpus,
+    pub(crate) seed: u64,
+    pub(crate) dir: PathBuf,
+}
+
+impl Ahead {
+    pub(crate) fn new(args: AheadArgs) -> Result<Self> {
+        ensure!(args.rounds > 0, "--rounds must be at least 1");
+        ensure!((1..=256).contains(&args.mib), "--mib must be 1 to 256");
+        ensure!((1..=4000).contains(&args.idle), "--idle must be 1 to 4000");
+        Ok(Self {
+            json: args.json,
+            rounds: args.rounds,
+            pages: (args.mib << 20) / PAGE_BYTES,
+            idle: args.idle,
+            cpus: placement::choose(crate::args::Placement::Same, &placement::allowed()?)?,
+            seed: args.seed.unwrap_or_else(|| fastrand::u64(..1 << 32)),
+            dir: args.dir.map_or_else(beside_the_binary, Ok)?,
         })
     }
 }

@@ -24,7 +24,7 @@ use uffd_engine::sys::process::die_with_parent;
 use uffd_engine::sys::uffd::{FEATURE_EVENT_REMOVE, Uffd};
 use uffd_engine::vmm_side::{self, GuestMemory};
 
-use crate::args::FaulterArgs;
+use crate::args::{FaulterArgs, Order};
 use crate::config::PAGE_BYTES;
 use crate::source::Words;
 use crate::{child, order, placement};
@@ -33,18 +33,21 @@ use crate::{child, order, placement};
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Task {
-    /// Hand new memory over.
+    /// Hand new memory over, beside what was handed over before.
     Prepare {
         /// Where the subject listens.
         socket: PathBuf,
         pages: u64,
         /// Of the order of touches.
         seed: u64,
+        order: Order,
+        /// How many pages are touched: the first of the order.
+        touches: u64,
         words: Words,
     },
-    /// Touch all of it.
+    /// Touch what is to be touched, one page of each memory after the other.
     Go,
-    /// Let go of it.
+    /// Let go of all memory.
     Release,
 }
 
@@ -84,25 +87,26 @@ pub(crate) const NO_UFFD: &str = "Opening a userfaultfd: this bench needs one. R
 pub(crate) fn run(args: &FaulterArgs) -> Result<()> {
     die_with_parent()?;
     placement::pin(args.cpu)?;
-    let mut guest = None;
+    let mut guests = Vec::new();
     while let Some(task) = child::hear()? {
         let answer = match task {
             Task::Prepare {
                 socket,
                 pages,
                 seed,
+                order,
+                touches,
                 words,
             } => {
-                recycle(pages)?;
-                guest = Some(prepare(&socket, pages, seed, words)?);
+                recycle(touches)?;
+                let mut order = order::ordered(order, pages, seed);
+                order.truncate(usize::try_from(touches)?);
+                guests.push(prepare(&socket, pages, order, words)?);
                 Answer::HandedOver
             }
-            Task::Go => {
-                let guest = guest.as_ref().context("There is no memory to touch")?;
-                Answer::Touched(touch_all(guest)?)
-            }
+            Task::Go => Answer::Touched(touch_all(&guests)?),
             Task::Release => {
-                guest = None;
+                guests.clear();
                 Answer::Released
             }
         };
@@ -112,7 +116,7 @@ pub(crate) fn run(args: &FaulterArgs) -> Result<()> {
 }
 
 /// Leaves as many pages as will be needed at the top of the kernel's free lists.
-fn recycle(pages: u64) -> Result<()> {
+pub(crate) fn recycle(pages: u64) -> Result<()> {
     let memory = GuestMemory::anonymous(pages * PAGE_BYTES).context("Mapping memory")?;
     for page in 0..pages {
         memory.write(page * PAGE_BYTES, 1);
@@ -120,7 +124,7 @@ fn recycle(pages: u64) -> Result<()> {
     Ok(())
 }
 
-fn prepare(socket: &Path, pages: u64, seed: u64, words: Words) -> Result<Guest> {
+fn prepare(socket: &Path, pages: u64, order: Vec<u64>, words: Words) -> Result<Guest> {
     let memory = GuestMemory::anonymous(pages * PAGE_BYTES).context("Mapping memory")?;
     let uffd = Uffd::create(FEATURE_EVENT_REMOVE).context(NO_UFFD)?;
     memory.register(&uffd).context("Registering memory")?;
@@ -130,17 +134,26 @@ fn prepare(socket: &Path, pages: u64, seed: u64, words: Words) -> Result<Guest> 
         memory,
         _uffd: uffd,
         _connection: connection,
-        order: order::shuffled(pages, seed),
+        order,
         words,
     })
 }
 
 /// The measurement: nothing but clock readings around one load of a word.
-fn touch_all(guest: &Guest) -> Result<Pass> {
+fn touch_all(guests: &[Guest]) -> Result<Pass> {
+    let most = guests.iter().map(|guest| guest.order.len()).max();
+    let most = most.context("There is no memory to touch")?;
+    let touches = |turn: usize| {
+        let pages = guests.iter().map(move |guest| guest.order.get(turn));
+        guests.iter().zip(pages)
+    };
     // Written, not just zeroed: its pages must be there before the first touch is timed.
-    let mut touch_ns = vec![u32::MAX; guest.order.len()];
+    let total = guests.iter().map(|guest| guest.order.len()).sum();
+    let mut touch_ns = vec![u32::MAX; total];
     let begun = Instant::now();
-    for (page, ns) in guest.order.iter().zip(&mut touch_ns) {
+    let all = (0..most).flat_map(touches);
+    let all = all.filter_map(|(guest, page)| Some((guest, page?)));
+    for ((guest, page), ns) in all.zip(&mut touch_ns) {
         let before = Instant::now();
         let word = guest.memory.read(page * PAGE_BYTES);
         let took = before.elapsed();

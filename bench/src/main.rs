@@ -47,6 +47,15 @@ fn main() -> ExitCode {
         Command::Format(args) => {
             config::Format::new(args).and_then(|config| workload::format::run(&config))
         }
+        Command::Populate(args) => {
+            config::Ahead::new(args).and_then(|config| workload::ahead::populate::run(&config))
+        }
+        Command::Replay(args) => {
+            config::Ahead::new(args).and_then(|config| workload::ahead::replay::run(&config))
+        }
+        Command::Sessions(args) => {
+            config::Ahead::new(args).and_then(|config| workload::ahead::sessions::run(&config))
+        }
         Command::Faulter(args) => faulter::run(&args),
         Command::Floor(args) => subject::floor::run(&args),
         Command::Engine(args) => subject::ours::run(&args),

@@ -53,6 +53,14 @@ pub(crate) fn pin(cpu: usize) -> Result<()> {
         })
 }
 
+/// Pins another process, and the threads that it starts from now on.
+pub(crate) fn pin_process(pid: u32, cpu: usize) -> Result<()> {
+    let mut set = CpuSet::new();
+    set.set(cpu)
+        .and_then(|()| sched_setaffinity(Pid::from_raw(pid.cast_signed()), &set))
+        .with_context(|| format!("Pinning process {pid} to CPU {cpu}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

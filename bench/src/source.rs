@@ -3,10 +3,11 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use serde::{Deserialize, Serialize};
 use snapshot_format::{
-    BuildId, BuildStore, PageCount, PageIndex, PageSize, PublishInfo, file_name,
+    BuildId, BuildStore, PageCount, PageIndex, PageSize, PublishInfo, WorkingSet, file_name,
 };
 use tempfile::TempDir;
 use uffd_engine::sys::mapping::SourceMapping;
@@ -91,6 +92,32 @@ impl Source {
     /// The file with the pages, page `n` at byte `n * 4096`.
     pub(crate) fn data(&self) -> &Path {
         &self.data
+    }
+
+    /// Drops the file from the page cache; an error if any of it stays.
+    pub(crate) fn evict(&self) -> Result<()> {
+        let file = File::open(&self.data)?;
+        file.sync_all()?;
+        let advice = PosixFadviseAdvice::POSIX_FADV_DONTNEED;
+        posix_fadvise(&file, 0, 0, advice).context("Dropping the build")?;
+        let mut at = 0;
+        while at < self.bytes {
+            let len = PROBE_BYTES.min(self.bytes - at);
+            let kept = self.mapping.resident_prefix(at, len);
+            ensure!(kept == 0, "The file system keeps its pages in memory");
+            at += len;
+        }
+        Ok(())
+    }
+
+    /// Writes what a session touched first beside the build, in place of what lies there.
+    pub(crate) fn write_working_set(&self, pages: &[u64]) -> Result<()> {
+        let build = self.store.open(&BUILD)?;
+        let most = PageCount::new(pages.len() as u64);
+        let touches = pages.iter().copied().map(PageIndex::new);
+        let set = WorkingSet::record(build.map(), touches, most);
+        self.store.write_working_set(&build, &set)?;
+        Ok(())
     }
 
     /// Reads the file again if the kernel has let go of any of it.

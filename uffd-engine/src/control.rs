@@ -45,6 +45,17 @@ pub enum Request {
         /// How long the VMM may take.
         deadline_ms: u64,
     },
+    /// As `Expect`, for a plain memory file instead of a build.
+    ExpectFile {
+        /// Number of this request.
+        request: u64,
+        /// The sandbox it is for; unique among sessions.
+        session: String,
+        /// The memory, byte for byte.
+        file: PathBuf,
+        /// How long the VMM may take.
+        deadline_ms: u64,
+    },
     /// Go on with a session whose engine died. Descriptors: its userfaultfd, its VMM's
     /// pidfd, its page-state table.
     Adopt {
@@ -68,6 +79,59 @@ pub enum Request {
     },
     /// Report a session's counters.
     Stats {
+        /// Number of this request.
+        request: u64,
+        /// Which session.
+        session: String,
+    },
+    /// Track which pages the guest writes from now on, exactly; what is installed already
+    /// counts as written. Answered with `Stats`, or `Refused` where the memory doesn't allow it.
+    Track {
+        /// Number of this request.
+        request: u64,
+        /// Which session.
+        session: String,
+    },
+    /// Record the pages of demand faults, for a bounded time after the first. Answered with
+    /// `Stats`; when the time is over, or the session detached, `Recorded` comes by itself.
+    /// Not together with a replay, whose pages don't fault.
+    Record {
+        /// Number of this request.
+        request: u64,
+        /// Which session.
+        session: String,
+        /// How long after the first fault.
+        window_ms: u64,
+        /// Pages that are kept at most.
+        max_pages: usize,
+    },
+    /// End a recording now. Answered with `Stats`, after `Recorded`.
+    EndRecording {
+        /// Number of this request.
+        request: u64,
+        /// Which session.
+        session: String,
+    },
+    /// Replay the working set that lies beside the session's build. Answered with `Stats`,
+    /// also when there is none to replay.
+    Replay {
+        /// Number of this request.
+        request: u64,
+        /// Which session.
+        session: String,
+    },
+    /// Load all memory that the build stores, in the background. Answered with `Stats`; when
+    /// all of it is there, `Loaded` comes by itself.
+    Load {
+        /// Number of this request.
+        request: u64,
+        /// Which session.
+        session: String,
+        /// At most this fast.
+        bytes_per_second: u64,
+    },
+    /// End replay and load; what was installed stays. Answered with `Stats`.
+    Halt {
         /// Number of this request.
         request: u64,
         /// Which session.
@@ -105,6 +169,21 @@ pub enum Report {
         request: u64,
         /// The counters.
         stats: SessionStats,
+    },
+    /// What was recorded of a session. Descriptor: the pages in first-touch order, for
+    /// [`recording::from_memfd`](crate::recording::from_memfd).
+    Recorded {
+        /// Which session.
+        session: String,
+        /// How many pages.
+        pages: u64,
+    },
+    /// All that the build stores of a session's memory is there.
+    Loaded {
+        /// Which session.
+        session: String,
+        /// How many pages that took.
+        pages: u64,
     },
     /// A session was detached.
     Detached {

@@ -1,15 +1,20 @@
 //! What a session did: plain counters and one histogram, written by its worker only.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
+use crate::replay::ReplayTally;
+
 /// Longest service time the histogram tells apart, in nanoseconds (10 s).
 const LONGEST_NS: u64 = 10_000_000_000;
 
+/// Of how many turns one is timed.
+const TIMED_TURNS: u64 = 8;
+
 /// Counters of one session.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Counters {
     /// Fault events read.
     pub faults: u64,
@@ -27,6 +32,11 @@ pub struct Counters {
     pub removes: u64,
     /// Pages made to fail because their content could not be read.
     pub poisoned: u64,
+    /// Pages that were loaded in the background.
+    pub pages_loaded: u64,
+    replayed: ReplayTally,
+    /// Turns that answered a fault.
+    turns: u64,
     service: Histogram<u32>,
 }
 
@@ -41,6 +51,9 @@ impl Default for Counters {
             retries: 0,
             removes: 0,
             poisoned: 0,
+            pages_loaded: 0,
+            replayed: ReplayTally::default(),
+            turns: 0,
             service: Histogram::new_with_bounds(1, LONGEST_NS, 2)
                 .expect("constant bounds are valid"),
         }
@@ -48,15 +61,34 @@ impl Default for Counters {
 }
 
 impl Counters {
-    /// Records how long one fault took from being read to its page being installed.
-    pub fn record_service(&mut self, took: Duration) {
+    /// Keeps what a replay did.
+    pub(crate) fn keep_replay(&mut self, tally: ReplayTally) {
+        self.replayed = tally;
+    }
+
+    /// Records the faults that were answered in the turn that read them, at `since`. One
+    /// turn in eight is timed: looking at the clock again and keeping the result
+    /// costs every fault 1 % otherwise.
+    pub(crate) fn end_turn(&mut self, since: Instant, answered: &mut u64) {
+        let answered = std::mem::take(answered);
+        if answered > 0 {
+            if self.turns.is_multiple_of(TIMED_TURNS) {
+                self.record_services(since.elapsed(), answered);
+            }
+            self.turns += 1;
+        }
+    }
+
+    /// Records how long `faults` faults took from being read to their pages being installed.
+    pub(crate) fn record_services(&mut self, took: Duration, faults: u64) {
         let ns = u64::try_from(took.as_nanos()).unwrap_or(LONGEST_NS);
-        self.service.saturating_record(ns.max(1));
+        self.service
+            .saturating_record_n(ns.max(1), u32::try_from(faults).unwrap_or(u32::MAX));
     }
 
     /// What the counters say now.
     #[must_use]
-    pub fn snapshot(&self, pages_installed: u64) -> SessionStats {
+    pub fn snapshot(&self, pages_installed: u64, worker_major_faults: u64) -> SessionStats {
         let us = |quantile| self.service.value_at_quantile(quantile) as f64 / 1000.0;
         SessionStats {
             faults: self.faults,
@@ -68,6 +100,12 @@ impl Counters {
             removes: self.removes,
             poisoned: self.poisoned,
             pages_installed,
+            worker_major_faults,
+            pages_loaded: self.pages_loaded,
+            pages_replayed: self.replayed.pages,
+            replay_hits: self.replayed.hits,
+            replay_waste: self.replayed.waste,
+            replay_stopped_early: self.replayed.stopped_early,
             service_us_p50: us(0.50),
             service_us_p90: us(0.90),
             service_us_p99: us(0.99),
@@ -77,7 +115,8 @@ impl Counters {
 }
 
 /// The counters of one session as they travel to the daemon. Times are from the fault
-/// event being read to its page being installed, in microseconds.
+/// event being read to its page being installed, in microseconds; of the faults that were
+/// answered at once, one in eight is in them.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SessionStats {
     /// Fault events read.
@@ -98,6 +137,26 @@ pub struct SessionStats {
     pub poisoned: u64,
     /// Pages of the guest that are installed now.
     pub pages_installed: u64,
+    /// Times that the session's worker waited for a disk in a page fault of its own, for any
+    /// session since it was started: there should be none.
+    #[serde(default)]
+    pub worker_major_faults: u64,
+    /// Pages installed in the background by loading all memory.
+    #[serde(default)]
+    pub pages_loaded: u64,
+    /// Pages installed by replaying a working set.
+    #[serde(default)]
+    pub pages_replayed: u64,
+    /// About how many of those the guest has asked for since: one page in 128 of the set is
+    /// left out, and its faults are counted.
+    #[serde(default)]
+    pub replay_hits: u64,
+    /// About how many it has not asked for.
+    #[serde(default)]
+    pub replay_waste: u64,
+    /// The replay was given up, because the guest asked for other pages.
+    #[serde(default)]
+    pub replay_stopped_early: bool,
     /// Median service time.
     pub service_us_p50: f64,
     /// 90th percentile.

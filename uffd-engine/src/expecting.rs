@@ -6,7 +6,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
@@ -18,6 +18,9 @@ use crate::source::PageSource;
 use crate::sys::fdpass;
 use crate::sys::process::pidfd_open;
 use crate::sys::uffd::Uffd;
+
+/// How long a peer that has connected may take to send its message: VMMs send it at once.
+const PATIENCE_ONCE_CONNECTED: Duration = Duration::from_secs(5);
 
 /// Why a session never came to be.
 #[derive(Debug, Error)]
@@ -86,6 +89,7 @@ impl Expecting {
         match fdpass::accept(self.listener.as_fd()) {
             Ok(connection) => {
                 self.connection = Some(connection);
+                self.deadline = self.deadline.min(Instant::now() + PATIENCE_ONCE_CONNECTED);
                 Ok(Step::Connected)
             }
             Err(error) if is_transient(&error) => Ok(Step::Wait),
@@ -96,15 +100,25 @@ impl Expecting {
         }
     }
 
-    /// The connection is readable.
+    /// The connection is readable: reads all that is there, because a poll reports what
+    /// arrives and not what was left. Bounded by the longest message.
     pub(crate) fn receive(&mut self) -> Result<Step, ExpectError> {
+        loop {
+            if let Some(step) = self.receive_some()? {
+                return Ok(step);
+            }
+        }
+    }
+
+    /// `None` when there may be more to read.
+    fn receive_some(&mut self) -> Result<Option<Step>, ExpectError> {
         let Some(connection) = &self.connection else {
-            return Ok(Step::Wait);
+            return Ok(Some(Step::Wait));
         };
         let mut buffer = [0u8; 16 << 10];
         let received = match fdpass::receive(connection.as_fd(), &mut buffer) {
             Ok(received) => received,
-            Err(error) if is_transient(&error) => return Ok(Step::Wait),
+            Err(error) if is_transient(&error) => return Ok(Some(Step::Wait)),
             Err(source) => {
                 return Err(ExpectError::Io {
                     operation: "Receiving a hand-off",
@@ -127,13 +141,12 @@ impl Expecting {
         }
         self.message.extend_from_slice(&buffer[..received.len]);
         match handoff::parse(&self.message)? {
-            Progress::NeedMore => Ok(Step::Wait),
+            Progress::NeedMore => Ok(None),
             Progress::Complete(claims) => {
-                let map = self.source.map();
-                let page_bytes = map.page_size().bytes();
-                let regions = RegionTable::new(&claims, page_bytes, map.memory_pages())
+                let page_bytes = self.source.page_size().bytes();
+                let regions = RegionTable::new(&claims, page_bytes, self.source.memory_pages())
                     .map_err(HandoffError::from)?;
-                Ok(Step::Complete(regions))
+                Ok(Some(Step::Complete(regions)))
             }
         }
     }

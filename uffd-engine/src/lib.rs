@@ -8,10 +8,16 @@
 //!                                    else ─▶ io_uring O_DIRECT read ─▶ COPY on completion
 //! ```
 //!
+//! Ahead of faults, when no session has any: replaying a recorded working set
+//! ([`recording`]), loading all of a memory. Which pages a guest has written is known
+//! exactly where its memory can be write-protected ([`dirty_set`]).
+//!
 //! An engine is a process of its own ([`server::run`]), one per NUMA node, driven by a
 //! daemon over a socket ([`control`]). Its pinned workers share nothing. What must
 //! survive an engine lives outside it: the page-state table is a memfd that the daemon
 //! holds too ([`page_state`]), and the daemon keeps a duplicate of every userfaultfd.
+//! Without a daemon it serves whoever comes to a socket ([`standalone`]). The second source
+//! of faults are a Cloud Hypervisor's page requests ([`postcopy`]).
 //!
 //! # Architecture invariant
 //! This crate knows neither HTTP nor any VMM's API, and no policy: which build, which
@@ -25,6 +31,9 @@ pub mod page_state;
 pub mod region;
 pub mod source;
 
+mod fault_source;
+mod plain_file;
+mod residency;
 mod resolve;
 mod retry;
 mod window;
@@ -32,6 +41,16 @@ mod window;
 pub mod counters;
 mod expecting;
 mod read_jobs;
+
+mod background;
+mod loader;
+pub mod recording;
+mod replay;
+
+mod tracking;
+
+pub mod postcopy;
+
 mod roster;
 mod session;
 mod worker;
@@ -39,15 +58,20 @@ mod worker;
 pub mod control;
 mod outbox;
 pub mod server;
+pub mod standalone;
 
 pub mod dirty;
+pub mod dirty_set;
 pub mod vmm_side;
 
 pub mod sys;
 
 pub use counters::SessionStats;
 pub use page_state::{PageState, PageStates};
-pub use worker::WorkerOptions;
+pub use worker::{Waiting, WorkerOptions};
+
+#[cfg(test)]
+mod kernel_model;
 
 /// An error with all its causes, in one line, for a peer that gets only text.
 #[must_use]

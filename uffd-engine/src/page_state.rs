@@ -91,6 +91,14 @@ impl PageStates {
         })
     }
 
+    /// Another holder of the same table.
+    ///
+    /// # Errors
+    /// The descriptor table is full, or the address space.
+    pub fn share(&self) -> io::Result<Self> {
+        Self::from_fd(self.as_fd().try_clone_to_owned()?, self.pages())
+    }
+
     /// How many pages the table covers.
     #[must_use]
     pub fn pages(&self) -> PageCount {

@@ -4,8 +4,11 @@
 //! [`ReadJobs::finish`], and stays taken until [`ReadJobs::release`], so that its
 //! content can be installed before another read overwrites it.
 
+use std::time::Instant;
+
+use crate::residency::Residency;
 use crate::session::{ReadRequest, Reads};
-use crate::source::PageSource;
+use crate::source::{Location, PageSource};
 use crate::sys::ring::{Ring, Token};
 use crate::worker::Worker;
 
@@ -22,21 +25,25 @@ pub(crate) struct Job {
 /// All read slots of one worker.
 pub(crate) struct ReadJobs {
     slots: Vec<Option<(u32, Job)>>,
-    free: Vec<usize>,
+    /// Slots for runs of pages, and for one huge page each.
+    free: [Vec<usize>; 2],
+    /// The first slot for a huge page.
+    first_huge: usize,
     next_stamp: u32,
 }
 
 impl ReadJobs {
-    pub(crate) fn new(slots: usize) -> Self {
+    pub(crate) fn new(slots: usize, huge_slots: usize) -> Self {
         Self {
-            slots: vec![None; slots],
-            free: (0..slots).collect(),
+            slots: vec![None; slots + huge_slots],
+            free: [(0..slots).collect(), (slots..slots + huge_slots).collect()],
+            first_huge: slots,
             next_stamp: 0,
         }
     }
 
-    fn start(&mut self, job: Job) -> Option<Token> {
-        let slot = self.free.pop()?;
+    fn start(&mut self, job: Job, slot_bytes: u64) -> Option<Token> {
+        let slot = self.free[usize::from(job.request.bytes > slot_bytes)].pop()?;
         self.next_stamp = self.next_stamp.wrapping_add(1);
         self.slots[slot] = Some((self.next_stamp, job));
         Some(Worker::read_token(slot, self.next_stamp))
@@ -54,34 +61,42 @@ impl ReadJobs {
 
     /// Makes a slot available again.
     pub(crate) fn release(&mut self, slot: usize) {
-        self.free.push(slot);
+        self.free[usize::from(slot >= self.first_huge)].push(slot);
     }
 }
 
-/// A session's way to the ring, for the length of one turn.
+/// A session's way to what its worker has for all, for the length of one turn.
 pub(crate) struct Reader<'a> {
     pub(crate) ring: &'a mut Ring,
     pub(crate) jobs: &'a mut ReadJobs,
+    pub(crate) residency: &'a mut Residency,
     pub(crate) index: u32,
     pub(crate) stamp: u32,
 }
 
 impl Reads for Reader<'_> {
+    fn resident(&mut self, source: &PageSource, at: Location, len: u64, now: Instant) -> u64 {
+        self.residency.prefix(source, at, len, now)
+    }
+
+    fn longest_read(&self, page_bytes: u64) -> u64 {
+        self.ring.slot_bytes().max(page_bytes)
+    }
+
     fn start(&mut self, source: &PageSource, request: ReadRequest) -> bool {
-        let bytes = request.pages.get() * source.map().page_size().bytes();
         let job = Job {
             request,
             index: self.index,
             stamp: self.stamp,
         };
-        let Some(token) = self.jobs.start(job) else {
+        let Some(token) = self.jobs.start(job, self.ring.slot_bytes()) else {
             return false;
         };
         let slot = token.index as usize;
         let fd = source.direct(request.at);
         let started = self
             .ring
-            .read_into_slot(fd, request.at.offset, bytes as u32, slot, token)
+            .read_into_slot(fd, request.at.offset, request.bytes as u32, slot, token)
             .is_ok();
         if !started {
             self.jobs.finish(token);

@@ -24,15 +24,17 @@ pub(crate) enum Resolution {
     Await,
     /// The page is there: wake whoever waits.
     Wake,
+    /// The guest writes to a page that was protected: it is dirty from now on.
+    LetWrite,
 }
 
 /// Decides about one fault.
 #[must_use]
 pub(crate) fn resolve(kind: FaultKind, state: PageState, extent: Extent) -> Resolution {
     match kind {
-        // We register for missing pages only; whoever re-registered the range for
-        // something else needs the page let go, not replaced.
-        FaultKind::WriteProtect | FaultKind::Minor => return Resolution::Wake,
+        FaultKind::WriteProtect => return Resolution::LetWrite,
+        // We never register for those; whoever did needs the page let go, not replaced.
+        FaultKind::Minor => return Resolution::Wake,
         FaultKind::Read | FaultKind::Write => {}
     }
     match (state, extent.origin) {

@@ -18,7 +18,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::unistd::Pid;
-use snapshot_format::{BuildId, BuildStore, PageSize};
+use snapshot_format::{BuildId, BuildStore, PageRun, WorkingSetFile};
 
 use crate::control::{self, Report, Request};
 use crate::expecting::Expecting;
@@ -29,7 +29,7 @@ use crate::session::SessionParts;
 use crate::source::{PageSource, SourceError};
 use crate::sys::fdpass;
 use crate::sys::uffd::Uffd;
-use crate::worker::{Command, Worker, WorkerOptions};
+use crate::worker::{AheadOrder, Command, Worker, WorkerOptions};
 
 /// How an engine is set up.
 #[derive(Clone, Debug, Default)]
@@ -61,13 +61,7 @@ impl WorkerHandle {
 /// # Errors
 /// The listener or the workers' rings can't be used.
 pub fn run(listener: &OwnedFd, options: &EngineOptions) -> io::Result<()> {
-    let outbox = Outbox::default();
-    let mut engine = Engine {
-        workers: start_workers(options, &outbox)?,
-        owners: HashMap::new(),
-        sources: HashMap::new(),
-        outbox,
-    };
+    let mut engine = Engine::new(options)?;
     loop {
         wait_readable(listener.as_fd())?;
         let connection = match fdpass::accept(listener.as_fd()) {
@@ -75,14 +69,23 @@ pub fn run(listener: &OwnedFd, options: &EngineOptions) -> io::Result<()> {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
             Err(error) => return Err(error),
         };
-        engine.outbox.connect(connection.try_clone()?);
-        let goes_on = engine.serve_daemon(&connection);
-        engine.outbox.disconnect();
-        if !goes_on {
+        if !engine.serve_daemon(&connection)? {
             engine.stop();
             return Ok(());
         }
     }
+}
+
+/// Serves the one daemon at the other end of `connection`, until it closes it or says
+/// [`Request::Shutdown`].
+///
+/// # Errors
+/// The workers' rings can't be used.
+pub fn run_connected(connection: &OwnedFd, options: &EngineOptions) -> io::Result<()> {
+    let mut engine = Engine::new(options)?;
+    engine.serve_daemon(connection)?;
+    engine.stop();
+    Ok(())
 }
 
 fn wait_readable(fd: BorrowedFd<'_>) -> io::Result<()> {
@@ -152,18 +155,42 @@ fn pin(cpu: Option<usize>) -> io::Result<()> {
     Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
 }
 
+/// What the control thread knows of a session.
+struct Owner {
+    /// Which worker serves it.
+    worker: usize,
+    source: Weak<PageSource>,
+}
+
 struct Engine {
     workers: Vec<WorkerHandle>,
-    /// Which worker has which session.
-    owners: HashMap<String, usize>,
+    /// Who has which session.
+    owners: HashMap<String, Owner>,
     /// Builds that some session is served from.
     sources: HashMap<BuildId, Weak<PageSource>>,
     outbox: Outbox,
 }
 
 impl Engine {
+    fn new(options: &EngineOptions) -> io::Result<Self> {
+        let outbox = Outbox::default();
+        Ok(Self {
+            workers: start_workers(options, &outbox)?,
+            owners: HashMap::new(),
+            sources: HashMap::new(),
+            outbox,
+        })
+    }
+
     /// `false` when the engine is to end.
-    fn serve_daemon(&mut self, connection: &OwnedFd) -> bool {
+    fn serve_daemon(&mut self, connection: &OwnedFd) -> io::Result<bool> {
+        self.outbox.connect(connection.try_clone()?);
+        let goes_on = self.obey_all(connection);
+        self.outbox.disconnect();
+        Ok(goes_on)
+    }
+
+    fn obey_all(&mut self, connection: &OwnedFd) -> bool {
         loop {
             if wait_readable(connection.as_fd()).is_err() {
                 return true;
@@ -191,14 +218,22 @@ impl Engine {
                 deadline_ms,
             } => {
                 let deadline = Instant::now() + Duration::from_millis(deadline_ms);
-                let made = self.expect(&session, &store, build, deadline, fds);
-                self.start(request, session, made, |request, session, expecting| {
-                    Command::Expect {
-                        request,
-                        session,
-                        expecting: Box::new(expecting),
-                    }
-                });
+                let made = self
+                    .source(&store, build)
+                    .and_then(|source| self.expect(&session, source, deadline, fds));
+                self.start(request, session, made, expect_command);
+            }
+            Request::ExpectFile {
+                request,
+                session,
+                file,
+                deadline_ms,
+            } => {
+                let deadline = Instant::now() + Duration::from_millis(deadline_ms);
+                let made = PageSource::open_plain(&file)
+                    .map_err(|error| crate::chain(&error))
+                    .and_then(|source| self.expect(&session, source, deadline, fds));
+                self.start(request, session, made, expect_command);
             }
             Request::Adopt {
                 request,
@@ -217,16 +252,46 @@ impl Engine {
                 });
             }
             Request::Detach { request, session } => match self.owners.remove(&session) {
-                Some(owner) => {
-                    self.workers[owner].sessions -= 1;
-                    self.workers[owner].tell(Command::Detach { request, session });
+                Some(Owner { worker, .. }) => {
+                    self.workers[worker].sessions -= 1;
+                    self.workers[worker].tell(Command::Detach { request, session });
                 }
                 None => self.refuse(request, format!("This engine has no session {session:?}")),
             },
             Request::Stats { request, session } => match self.owners.get(&session) {
-                Some(owner) => self.workers[*owner].tell(Command::Stats { request, session }),
+                Some(owner) => {
+                    self.workers[owner.worker].tell(Command::Stats { request, session });
+                }
                 None => self.refuse(request, format!("This engine has no session {session:?}")),
             },
+            Request::Record {
+                request,
+                session,
+                window_ms,
+                max_pages,
+            } => {
+                let window = Duration::from_millis(window_ms);
+                let order = AheadOrder::Record { window, max_pages };
+                self.ahead(request, session, order);
+            }
+            Request::Track { request, session } => {
+                self.ahead(request, session, AheadOrder::Track);
+            }
+            Request::EndRecording { request, session } => {
+                self.ahead(request, session, AheadOrder::EndRecording);
+            }
+            Request::Replay { request, session } => {
+                let runs = self.working_set_of(&session);
+                self.ahead(request, session, AheadOrder::Replay { runs });
+            }
+            Request::Load {
+                request,
+                session,
+                bytes_per_second,
+            } => self.ahead(request, session, AheadOrder::Load { bytes_per_second }),
+            Request::Halt { request, session } => {
+                self.ahead(request, session, AheadOrder::Halt);
+            }
             Request::Shutdown => {}
         }
     }
@@ -235,10 +300,10 @@ impl Engine {
         &mut self,
         request: u64,
         session: String,
-        made: Result<T, String>,
+        made: Result<(T, Weak<PageSource>), String>,
         command: impl FnOnce(u64, String, T) -> Command,
     ) {
-        let made = match made {
+        let (made, source) = match made {
             Ok(made) => made,
             Err(reason) => return self.refuse(request, reason),
         };
@@ -247,10 +312,41 @@ impl Engine {
             .iter()
             .enumerate()
             .min_by_key(|(_, worker)| worker.sessions);
-        let (owner, _) = idlest.expect("an engine has at least one worker");
-        self.workers[owner].sessions += 1;
-        self.owners.insert(session.clone(), owner);
-        self.workers[owner].tell(command(request, session, made));
+        let (worker, _) = idlest.expect("an engine has at least one worker");
+        self.workers[worker].sessions += 1;
+        self.owners
+            .insert(session.clone(), Owner { worker, source });
+        self.workers[worker].tell(command(request, session, made));
+    }
+
+    fn ahead(&self, request: u64, session: String, order: AheadOrder) {
+        match self.owners.get(&session) {
+            Some(owner) => self.workers[owner.worker].tell(Command::Ahead {
+                request,
+                session,
+                order,
+            }),
+            None => self.refuse(request, format!("This engine has no session {session:?}")),
+        }
+    }
+
+    /// What there is to replay for a session; a working set that is of no use is none.
+    fn working_set_of(&self, session: &str) -> Vec<PageRun> {
+        let source = self
+            .owners
+            .get(session)
+            .and_then(|owner| owner.source.upgrade());
+        let Some(build) = source.as_ref().and_then(|source| source.build()) else {
+            return Vec::new();
+        };
+        match build.working_set() {
+            WorkingSetFile::Present(set) => set.runs().to_vec(),
+            WorkingSetFile::Missing => Vec::new(),
+            WorkingSetFile::Ignored(reason) => {
+                tracing::warn!(build_id = %build.id(), %reason, "Ignoring a working set");
+                Vec::new()
+            }
+        }
     }
 
     fn refuse(&self, request: u64, reason: String) {
@@ -258,21 +354,18 @@ impl Engine {
     }
 
     fn expect(
-        &mut self,
+        &self,
         session: &str,
-        store: &Path,
-        build: BuildId,
+        source: Arc<PageSource>,
         deadline: Instant,
         fds: Vec<OwnedFd>,
-    ) -> Result<Expecting, String> {
+    ) -> Result<(Expecting, Weak<PageSource>), String> {
         self.check_name(session)?;
         let [listener, states] = take_fds(fds)?;
-        let source = self
-            .source(store, build)
-            .map_err(|error| crate::chain(&error))?;
-        let states = PageStates::from_fd(states, source.map().memory_pages())
+        let states = PageStates::from_fd(states, source.memory_pages())
             .map_err(|error| error.to_string())?;
-        Ok(Expecting::new(listener, states, source, deadline))
+        let weak = Arc::downgrade(&source);
+        Ok((Expecting::new(listener, states, source, deadline), weak))
     }
 
     fn adopt(
@@ -282,27 +375,26 @@ impl Engine {
         build: BuildId,
         claims: &[ClaimedRegion],
         fds: Vec<OwnedFd>,
-    ) -> Result<SessionParts, String> {
+    ) -> Result<(SessionParts, Weak<PageSource>), String> {
         self.check_name(session)?;
         let [uffd, pidfd, states] = take_fds(fds)?;
-        let source = self
-            .source(store, build)
-            .map_err(|error| crate::chain(&error))?;
-        let map = source.map();
-        let regions = RegionTable::new(claims, map.page_size().bytes(), map.memory_pages())
+        let source = self.source(store, build)?;
+        let (page_size, pages) = (source.page_size(), source.memory_pages());
+        let regions = RegionTable::new(claims, page_size.bytes(), pages)
             .map_err(|error| error.to_string())?;
-        let states =
-            PageStates::from_fd(states, map.memory_pages()).map_err(|error| error.to_string())?;
+        let states = PageStates::from_fd(states, pages).map_err(|error| error.to_string())?;
         states.forget_reads();
         let uffd = Uffd::from_handed_over(uffd).map_err(|error| error.to_string())?;
-        Ok(SessionParts {
+        let weak = Arc::downgrade(&source);
+        let parts = SessionParts {
             uffd,
             pidfd,
             handoff: None,
             regions,
             states,
             source,
-        })
+        };
+        Ok((parts, weak))
     }
 
     fn check_name(&self, session: &str) -> Result<(), String> {
@@ -312,7 +404,12 @@ impl Engine {
         Ok(())
     }
 
-    fn source(&mut self, store: &Path, id: BuildId) -> Result<Arc<PageSource>, SourceError> {
+    fn source(&mut self, store: &Path, id: BuildId) -> Result<Arc<PageSource>, String> {
+        self.open_source(store, id)
+            .map_err(|error| crate::chain(&error))
+    }
+
+    fn open_source(&mut self, store: &Path, id: BuildId) -> Result<Arc<PageSource>, SourceError> {
         if let Some(source) = self.sources.get(&id).and_then(Weak::upgrade) {
             return Ok(source);
         }
@@ -320,12 +417,6 @@ impl Engine {
         let opened = BuildStore::open_or_create(store)
             .map_err(|source| SourceError::Build { id, source })?;
         let source = PageSource::open(&opened, id)?;
-        if source.map().page_size() != PageSize::Size4K {
-            return Err(SourceError::PageSize {
-                id,
-                bytes: source.map().page_size().bytes(),
-            });
-        }
         self.sources.insert(id, Arc::downgrade(&source));
         Ok(source)
     }
@@ -337,6 +428,14 @@ impl Engine {
         for worker in self.workers {
             let _ = worker.thread.join();
         }
+    }
+}
+
+fn expect_command(request: u64, session: String, expecting: Expecting) -> Command {
+    Command::Expect {
+        request,
+        session,
+        expecting: Box::new(expecting),
     }
 }
 

@@ -1,17 +1,22 @@
 //! Where a session's pages come from: the data files of a build, each mapped (for
 //! what the page cache holds) and open for direct reads (for what it doesn't).
+//!
+//! Or one plain memory file, as Firecracker's `snapshot/create` writes it: then its data is
+//! one extent after the other and its holes are zero.
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
-use snapshot_format::{Build, BuildId, BuildStore, Extent, MemoryMap, Origin, PageIndex};
+use snapshot_format::{Build, BuildId, BuildStore, Extent, Origin, PageCount, PageIndex, PageSize};
 use thiserror::Error;
 
-use crate::sys::mapping::SourceMapping;
+use crate::plain_file::PlainFile;
+use crate::sys::mapping::{ChunkBits, SourceMapping};
 use crate::sys::uffd::SourceAddr;
 
 /// Why a build can't be served.
@@ -25,14 +30,6 @@ pub enum SourceError {
         /// What is wrong with it.
         #[source]
         source: snapshot_format::FormatError,
-    },
-    /// The build has pages of a size that workers don't serve.
-    #[error("Build {id} has pages of {bytes} bytes; only 4096 are served")]
-    PageSize {
-        /// Which build.
-        id: BuildId,
-        /// Bytes of its pages.
-        bytes: u64,
     },
     /// A data file could not be mapped.
     #[error("Mapping {}", path.display())]
@@ -48,9 +45,20 @@ pub enum SourceError {
 /// One build, ready to be read page by page. Cheap to share between sessions.
 #[derive(Debug)]
 pub struct PageSource {
-    build: Build,
+    memory: Memory,
     files: Vec<SourceFile>,
+    serial: u32,
 }
+
+/// What says where a page lies.
+#[derive(Debug)]
+enum Memory {
+    Build(Build),
+    Plain(PlainFile),
+}
+
+/// Tells one opened source from all others of this process.
+static NEXT_SERIAL: AtomicU32 = AtomicU32::new(1);
 
 #[derive(Debug)]
 struct SourceFile {
@@ -70,27 +78,66 @@ impl PageSource {
         let page_bytes = build.map().page_size().bytes();
         let mut files = Vec::with_capacity(build.data_files().len());
         for file in build.data_files() {
-            let failed = |source| SourceError::Map {
-                path: file.path().to_path_buf(),
-                source,
-            };
             let bytes = file.pages().get() * page_bytes;
-            let mapping = match bytes {
-                0 => None,
-                len => Some(SourceMapping::new(file.file(), len).map_err(failed)?),
-            };
-            files.push(SourceFile {
-                mapping,
-                direct: open_direct(file.path()).map_err(failed)?,
-            });
+            files.push(SourceFile::open(file.path(), file.file(), bytes)?);
         }
-        Ok(Arc::new(Self { build, files }))
+        Ok(Self::new(Memory::Build(build), files))
     }
 
-    /// The map that says where each page lies.
+    /// Opens a plain memory file, byte `n` of which is byte `n` of the memory.
+    ///
+    /// # Errors
+    /// [`SourceError::Map`] when it can't be read or holds no whole number of pages.
+    pub fn open_plain(path: &Path) -> Result<Arc<Self>, SourceError> {
+        let failed = |source| SourceError::Map {
+            path: path.to_path_buf(),
+            source,
+        };
+        let file = File::open(path).map_err(failed)?;
+        let plain = PlainFile::read(&file).map_err(failed)?;
+        let files = vec![SourceFile::open(path, &file, plain.bytes())?];
+        Ok(Self::new(Memory::Plain(plain), files))
+    }
+
+    fn new(memory: Memory, files: Vec<SourceFile>) -> Arc<Self> {
+        let serial = NEXT_SERIAL.fetch_add(1, Ordering::Relaxed);
+        Arc::new(Self {
+            memory,
+            files,
+            serial,
+        })
+    }
+
+    /// The build, unless this is a plain file.
     #[must_use]
-    pub fn map(&self) -> &MemoryMap {
-        self.build.map()
+    pub fn build(&self) -> Option<&Build> {
+        match &self.memory {
+            Memory::Build(build) => Some(build),
+            Memory::Plain(_) => None,
+        }
+    }
+
+    /// The size of its pages.
+    #[must_use]
+    pub fn page_size(&self) -> PageSize {
+        match &self.memory {
+            Memory::Build(build) => build.map().page_size(),
+            Memory::Plain(_) => PageSize::Size4K,
+        }
+    }
+
+    /// How many pages the memory has.
+    #[must_use]
+    pub fn memory_pages(&self) -> PageCount {
+        match &self.memory {
+            Memory::Build(build) => build.map().memory_pages(),
+            Memory::Plain(plain) => plain.pages(),
+        }
+    }
+
+    /// Tells this source from every other that this process opens.
+    pub(crate) fn serial(&self) -> u32 {
+        self.serial
     }
 
     /// The extent that holds a page.
@@ -99,9 +146,11 @@ impl PageSource {
     /// The page is outside the memory: a validated map covers all of it.
     #[must_use]
     pub fn extent(&self, page: PageIndex) -> Extent {
-        self.map()
-            .lookup(page)
-            .expect("a validated map covers every page of the memory")
+        let extent = match &self.memory {
+            Memory::Build(build) => build.map().lookup(page),
+            Memory::Plain(plain) => plain.lookup(page),
+        };
+        extent.expect("a validated map covers every page of the memory")
     }
 
     /// Where `page` of this extent lies: which file, at which byte.
@@ -114,28 +163,48 @@ impl PageSource {
             panic!("a zero page has no location")
         };
         let into = page.get() - extent.start.get();
-        let offset = (extent.storage.get() + into) * self.map().page_size().bytes();
+        let offset = (extent.storage.get() + into) * self.page_size().bytes();
         Location { file, offset }
     }
 
-    /// How many of `len` bytes at a location are in the page cache now, and the address
-    /// to copy them from.
+    /// The address to copy `len` bytes at a location from.
     #[must_use]
-    pub fn resident(&self, at: Location, len: u64) -> (SourceAddr, u64) {
-        let mapping = self.files[usize::from(at.file)]
-            .mapping
-            .as_ref()
-            .expect("an extent never points into an empty file");
-        (
-            mapping.source(at.offset, len),
-            mapping.resident_prefix(at.offset, len),
-        )
+    pub fn address(&self, at: Location, len: u64) -> SourceAddr {
+        self.mapping(at.file).source(at.offset, len)
+    }
+
+    /// Which pages of a chunk of a data file are in the page cache now.
+    #[must_use]
+    pub(crate) fn look_at_chunk(&self, file: u16, chunk: u64) -> ChunkBits {
+        self.mapping(file).look_at_chunk(chunk)
+    }
+
+    fn mapping(&self, file: u16) -> &SourceMapping {
+        let mapping = self.files[usize::from(file)].mapping.as_ref();
+        mapping.expect("an extent never points into an empty file")
     }
 
     /// The descriptor to read a location from without the page cache.
     #[must_use]
     pub fn direct(&self, at: Location) -> BorrowedFd<'_> {
         self.files[usize::from(at.file)].direct.as_fd()
+    }
+}
+
+impl SourceFile {
+    fn open(path: &Path, file: &File, bytes: u64) -> Result<Self, SourceError> {
+        let failed = |source| SourceError::Map {
+            path: path.to_path_buf(),
+            source,
+        };
+        let mapping = match bytes {
+            0 => None,
+            len => Some(SourceMapping::new(file, len).map_err(failed)?),
+        };
+        Ok(Self {
+            mapping,
+            direct: open_direct(path).map_err(failed)?,
+        })
     }
 }
 
@@ -150,7 +219,7 @@ pub struct Location {
 
 /// Opens for reads that bypass the page cache; file systems without such reads (older
 /// tmpfs) are read through it.
-fn open_direct(path: &std::path::Path) -> io::Result<File> {
+fn open_direct(path: &Path) -> io::Result<File> {
     let direct = OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_DIRECT)

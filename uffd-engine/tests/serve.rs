@@ -8,9 +8,10 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use snapshot_format::{PageCount, PageIndex};
-use support::{Host, PAGE, closed, content, evict, has_uffd, skip};
+use support::{Host, PAGE, closed, content, evict, has_uffd, read_part, resident_pages, skip};
 use uffd_engine::control::Report;
-use uffd_engine::{PageState, PageStates};
+use uffd_engine::server::EngineOptions;
+use uffd_engine::{PageState, PageStates, Waiting, WorkerOptions};
 
 #[test]
 fn every_page_reads_as_the_build_says() {
@@ -31,22 +32,32 @@ fn every_page_reads_as_the_build_says() {
 }
 
 #[test]
-fn pages_that_are_not_in_the_page_cache_are_read_from_disk() {
-    const NAME: &str = "pages_that_are_not_in_the_page_cache_are_read_from_disk";
+fn pages_that_are_not_in_the_page_cache_are_read_without_a_major_fault() {
+    const NAME: &str = "pages_that_are_not_in_the_page_cache_are_read_without_a_major_fault";
     if !has_uffd(NAME) {
         return;
     }
-    let mut host = Host::start(512);
-    evict(&host.data_file());
-    let states = PageStates::create(PageCount::new(512)).unwrap();
+    let mut host = Host::start(2048);
+    let data = host.data_file();
+    evict(&data);
+    // A part of it is in the page cache, so that both ways are gone, and both in one chunk.
+    let stored = std::fs::metadata(&data).unwrap().len();
+    let (from, to) = (stored / 4 / PAGE * PAGE, stored / 2 / PAGE * PAGE);
+    read_part(&data, from, to - from);
+    let resident = resident_pages(&data);
+    if resident.iter().all(|page| *page) {
+        return skip(NAME, "the file system would not let go of its pages");
+    }
+    let states = PageStates::create(PageCount::new(2048)).unwrap();
     let guest = host.attach("s1", &states);
-    for page in 0..512 {
+    let before = host.stats("s1").worker_major_faults;
+    for page in (0..2048).step_by(3).chain(0..2048) {
         guest.check(page);
     }
     let stats = host.detach("s1");
-    if stats.pages_read == 0 {
-        skip(NAME, "the file system would not let go of its pages");
-    }
+    assert_eq!(stats.worker_major_faults, before, "{stats:?}");
+    assert!(stats.pages_read > 0, "{stats:?}");
+    assert!(stats.pages_copied > stats.pages_read, "{stats:?}");
 }
 
 #[test]
@@ -69,6 +80,39 @@ fn a_page_given_back_reads_as_zero() {
     guest.check(32);
     assert_eq!(states.get(PageIndex::new(1)), PageState::Removed);
     assert_eq!(host.stats("s1").removes, 1);
+}
+
+#[test]
+fn a_spinning_worker_looks_after_every_session() {
+    if !has_uffd("a_spinning_worker_looks_after_every_session") {
+        return;
+    }
+    let mut host = Host::start(1024);
+    host.replace_engine_by(EngineOptions {
+        worker: WorkerOptions {
+            waiting: Waiting::Spin { us: 1_000_000 },
+            window_pages: 1,
+            ..WorkerOptions::default()
+        },
+        ..EngineOptions::default()
+    });
+    let states: Vec<_> = (0..3)
+        .map(|_| PageStates::create(PageCount::new(1024)).unwrap())
+        .collect();
+    let name = |session: usize| format!("s{session}");
+    let guests: Vec<_> = states
+        .iter()
+        .enumerate()
+        .map(|(session, states)| host.attach(&name(session), states))
+        .collect();
+    std::thread::scope(|scope| {
+        for guest in &guests {
+            scope.spawn(|| (0..1024).for_each(|page| guest.check(page)));
+        }
+    });
+    for session in 0..3 {
+        assert_eq!(host.detach(&name(session)).faults, 1024);
+    }
 }
 
 #[test]

@@ -16,12 +16,12 @@ use nix::sys::socket::{
 };
 use nix::sys::time::TimeVal;
 use parking_lot::Mutex;
-use snapshot_format::BuildId;
+use snapshot_format::{BuildId, BuildStore};
 use tokio::sync::{mpsc, oneshot};
-use uffd_engine::PageStates;
 use uffd_engine::control::{self, Report, Request};
 use uffd_engine::region::ClaimedRegion;
 use uffd_engine::sys::process::pidfd_open;
+use uffd_engine::{PageStates, recording};
 
 use super::topology::Node;
 use super::{EngineError, SessionEvent, control_socket};
@@ -237,6 +237,10 @@ impl Link {
             Report::Failed { session, reason } => self.fail(session, reason),
             // The daemon watches its VMMs itself.
             Report::Ended { .. } => {}
+            Report::Loaded { session, pages } => {
+                tracing::info!(session, pages, "All memory is loaded");
+            }
+            Report::Recorded { session, .. } => self.keep_recording(session, fds),
             Report::Attached {
                 request, session, ..
             } if !fds.is_empty() => {
@@ -290,6 +294,26 @@ impl Link {
             });
         }
         Ok(())
+    }
+
+    /// Puts what a session touched first beside its build. It is advice: whatever goes wrong
+    /// with it costs speed, and only later.
+    fn keep_recording(&self, session: &str, fds: Vec<OwnedFd>) {
+        let of = |kept: &Kept| (kept.store.clone(), kept.build);
+        let Some((root, build)) = self.shared.lock().kept.get(session).map(of) else {
+            return;
+        };
+        let Some(Ok(touches)) = fds.into_iter().next().map(recording::from_memfd) else {
+            return;
+        };
+        let kept = BuildStore::open_or_create(&root)
+            .and_then(|store| recording::keep(&store, build, &touches));
+        match kept {
+            Ok(pages) => {
+                tracing::info!(build_id = %build, pages = pages.get(), "Kept a working set");
+            }
+            Err(error) => tracing::warn!(build_id = %build, %error, "A working set is lost"),
+        }
     }
 
     /// Tells one session's sandbox that its memory can't be served any more.

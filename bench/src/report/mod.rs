@@ -15,6 +15,7 @@ use serde::Serialize;
 
 use self::latency::Percentiles;
 use self::ratio::Ratio;
+use crate::args::Order;
 use crate::host::Host;
 use crate::placement::Cpus;
 
@@ -24,9 +25,9 @@ pub(crate) struct PageFaultReport {
     pub(crate) bench: &'static str,
     pub(crate) host: Host,
     pub(crate) setup: Setup,
-    /// In the order in which each round measured them; the first is the baseline.
+    /// In the order in which each round measured them.
     pub(crate) subjects: Vec<SubjectReport>,
-    /// One for each other subject.
+    /// One for each subject, over the best floor.
     pub(crate) ratios: Vec<Ratio>,
 }
 
@@ -40,7 +41,7 @@ pub(crate) struct Setup {
     pub(crate) source: &'static str,
     /// Who had the memory: no VMM here.
     pub(crate) vmm: &'static str,
-    pub(crate) order: &'static str,
+    pub(crate) order: Order,
     pub(crate) seed: u64,
     pub(crate) page_bytes: u64,
     pub(crate) rounds: u32,
@@ -66,8 +67,8 @@ pub(crate) struct RoundReport {
     pub(crate) fault_us: Option<Percentiles>,
     /// The whole pass divided by the pages it touched.
     pub(crate) pass_us_per_page: f64,
-    /// Fault events the subject says it read.
-    pub(crate) faults: u64,
+    /// Fault events that the subject says it read, if it says so.
+    pub(crate) faults: Option<u64>,
     /// Pages that were read from disk after all.
     pub(crate) pages_from_disk: u64,
 }

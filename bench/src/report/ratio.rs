@@ -76,7 +76,7 @@ mod tests {
         let round = |us: &f64| RoundReport {
             fault_us: None,
             pass_us_per_page: *us,
-            faults: 1,
+            faults: Some(1),
             pages_from_disk: 0,
         };
         SubjectReport {

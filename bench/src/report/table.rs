@@ -33,7 +33,7 @@ impl PageFaultReport {
         )?;
         writeln!(
             f,
-            "  touches  {} order, seed {}; {} rounds of {} pages of {} bytes, after {} not counted",
+            "  touches  {:?} order, seed {}; {} rounds of {} pages of {} bytes, after {} not counted",
             setup.order,
             setup.seed,
             setup.rounds,
@@ -103,7 +103,7 @@ impl PageFaultReport {
         }
         let rounds = self.subjects.iter().flat_map(|subject| &subject.rounds);
         let from_disk: u64 = rounds.map(|round| round.pages_from_disk).sum();
-        if from_disk > 0 {
+        if from_disk > 0 && self.setup.source.starts_with("warm") {
             writeln!(f, "\n  Not warm: {from_disk} pages came from the disk")?;
         }
         Ok(())
@@ -124,7 +124,8 @@ fn line_of(f: &mut Formatter<'_>, title: &str, quotients: &Quotients) -> fmt::Re
     )
 }
 
-fn faults_per_round(subject: &SubjectReport) -> u64 {
-    let total: u64 = subject.rounds.iter().map(|round| round.faults).sum();
-    total / subject.rounds.len().max(1) as u64
+fn faults_per_round(subject: &SubjectReport) -> String {
+    let total: Option<u64> = subject.rounds.iter().map(|round| round.faults).sum();
+    let per_round = |total| total / subject.rounds.len().max(1) as u64;
+    total.map_or_else(|| "unsaid".to_owned(), |total| per_round(total).to_string())
 }

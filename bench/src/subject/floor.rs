@@ -1,8 +1,7 @@
-//! The floor: the least that serves a fault from another process. One fd, one page, three
-//! system calls: `poll`, `read`, `UFFDIO_COPY`, always from one hot page.
+//! The floor: the least that serves a fault from another process. One fd, one page, two or
+//! three system calls: a wait, `read`, `UFFDIO_COPY`, always from one hot page.
 //!
-//! A handed-over userfaultfd is non-blocking, so waiting in `read` is not to be had; `poll`
-//! and `read` came out within 1 % of it. The variants add, one after the other, what any real
+//! There are four ways to wait, and the best of a run is its floor. The variants add, one after the other, what any real
 //! engine has to do besides: wait for many things at once, copy from where the page really is,
 //! and ask whether it is there.
 
@@ -10,11 +9,14 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::sched_yield;
 use serde::{Deserialize, Serialize};
 use uffd_engine::handoff::{self, Progress};
 use uffd_engine::region::ClaimedRegion;
@@ -24,7 +26,7 @@ use uffd_engine::sys::process::die_with_parent;
 use uffd_engine::sys::ring::{Ring, Token};
 
 use super::{PATIENCE, Served, Subject};
-use crate::args::{Ask, FloorArgs};
+use crate::args::{Ask, FloorArgs, Wait};
 use crate::child::{self, Child};
 use crate::config::PAGE_BYTES;
 use crate::placement;
@@ -35,18 +37,25 @@ use crate::sys::page_source::PageSource;
 /// Which of an engine's costs a floor has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FloorKind {
-    /// None.
-    Bare,
-    /// Waits in an io_uring with a multishot poll.
-    Ring,
-    /// And copies each page from the mapped build, in this way.
+    /// None: it waits in this way and copies one hot page.
+    Bare(Wait),
+    /// Waits in an io_uring, and copies each page from the mapped build, in this way.
     RingSource(Option<Ask>),
+    /// Waits in `poll`, and reads each page from the disk.
+    Disk,
 }
 
 impl FloorKind {
+    /// The least that works, in the ways there are to wait: the best of them is the floor.
+    pub(crate) const BARE: [Self; 4] = [
+        Self::Bare(Wait::Poll),
+        Self::Bare(Wait::Block),
+        Self::Bare(Wait::Busy),
+        Self::Bare(Wait::Ring),
+    ];
+
     /// The costs of ours one after the other, and what could replace the last.
-    pub(crate) const EXPLAINING: [Self; 4] = [
-        Self::Ring,
+    pub(crate) const EXPLAINING: [Self; 3] = [
         Self::RingSource(None),
         Self::RingSource(Some(Ask::Mincore)),
         Self::RingSource(Some(Ask::Nowait)),
@@ -54,8 +63,12 @@ impl FloorKind {
 
     fn name(self) -> &'static str {
         match self {
-            Self::Bare => "floor",
-            Self::Ring => "floor+ring",
+            Self::Bare(Wait::Poll) => "floor-poll",
+            Self::Bare(Wait::Block) => "floor-block",
+            Self::Bare(Wait::Busy) => "floor-busy",
+            Self::Bare(Wait::Ring) => "floor-ring",
+            Self::Disk => "floor-disk",
+            Self::RingSource(Some(Ask::Direct)) => "floor+ring+disk",
             Self::RingSource(None) => "floor+ring+source",
             Self::RingSource(Some(Ask::Mincore)) => "floor+ring+source+mincore",
             Self::RingSource(Some(Ask::Nowait)) => "floor+ring+nowait-read",
@@ -64,14 +77,23 @@ impl FloorKind {
 
     fn args(self, source: &Source) -> Vec<OsString> {
         let mut args = Vec::new();
-        if self != Self::Bare {
-            args.push("--ring".into());
-        }
-        if let Self::RingSource(ask) = self {
+        let (wait, ask) = match self {
+            Self::Bare(wait) => (wait, None),
+            Self::RingSource(ask) => (Wait::Ring, Some(ask)),
+            Self::Disk => (Wait::Poll, Some(Some(Ask::Direct))),
+        };
+        args.push(match wait {
+            Wait::Poll => "--wait=poll".into(),
+            Wait::Block => "--wait=block".into(),
+            Wait::Busy => "--wait=busy".into(),
+            Wait::Ring => "--wait=ring".into(),
+        });
+        if let Some(ask) = ask {
             args.extend(["--source".into(), source.data().as_os_str().to_owned()]);
             args.extend(ask.map(|ask| match ask {
                 Ask::Mincore => "--ask=mincore".into(),
                 Ask::Nowait => "--ask=nowait".into(),
+                Ask::Direct => "--ask=direct".into(),
             }));
         }
         args
@@ -131,8 +153,8 @@ impl Subject for Floor {
 
     fn words(&self) -> Words {
         match self.kind {
-            FloorKind::Bare | FloorKind::Ring => Words::Hot,
-            FloorKind::RingSource(_) => Words::OfBuild,
+            FloorKind::Bare(_) => Words::Hot,
+            FloorKind::RingSource(_) | FloorKind::Disk => Words::OfBuild,
         }
     }
 
@@ -150,8 +172,11 @@ impl Subject for Floor {
     fn detach(&mut self) -> Result<Served> {
         match self.child.receive(PATIENCE)? {
             Note::Done { faults } => Ok(Served {
-                faults,
-                pages_from_disk: 0,
+                faults: Some(faults),
+                pages_from_disk: match self.kind {
+                    FloorKind::Disk => faults,
+                    _ => 0,
+                },
             }),
             other => bail!("The floor said {other:?} instead of ending its session"),
         }
@@ -175,10 +200,11 @@ pub(crate) fn run(args: &FloorArgs) -> Result<()> {
             source,
         };
         child::say(&Note::Attached)?;
-        let faults = if args.ring {
-            session.serve_in_ring()?
-        } else {
-            session.serve()?
+        let faults = match args.wait {
+            Wait::Poll => session.serve()?,
+            Wait::Block => session.serve_blocking()?,
+            Wait::Busy => session.serve_busily()?,
+            Wait::Ring => session.serve_in_ring()?,
         };
         child::say(&Note::Done { faults })?;
     }
@@ -193,6 +219,13 @@ fn open_source(args: &FloorArgs) -> io::Result<PageSource> {
         None => PageSource::mapped(&file),
         Some(Ask::Mincore) => PageSource::asked(&file),
         Some(Ask::Nowait) => PageSource::read(file),
+        Some(Ask::Direct) => {
+            let direct = File::options()
+                .read(true)
+                .custom_flags(libc::O_DIRECT)
+                .open(path)?;
+            PageSource::direct(direct)
+        }
     }
 }
 
@@ -215,10 +248,35 @@ impl Session<'_> {
         Ok(faults)
     }
 
+    /// The same, waiting in `read`. The flag belongs to what both processes have open; a
+    /// userfaultfd that is polled must not be blocking, and here nobody polls.
+    fn serve_blocking(&mut self) -> Result<u64> {
+        fcntl(self.uffd, FcntlArg::F_SETFL(OFlag::empty()))?;
+        let pages = self.region.size / PAGE_BYTES;
+        let mut faults = 0;
+        while faults < pages {
+            faults += self.answer()?;
+        }
+        Ok(faults)
+    }
+
+    /// The same, never waiting.
+    fn serve_busily(&mut self) -> Result<u64> {
+        let pages = self.region.size / PAGE_BYTES;
+        let mut faults = 0;
+        while faults < pages {
+            match self.answer()? {
+                0 => sched_yield()?,
+                answered => faults += answered,
+            }
+        }
+        Ok(faults)
+    }
+
     /// The same, waiting as the engine's workers do.
     fn serve_in_ring(&mut self) -> Result<u64> {
         let pages = self.region.size / PAGE_BYTES;
-        let mut ring = Ring::new(8, ReadBuffers::new(1, PAGE_BYTES as usize)?)?;
+        let mut ring = Ring::new(8, ReadBuffers::new(1, PAGE_BYTES as usize)?, 0)?;
         let token = Token {
             kind: 0,
             index: 0,

@@ -6,6 +6,7 @@
 
 pub(crate) mod floor;
 pub(crate) mod ours;
+pub(crate) mod peer;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -20,8 +21,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 /// What a subject says it did in one session.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Served {
-    /// Fault events it read.
-    pub(crate) faults: u64,
+    /// Fault events it read, if it says so.
+    pub(crate) faults: Option<u64>,
     /// Pages that had to come from the disk: a round with any was not warm.
     pub(crate) pages_from_disk: u64,
 }
@@ -37,12 +38,12 @@ pub(crate) trait Subject {
     /// What the pages it installs begin with.
     fn words(&self) -> Words;
 
-    /// Gets ready for the next session; returns where to hand memory over.
+    /// Gets ready for one more session; returns where to hand memory over.
     fn expect(&mut self) -> Result<PathBuf>;
 
     /// Waits until the memory that was handed over is being served.
     fn attached(&mut self) -> Result<()>;
 
-    /// Ends the session, whose memory must still be there.
+    /// Ends all sessions, whose memory must still be there.
     fn detach(&mut self) -> Result<Served>;
 }

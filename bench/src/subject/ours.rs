@@ -14,7 +14,7 @@ use snapshot_format::{BuildId, PageCount};
 use uffd_engine::control::{self, Report, Request};
 use uffd_engine::server::{self, EngineOptions};
 use uffd_engine::sys::process::die_with_parent;
-use uffd_engine::{PageStates, WorkerOptions};
+use uffd_engine::{PageStates, SessionStats, Waiting, WorkerOptions};
 
 use super::{PATIENCE, Served, Subject};
 use crate::args::EngineArgs;
@@ -31,15 +31,23 @@ struct Ready;
 pub(crate) struct Ours {
     name: String,
     window_pages: u64,
-    _child: Child,
+    child: Child,
     control: OwnedFd,
     sockets: PathBuf,
     store: PathBuf,
     build: BuildId,
     pages: u64,
     sessions: u64,
-    /// What a daemon keeps while a session lives.
-    kept: Option<(PageStates, Vec<OwnedFd>)>,
+    /// What a daemon keeps while sessions live.
+    kept: Vec<Kept>,
+}
+
+/// One session, as a daemon knows it.
+#[derive(Debug)]
+struct Kept {
+    session: String,
+    _states: PageStates,
+    uffd: Vec<OwnedFd>,
 }
 
 impl Ours {
@@ -56,9 +64,22 @@ impl Ours {
         pages: u64,
         cpu: usize,
     ) -> Result<Self> {
-        let name = match window_pages {
-            1 => "ours".to_owned(),
-            window => format!("ours-window-{window}"),
+        Self::start_waiting(0, window_pages, sockets, source, pages, cpu)
+    }
+
+    /// The same with a worker that spins.
+    pub(crate) fn start_waiting(
+        spin_us: u64,
+        window_pages: u64,
+        sockets: &Path,
+        source: &Source,
+        pages: u64,
+        cpu: usize,
+    ) -> Result<Self> {
+        let name = match (spin_us, window_pages) {
+            (0, 1) => "ours".to_owned(),
+            (0, window) => format!("ours-window-{window}"),
+            (us, _) => format!("ours-spin-{us}"),
         };
         let path = sockets.join(format!("{name}-control"));
         let mut child = Child::spawn(
@@ -69,6 +90,8 @@ impl Ours {
                 cpu.to_string().as_ref(),
                 "--window-pages".as_ref(),
                 window_pages.to_string().as_ref(),
+                "--spin-us".as_ref(),
+                spin_us.to_string().as_ref(),
                 "--control".as_ref(),
                 path.as_os_str(),
             ],
@@ -79,19 +102,60 @@ impl Ours {
         Ok(Self {
             name,
             window_pages,
-            _child: child,
+            child,
             control,
             sockets: sockets.to_path_buf(),
             store: source.store_root().to_path_buf(),
             build: source.build(),
             pages,
             sessions: 0,
-            kept: None,
+            kept: Vec::new(),
         })
     }
 
     fn session(&self) -> String {
         format!("{}-{}", self.name, self.sessions)
+    }
+
+    /// The engine's process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.pid()
+    }
+
+    /// Sends one request about the session that was expected last; its answer.
+    pub(crate) fn ask(&mut self, request: impl FnOnce(u64, String) -> Request) -> Result<Report> {
+        self.sessions += 1;
+        let kept = self.kept.last().context("There is no session")?;
+        let request = request(self.sessions, kept.session.clone());
+        control::send(self.control.as_fd(), &request, &[]).context("Telling the engine")?;
+        Ok(self.report()?.0)
+    }
+
+    /// Waits until a load has ended.
+    pub(crate) fn wait_loaded(&self) -> Result<()> {
+        match self.report()?.0 {
+            Report::Loaded { .. } => Ok(()),
+            other => bail!("The engine said {other:?} instead of having loaded"),
+        }
+    }
+
+    /// Ends all sessions; the counters of each.
+    pub(crate) fn end(&mut self) -> Result<Vec<SessionStats>> {
+        let mut all = Vec::new();
+        for kept in std::mem::take(&mut self.kept) {
+            self.sessions += 1;
+            let request = Request::Detach {
+                request: self.sessions,
+                session: kept.session.clone(),
+            };
+            control::send(self.control.as_fd(), &request, &[]).context("Telling the engine")?;
+            match self.report()?.0 {
+                Report::Detached { stats, .. } => all.push(stats),
+                Report::Failed { reason, .. } => bail!("The engine failed a session: {reason}"),
+                other => bail!("The engine said {other:?} instead of detaching"),
+            }
+        }
+        Ok(all)
     }
 
     fn report(&self) -> Result<(Report, Vec<OwnedFd>)> {
@@ -132,15 +196,19 @@ impl Subject for Ours {
         };
         let fds = [listener.as_fd(), states.as_fd()];
         control::send(self.control.as_fd(), &request, &fds).context("Telling the engine")?;
-        self.kept = Some((states, Vec::new()));
+        self.kept.push(Kept {
+            session: self.session(),
+            _states: states,
+            uffd: Vec::new(),
+        });
         Ok(path)
     }
 
     fn attached(&mut self) -> Result<()> {
         match self.report()? {
             (Report::Attached { .. }, fds) => {
-                if let Some((_, kept)) = &mut self.kept {
-                    *kept = fds;
+                if let Some(kept) = self.kept.last_mut() {
+                    kept.uffd = fds;
                 }
                 Ok(())
             }
@@ -150,28 +218,22 @@ impl Subject for Ours {
     }
 
     fn detach(&mut self) -> Result<Served> {
-        let request = Request::Detach {
-            request: self.sessions,
-            session: self.session(),
+        let mut served = Served {
+            faults: Some(0),
+            pages_from_disk: 0,
         };
-        control::send(self.control.as_fd(), &request, &[]).context("Telling the engine")?;
-        let stats = match self.report()?.0 {
-            Report::Detached { stats, .. } => stats,
-            Report::Failed { reason, .. } => bail!("The engine failed the session: {reason}"),
-            other => bail!("The engine said {other:?} instead of detaching"),
-        };
-        self.kept = None;
-        if stats.pages_installed != self.pages {
-            bail!(
-                "The engine says that it installed {} of {} pages",
-                stats.pages_installed,
-                self.pages
-            );
+        for stats in self.end()? {
+            if stats.pages_installed != self.pages {
+                bail!(
+                    "The engine says that it installed {} of {} pages",
+                    stats.pages_installed,
+                    self.pages
+                );
+            }
+            served.faults = served.faults.map(|faults| faults + stats.faults);
+            served.pages_from_disk += stats.pages_read;
         }
-        Ok(Served {
-            faults: stats.faults,
-            pages_from_disk: stats.pages_read,
-        })
+        Ok(served)
     }
 }
 
@@ -190,6 +252,10 @@ pub(crate) fn run(args: &EngineArgs) -> Result<()> {
         cpus: vec![args.cpu],
         worker: WorkerOptions {
             window_pages: args.window_pages,
+            waiting: match args.spin_us {
+                0 => Waiting::Block,
+                us => Waiting::Spin { us },
+            },
             ..WorkerOptions::default()
         },
     };

@@ -64,10 +64,20 @@ pub(crate) fn read_fault(uffd: BorrowedFd<'_>) -> io::Result<Option<u64>> {
 
 /// Installs the page at `from` at the page of `address` and wakes who waits for it.
 pub(crate) fn copy_page(uffd: BorrowedFd<'_>, address: u64, from: PageAddr) -> io::Result<()> {
+    copy_pages(uffd, address & !(PAGE_BYTES - 1), from, PAGE_BYTES)
+}
+
+/// Installs `len` bytes of consecutive pages.
+pub(crate) fn copy_pages(
+    uffd: BorrowedFd<'_>,
+    address: u64,
+    from: PageAddr,
+    len: u64,
+) -> io::Result<()> {
     let mut copy = Copy {
-        dst: address & !(PAGE_BYTES - 1),
+        dst: address,
         src: from.get(),
-        len: PAGE_BYTES,
+        len,
         mode: 0,
         copy: 0,
     };

@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 
 use memmap2::{Mmap, MmapMut};
 
@@ -30,6 +31,8 @@ pub(crate) enum PageSource {
     Asked(Mmap),
     /// The page of the same number, read into one hot page first.
     Read(File, MmapMut),
+    /// The same, waiting for the disk.
+    Direct(File, MmapMut),
 }
 
 impl PageSource {
@@ -57,6 +60,11 @@ impl PageSource {
         Ok(Self::Read(file, MmapMut::map_anon(PAGE_BYTES)?))
     }
 
+    /// All pages of a file, through a buffer that O_DIRECT takes.
+    pub(crate) fn direct(file: File) -> io::Result<Self> {
+        Ok(Self::Direct(file, MmapMut::map_anon(PAGE_BYTES)?))
+    }
+
     /// Where the content of a page is; it stays there until the next call.
     pub(crate) fn page(&mut self, page: u64) -> io::Result<PageAddr> {
         let address = match self {
@@ -69,6 +77,10 @@ impl PageSource {
             }
             Self::Read(file, buffer) => {
                 read_now(file, page, buffer)?;
+                buffer.as_ptr() as u64
+            }
+            Self::Direct(file, buffer) => {
+                file.read_exact_at(buffer, page * PAGE_BYTES as u64)?;
                 buffer.as_ptr() as u64
             }
         };

@@ -21,6 +21,7 @@ use crate::report::{PageFaultReport, RoundReport, Setup, SubjectReport};
 use crate::source::Source;
 use crate::subject::floor::{Floor, FloorKind};
 use crate::subject::ours::Ours;
+use crate::subject::peer::Peer;
 use crate::subject::{PATIENCE, Subject};
 
 /// Rounds before those that count: page tables, free lists and branch predictors settle.
@@ -43,7 +44,7 @@ pub(crate) fn run(config: &PageFault) -> Result<()> {
     for round in 0..WARM_UP_ROUNDS + config.rounds {
         for (subject, measured) in subjects.iter_mut().zip(&mut results) {
             let seed = config.seed.wrapping_add(u64::from(round));
-            let outcome = one_round(subject.as_mut(), &mut faulter, &source, config.pages, seed)
+            let outcome = one_round(subject.as_mut(), &mut faulter, &source, config, seed)
                 .with_context(|| format!("Round {round} of {}", subject.name()))?;
             if round >= WARM_UP_ROUNDS {
                 measured.add(&outcome)?;
@@ -51,12 +52,13 @@ pub(crate) fn run(config: &PageFault) -> Result<()> {
         }
     }
     let subjects: Vec<SubjectReport> = results.into_iter().map(Measured::finish).collect();
-    let (baseline, others) = subjects.split_first().context("There is no subject")?;
+    let baseline = best_floor(&subjects).context("There is no floor")?;
+    let others = subjects.iter().filter(|s| s.name != baseline.name);
     let report = PageFaultReport {
         bench: "page-fault",
         host: Host::describe(source.data())?,
         setup: setup(config),
-        ratios: others.iter().map(|s| Ratio::new(s, baseline)).collect(),
+        ratios: others.map(|s| Ratio::new(s, baseline)).collect(),
         subjects,
     };
     print!("{report}");
@@ -66,10 +68,21 @@ pub(crate) fn run(config: &PageFault) -> Result<()> {
         .map_or(Ok(()), |path| report.write_json(path))
 }
 
-/// Starts every subject's process; the floor is first.
+/// The bare loop with the best median fault: how it waits doesn't matter.
+fn best_floor(subjects: &[SubjectReport]) -> Option<&SubjectReport> {
+    let floors = subjects.iter().filter(|s| s.name.starts_with("floor-"));
+    let p50 = |s: &SubjectReport| s.fault_us.map_or(f64::INFINITY, |us| us.p50);
+    floors.min_by(|a, b| p50(a).total_cmp(&p50(b)))
+}
+
+/// Starts every subject's process; the floors are first.
 fn start(config: &PageFault, sockets: &Path, source: &Source) -> Result<Vec<Box<dyn Subject>>> {
     let cpu = config.cpus.worker;
-    let mut kinds = vec![FloorKind::Bare];
+    let mut kinds = if config.evicted {
+        vec![FloorKind::Disk]
+    } else {
+        FloorKind::BARE.to_vec()
+    };
     if config.explain {
         kinds.extend(FloorKind::EXPLAINING);
     }
@@ -79,6 +92,10 @@ fn start(config: &PageFault, sockets: &Path, source: &Source) -> Result<Vec<Box<
     }
     for engine in &config.engines {
         match engine {
+            Engine::OursSpin => {
+                let ours = Ours::start_waiting(50, 1, sockets, source, config.pages, cpu)?;
+                subjects.push(Box::new(ours));
+            }
             // One page per fault compares with the floor; the default is what is in use.
             Engine::Ours => {
                 for window in [1, Ours::default_window()] {
@@ -88,12 +105,16 @@ fn start(config: &PageFault, sockets: &Path, source: &Source) -> Result<Vec<Box<
             }
         }
     }
+    for (name, path) in &config.peers {
+        let peer = Peer::new(name, path, sockets, source.data(), cpu);
+        subjects.push(Box::new(peer));
+    }
     Ok(subjects)
 }
 
 struct Outcome {
     pass: Pass,
-    faults: u64,
+    faults: Option<u64>,
     pages_from_disk: u64,
 }
 
@@ -101,14 +122,21 @@ fn one_round(
     subject: &mut dyn Subject,
     faulter: &mut Child,
     source: &Source,
-    pages: u64,
+    config: &PageFault,
     seed: u64,
 ) -> Result<Outcome> {
-    source.keep_in_page_cache()?;
+    let pages = config.pages;
+    if config.evicted {
+        source.evict()?;
+    } else {
+        source.keep_in_page_cache()?;
+    }
     faulter.send(&Task::Prepare {
         socket: subject.expect()?,
         pages,
         seed,
+        order: config.order,
+        touches: pages,
         words: subject.words(),
     })?;
     match faulter.receive(PATIENCE)? {
@@ -131,8 +159,8 @@ fn one_round(
     );
     // With a window of one page, a touch that was no fault was measured as one.
     ensure!(
-        subject.window_pages() > 1 || served.faults >= pages,
-        "{pages} touches were only {} faults",
+        subject.window_pages() > 1 || served.faults.is_none_or(|faults| faults >= pages),
+        "{pages} touches were only {:?} faults",
         served.faults
     );
     Ok(Outcome {
@@ -187,9 +215,13 @@ impl Measured {
 fn setup(config: &PageFault) -> Setup {
     Setup {
         closed_loop: "closed loop, one outstanding fault",
-        source: "warm: build in the page cache",
+        source: if config.evicted {
+            "cold: build dropped from the page cache before each pass"
+        } else {
+            "warm: build in the page cache"
+        },
         vmm: "none, a process plays it",
-        order: "random",
+        order: config.order,
         seed: config.seed,
         page_bytes: PAGE_BYTES,
         rounds: config.rounds,

@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 
+use super::mapping::{CACHE_PAGE, HUGE_PAGE};
 use super::uffd::Uffd;
 use crate::address::HostAddr;
 use crate::region::ClaimedRegion;
@@ -19,6 +20,7 @@ use crate::region::ClaimedRegion;
 pub struct GuestMemory {
     base: NonNull<u8>,
     len: u64,
+    page_bytes: u64,
 }
 
 // SAFETY: the mapping is plain memory; all access is by volatile bytes and words.
@@ -40,6 +42,17 @@ impl GuestMemory {
         )
     }
 
+    /// Private anonymous memory of 2 MiB pages, as Firecracker's with `huge_pages`.
+    ///
+    /// # Errors
+    /// As `mmap(2)`: `ENOMEM` when no such pages are reserved or allowed.
+    pub fn huge(len: u64) -> io::Result<Self> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        let mut memory = Self::map(len, flags | libc::MAP_HUGETLB | libc::MAP_HUGE_2MB, -1)?;
+        memory.page_bytes = HUGE_PAGE;
+        Ok(memory)
+    }
+
     /// A shared mapping of a memfd, as QEMU's.
     ///
     /// # Errors
@@ -57,7 +70,11 @@ impl GuestMemory {
             return Err(io::Error::last_os_error());
         }
         let base = NonNull::new(base.cast()).ok_or_else(|| io::Error::other("mmap at null"))?;
-        Ok(Self { base, len })
+        Ok(Self {
+            base,
+            len,
+            page_bytes: CACHE_PAGE,
+        })
     }
 
     /// Registers all of it for missing faults.
@@ -74,14 +91,14 @@ impl GuestMemory {
         HostAddr::new(self.base.as_ptr() as u64)
     }
 
-    /// As one region of 4 KiB pages that starts the snapshot's memory.
+    /// As one region that is all of the snapshot's memory.
     #[must_use]
     pub fn as_region(&self) -> ClaimedRegion {
         ClaimedRegion {
             base: self.base().get(),
             size: self.len,
             offset: 0,
-            page_size: 4096,
+            page_size: self.page_bytes,
         }
     }
 

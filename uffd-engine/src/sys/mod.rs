@@ -6,6 +6,8 @@
 pub mod fdpass;
 pub mod guest_memory;
 pub mod mapping;
+pub mod memfd_copy;
+pub mod pagemap;
 pub mod process;
 pub mod ring;
 pub mod state_map;

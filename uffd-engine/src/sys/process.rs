@@ -86,3 +86,14 @@ pub fn die_with_parent() -> io::Result<()> {
         Err(io::Error::last_os_error())
     }
 }
+
+/// Page faults of the calling thread that waited for a disk, since it was started.
+#[must_use]
+pub fn thread_major_faults() -> u64 {
+    // SAFETY: `rusage` is plain data, valid as zeros.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: `usage` is exclusively borrowed for the call.
+    let result = unsafe { libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage) };
+    assert_eq!(result, 0, "a thread may always ask about itself");
+    usage.ru_majflt as u64
+}

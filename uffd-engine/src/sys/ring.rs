@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
-use super::mapping::ReadBuffers;
+use super::mapping::{HUGE_PAGE, ReadBuffers};
 use super::uffd::SourceAddr;
 
 /// What a completion belongs to; packed into its 64 bits of user data.
@@ -56,20 +56,31 @@ pub struct Completion {
     pub more: bool,
 }
 
+fn huge_buffers(buffers: &mut Option<ReadBuffers>, slots: usize) -> io::Result<&mut ReadBuffers> {
+    let made = match buffers.take() {
+        Some(made) => made,
+        None => ReadBuffers::untouched(slots, HUGE_PAGE as usize)?,
+    };
+    Ok(buffers.insert(made))
+}
+
 /// The ring of one worker thread.
 pub struct Ring {
     ring: IoUring,
     buffers: ReadBuffers,
     registered: bool,
+    /// For huge pages; behind the others in number. Made when the first is read.
+    huge: Option<ReadBuffers>,
+    huge_slots: usize,
 }
 
 impl Ring {
-    /// A ring with room for `entries` submissions, and buffers for page reads. Must be
-    /// made on the thread that uses it.
+    /// A ring with room for `entries` submissions, and buffers for page reads; behind
+    /// those, `huge_slots` for one huge page each. Must be made on the thread that uses it.
     ///
     /// # Errors
     /// The kernel has no io_uring (5.x before 6.1, or switched off by sysctl).
-    pub fn new(entries: u32, mut buffers: ReadBuffers) -> io::Result<Self> {
+    pub fn new(entries: u32, mut buffers: ReadBuffers, huge_slots: usize) -> io::Result<Self> {
         let ring = IoUring::builder()
             .setup_single_issuer()
             .setup_defer_taskrun()
@@ -83,6 +94,8 @@ impl Ring {
             ring,
             buffers,
             registered,
+            huge: None,
+            huge_slots,
         })
     }
 
@@ -125,13 +138,18 @@ impl Ring {
         slot: usize,
         token: Token,
     ) -> io::Result<()> {
+        let huge = slot.checked_sub(self.buffers.slots());
+        let (buffers, slot) = match huge {
+            None => (&mut self.buffers, slot),
+            Some(slot) => (huge_buffers(&mut self.huge, self.huge_slots)?, slot),
+        };
         assert!(
-            len as usize <= self.buffers.slot_bytes(),
+            len as usize <= buffers.slot_bytes(),
             "a read of {len} overflows its slot"
         );
-        let target = self.buffers.pointer(slot);
+        let target = buffers.pointer(slot);
         let fd = types::Fd(fd.as_raw_fd());
-        let entry = if self.registered {
+        let entry = if self.registered && huge.is_none() {
             opcode::ReadFixed::new(fd, target, len, 0)
                 .offset(offset)
                 .build()
@@ -143,14 +161,23 @@ impl Ring {
 
     /// What a finished read left in its slot, as the source of a copy.
     #[must_use]
+    ///
+    /// # Panics
+    /// Nothing was ever read into it.
     pub fn slot_source(&self, slot: usize) -> SourceAddr {
-        self.buffers.source(slot)
+        match slot.checked_sub(self.buffers.slots()) {
+            None => self.buffers.source(slot),
+            Some(slot) => {
+                let huge = self.huge.as_ref();
+                huge.expect("a huge slot that was read into").source(slot)
+            }
+        }
     }
 
-    /// How many read slots there are.
+    /// Bytes of a slot that is not for a huge page.
     #[must_use]
-    pub fn slots(&self) -> usize {
-        self.buffers.slots()
+    pub fn slot_bytes(&self) -> u64 {
+        self.buffers.slot_bytes() as u64
     }
 
     /// Submits what is queued and waits until something completes or `timeout` passes.

@@ -18,7 +18,9 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use super::uffd_abi::*;
-pub use super::uffd_abi::{FEATURE_EVENT_REMOVE, FEATURE_MISSING_SHMEM};
+pub use super::uffd_abi::{
+    FEATURE_EVENT_REMOVE, FEATURE_MISSING_HUGETLBFS, FEATURE_MISSING_SHMEM, FEATURE_WP_ASYNC,
+};
 use crate::address::HostAddr;
 
 /// One event of a guest's memory.
@@ -114,6 +116,21 @@ impl EventBuffer {
         self.raw[..self.len].iter().map(decode)
     }
 
+    /// Puts an event into the buffer as if it had been read; `false` when it is full.
+    pub(crate) fn push(&mut self, event: Event) -> bool {
+        let Some(slot) = self.raw.get_mut(self.len) else {
+            return false;
+        };
+        *slot = encode(event);
+        self.len += 1;
+        true
+    }
+
+    /// Forgets what was read.
+    pub(crate) fn clear(&mut self) {
+        self.len = 0;
+    }
+
     /// How many events the last read returned.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -160,6 +177,29 @@ fn decode(msg: &UffdMsg) -> Event {
             end: HostAddr::new(msg.arg[1]),
         },
         other => Event::Unknown(other),
+    }
+}
+
+/// The opposite of [`decode`].
+fn encode(event: Event) -> UffdMsg {
+    let (event, arg) = match event {
+        Event::Fault { addr, kind } => {
+            let flags = match kind {
+                FaultKind::Read => 0,
+                FaultKind::Write => PAGEFAULT_FLAG_WRITE,
+                FaultKind::WriteProtect => PAGEFAULT_FLAG_WP | PAGEFAULT_FLAG_WRITE,
+                FaultKind::Minor => PAGEFAULT_FLAG_MINOR,
+            };
+            (EVENT_PAGEFAULT, [flags, addr.get(), 0])
+        }
+        Event::Remove { start, end } => (EVENT_REMOVE, [start.get(), end.get(), 0]),
+        Event::Unmap { start, end } => (EVENT_UNMAP, [start.get(), end.get(), 0]),
+        Event::Unknown(event) => (event, [0; 3]),
+    };
+    UffdMsg {
+        event,
+        arg,
+        ..UffdMsg::default()
     }
 }
 
@@ -246,6 +286,45 @@ impl Uffd {
         self.ioctl(UFFDIO_REGISTER, &mut register)
     }
 
+    /// Registers a range of the memory's owner again, whoever that is, so that it reports the
+    /// first write to a page that was installed write-protected.
+    ///
+    /// # Errors
+    /// As `UFFDIO_REGISTER`; `Unsupported` for memory that can't be write-protected.
+    pub fn register_missing_and_writes(&self, start: HostAddr, len: u64) -> io::Result<()> {
+        let mut register = UffdioRegister {
+            range: UffdioRange {
+                start: start.get(),
+                len,
+            },
+            mode: REGISTER_MODE_MISSING | REGISTER_MODE_WP,
+            ioctls: 0,
+        };
+        self.ioctl(UFFDIO_REGISTER, &mut register)?;
+        if register.ioctls & IOCTL_WRITEPROTECT == 0 {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "the memory can't be write-protected",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Lets writes to the range through from now on, and wakes who waits to write.
+    ///
+    /// # Errors
+    /// As `UFFDIO_WRITEPROTECT`; `WouldBlock` while the memory map is changing.
+    pub fn unprotect(&self, start: HostAddr, len: u64) -> io::Result<()> {
+        let mut arg = UffdioWriteprotect {
+            range: UffdioRange {
+                start: start.get(),
+                len,
+            },
+            mode: 0,
+        };
+        self.ioctl(UFFDIO_WRITEPROTECT, &mut arg)
+    }
+
     /// Reads as many events as fit; an empty buffer means there were none.
     ///
     /// # Errors
@@ -274,13 +353,15 @@ impl Uffd {
     }
 
     /// Copies `len` bytes at `src` (an address of ours) to `dst` and wakes who waits there.
+    /// With `protect`, the first write to each page is reported; its range must be registered
+    /// for that.
     #[must_use]
-    pub fn copy(&self, dst: HostAddr, src: SourceAddr, len: u64) -> Installed {
+    pub fn copy(&self, dst: HostAddr, src: SourceAddr, len: u64, protect: bool) -> Installed {
         let mut arg = UffdioCopy {
             dst: dst.get(),
             src: src.0,
             len,
-            mode: 0,
+            mode: if protect { COPY_MODE_WP } else { 0 },
             copy: 0,
         };
         let result = self.ioctl(UFFDIO_COPY, &mut arg);
@@ -355,6 +436,12 @@ impl AsFd for Uffd {
 pub struct SourceAddr(pub(super) u64);
 
 impl SourceAddr {
+    /// The bare number.
+    #[cfg(test)]
+    pub(crate) fn get(self) -> u64 {
+        self.0
+    }
+
     /// The address `bytes` further on in the same source.
     #[must_use]
     pub fn offset(self, bytes: u64) -> Self {

@@ -7,10 +7,19 @@ pub(super) const UFFDIO: u32 = 0xAA;
 
 /// `UFFD_FEATURE_EVENT_REMOVE`: tell us when the VMM gives memory back.
 pub const FEATURE_EVENT_REMOVE: u64 = 1 << 3;
+/// `UFFD_FEATURE_WP_ASYNC`: the kernel itself lets writes through and remembers them, for
+/// `PAGEMAP_SCAN`.
+pub const FEATURE_WP_ASYNC: u64 = 1 << 15;
+/// `UFFD_FEATURE_MISSING_HUGETLBFS`: missing faults on huge pages.
+pub const FEATURE_MISSING_HUGETLBFS: u64 = 1 << 4;
 /// `UFFD_FEATURE_MISSING_SHMEM`: missing faults on shared memory.
 pub const FEATURE_MISSING_SHMEM: u64 = 1 << 5;
 
 pub(super) const REGISTER_MODE_MISSING: u64 = 1 << 0;
+pub(super) const REGISTER_MODE_WP: u64 = 1 << 1;
+pub(super) const COPY_MODE_WP: u64 = 1 << 1;
+/// `_UFFDIO_WRITEPROTECT`: the bit of `uffdio_register.ioctls` that says the range can be.
+pub(super) const IOCTL_WRITEPROTECT: u64 = 1 << 0x06;
 
 pub(super) const EVENT_PAGEFAULT: u8 = 0x12;
 pub(super) const EVENT_REMOVE: u8 = 0x15;
@@ -64,6 +73,12 @@ pub(super) struct UffdioPoison {
     pub(super) updated: i64,
 }
 
+#[repr(C)]
+pub(super) struct UffdioWriteprotect {
+    pub(super) range: UffdioRange,
+    pub(super) mode: u64,
+}
+
 /// One `struct uffd_msg`, as the kernel writes it: 32 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
@@ -80,6 +95,7 @@ const _: () = assert!(size_of::<UffdioRegister>() == 32);
 const _: () = assert!(size_of::<UffdioCopy>() == 40);
 const _: () = assert!(size_of::<UffdioZeropage>() == 32);
 const _: () = assert!(size_of::<UffdioPoison>() == 32);
+const _: () = assert!(size_of::<UffdioWriteprotect>() == 24);
 const _: () = assert!(size_of::<UffdMsg>() == 32);
 
 /// `_IOWR(0xAA, nr, size)` and friends; x86-64 and arm64 share this encoding.
@@ -94,6 +110,8 @@ pub(super) const UFFDIO_REGISTER: libc::c_ulong = ioc(IOWR, 0x00, size_of::<Uffd
 pub(super) const UFFDIO_WAKE: libc::c_ulong = ioc(IOR, 0x02, size_of::<UffdioRange>());
 pub(super) const UFFDIO_COPY: libc::c_ulong = ioc(IOWR, 0x03, size_of::<UffdioCopy>());
 pub(super) const UFFDIO_ZEROPAGE: libc::c_ulong = ioc(IOWR, 0x04, size_of::<UffdioZeropage>());
+pub(super) const UFFDIO_WRITEPROTECT: libc::c_ulong =
+    ioc(IOWR, 0x06, size_of::<UffdioWriteprotect>());
 pub(super) const UFFDIO_POISON: libc::c_ulong = ioc(IOWR, 0x08, size_of::<UffdioPoison>());
 /// `USERFAULTFD_IOC_NEW` of `/dev/userfaultfd`: `_IO(0xAA, 0)`.
 pub(super) const USERFAULTFD_IOC_NEW: libc::c_ulong = ioc(0, 0x00, 0);

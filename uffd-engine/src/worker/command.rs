@@ -2,14 +2,19 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use snapshot_format::PageRun;
 
 use super::{Worker, kind};
 use crate::control::Report;
 use crate::counters::SessionStats;
 use crate::expecting::{Expecting, claims_of};
+use crate::outbox::Outbox;
+use crate::recording::{self, Recording};
 use crate::roster::{Entry, Phase};
 use crate::session::{Session, SessionParts};
-use crate::sys::ring::Token;
+use crate::sys::ring::{Completion, Token};
 
 /// One order; every one but `Stop` is answered with the number of its request.
 pub(crate) enum Command {
@@ -31,7 +36,23 @@ pub(crate) enum Command {
         request: u64,
         session: String,
     },
+    /// Something that a session does ahead of its faults.
+    Ahead {
+        request: u64,
+        session: String,
+        order: AheadOrder,
+    },
     Stop,
+}
+
+/// What a session is to do ahead of its faults, or to end.
+pub(crate) enum AheadOrder {
+    Record { window: Duration, max_pages: usize },
+    EndRecording,
+    Track,
+    Replay { runs: Vec<PageRun> },
+    Load { bytes_per_second: u64 },
+    Halt,
 }
 
 impl Worker {
@@ -85,7 +106,12 @@ impl Worker {
                     None => None,
                 };
                 match taken {
-                    Some(entry) => {
+                    Some(mut entry) => {
+                        if let Phase::Serving(session) = &mut entry.phase
+                            && let Some(recording) = session.take_recording()
+                        {
+                            send_recording(&self.outbox, &entry.name, &recording);
+                        }
                         let stats = stats_of(&entry.phase);
                         self.outbox.send(&Report::Detached { request, stats }, &[]);
                     }
@@ -102,8 +128,47 @@ impl Worker {
                     None => self.unknown(request, &session),
                 }
             }
+            Command::Ahead {
+                request,
+                session,
+                order,
+            } => self.ahead(request, &session, order),
         }
         Ok(true)
+    }
+
+    fn ahead(&mut self, request: u64, name: &str, order: AheadOrder) {
+        let found = self.roster.find(name);
+        let entry = found.and_then(|index| Some((index, self.roster.at(index)?)));
+        let Some((index, entry)) = entry else {
+            return self.unknown(request, name);
+        };
+        let Phase::Serving(session) = &mut entry.phase else {
+            let reason = format!("No VMM has handed its memory over to session {name:?}");
+            return self.outbox.send(&Report::Refused { request, reason }, &[]);
+        };
+        match order {
+            AheadOrder::Record { window, max_pages } => session.record(window, max_pages),
+            AheadOrder::EndRecording => {
+                if let Some(recording) = session.take_recording() {
+                    send_recording(&self.outbox, name, &recording);
+                }
+            }
+            AheadOrder::Track => {
+                if let Err(error) = session.track_writes() {
+                    let reason = format!("Tracking writes: {error}");
+                    return self.outbox.send(&Report::Refused { request, reason }, &[]);
+                }
+            }
+            AheadOrder::Replay { runs } => session.replay(runs),
+            AheadOrder::Load { bytes_per_second } => {
+                session.load(bytes_per_second, Instant::now());
+            }
+            AheadOrder::Halt => session.halt(),
+        }
+        let stats = session.stats();
+        self.outbox.send(&Report::Stats { request, stats }, &[]);
+        self.queue_background(index);
     }
 
     fn unknown(&self, request: u64, session: &str) {
@@ -146,16 +211,32 @@ impl Worker {
                 index,
                 stamp: entry.stamp,
             };
-            self.ring.cancel_poll(
-                poll,
-                Token {
-                    kind: kind::CANCELLED,
-                    ..poll
-                },
-            )?;
+            self.cancel(poll)?;
         }
         self.ready.retain(|ready| *ready != index);
+        self.background.retain(|queued| *queued != index);
         Ok(Some(entry))
+    }
+
+    fn cancel(&mut self, poll: Token) -> io::Result<()> {
+        let done = Token {
+            kind: poll.kind | kind::CANCELLED,
+            ..poll
+        };
+        self.ring.cancel_poll(poll, done)
+    }
+
+    /// A poll that was just reporting can't be cancelled, goes on, and would keep its
+    /// descriptor open for ever: a VMM would wait for an answer from nobody.
+    pub(super) fn cancelled(&mut self, completion: Completion) -> io::Result<()> {
+        if completion.result == -libc::EALREADY {
+            let token = completion.token;
+            self.cancel(Token {
+                kind: token.kind & !kind::CANCELLED,
+                ..token
+            })?;
+        }
+        Ok(())
     }
 }
 
@@ -163,5 +244,16 @@ fn stats_of(phase: &Phase) -> SessionStats {
     match phase {
         Phase::Serving(session) => session.stats(),
         Phase::Expecting { .. } => SessionStats::default(),
+    }
+}
+
+/// Sends what was recorded of a session; without a daemon, or memory for it, it is lost.
+pub(super) fn send_recording(outbox: &Outbox, session: &str, recording: &Recording) {
+    match recording::to_memfd(recording.touches()) {
+        Ok((memfd, pages)) => {
+            let session = session.to_owned();
+            outbox.send(&Report::Recorded { session, pages }, &[memfd.as_fd()]);
+        }
+        Err(error) => tracing::warn!(session, %error, "A recording is lost"),
     }
 }

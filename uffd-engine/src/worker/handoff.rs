@@ -26,6 +26,7 @@ impl Worker {
         match step {
             Ok(Step::Wait) => {}
             Ok(Step::Connected) => {
+                let deadline = expecting.deadline;
                 if let Some(connection) = expecting.connection() {
                     let token = Token {
                         kind: kind::CONNECTION,
@@ -33,6 +34,7 @@ impl Worker {
                     };
                     self.ring.poll_readable(connection, token)?;
                 }
+                self.note_due(Some(deadline));
             }
             Ok(Step::Complete(regions)) => {
                 let claims = claims_of(&regions);

@@ -18,6 +18,7 @@ use snapshot_format::{BuildId, BuildStore, PageCount, PageIndex, PageSize, Publi
 use uffd_engine::PageStates;
 use uffd_engine::control::{self, Report, Request};
 use uffd_engine::server::{self, EngineOptions};
+use uffd_engine::sys::mapping::{CACHE_PAGE, CHUNK_BYTES};
 use uffd_engine::sys::uffd::{FEATURE_EVENT_REMOVE, Uffd};
 use uffd_engine::vmm_side::{self, GuestMemory};
 
@@ -58,27 +59,44 @@ impl Host {
     /// An engine with one worker, and a build of `pages` pages: three with content, one zero,
     /// repeating.
     pub fn start(pages: u64) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let store = BuildStore::open_or_create(&dir.path().join("builds")).unwrap();
-        let build = BuildId::from_bytes([7; 16]);
-        let mut staging = store.stage(build).unwrap();
-        let mut writer = staging
-            .memory_writer(None, PageSize::Size4K, PageCount::new(pages))
-            .unwrap();
-        for page in 0..pages {
+        Self::serving(pages, |page| {
             let mut bytes = vec![0u8; PAGE as usize];
             if let Some(word) = content(page) {
                 bytes[..8].copy_from_slice(&word.to_le_bytes());
                 bytes[4088..].copy_from_slice(&word.to_le_bytes());
             }
-            writer.pages(PageIndex::new(page), &bytes).unwrap();
+            bytes
+        })
+    }
+
+    /// An engine with one worker, and a build with these pages.
+    pub fn serving(pages: u64, bytes_of: impl Fn(u64) -> Vec<u8>) -> Self {
+        Self::serving_pages_of(PageSize::Size4K, pages, bytes_of)
+    }
+
+    /// The same with pages of another size.
+    pub fn serving_pages_of(
+        page_size: PageSize,
+        pages: u64,
+        bytes_of: impl Fn(u64) -> Vec<u8>,
+    ) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = BuildStore::open_or_create(&dir.path().join("builds")).unwrap();
+        let build = BuildId::from_bytes([7; 16]);
+        let mut staging = store.stage(build).unwrap();
+        let mut writer = staging
+            .memory_writer(None, page_size, PageCount::new(pages))
+            .unwrap();
+        for page in 0..pages {
+            writer.pages(PageIndex::new(page), &bytes_of(page)).unwrap();
         }
         writer.finish().unwrap();
         std::fs::write(staging.file_path("vmstate"), b"state").unwrap();
         staging.add_file("vmstate").unwrap();
         staging.publish(PublishInfo::default()).unwrap();
 
-        let (engine, control) = start_engine(&dir.path().join("control"));
+        let options = EngineOptions::default();
+        let (engine, control) = start_engine(&dir.path().join("control"), options);
         Self {
             dir,
             store,
@@ -128,11 +146,32 @@ impl Host {
 
     /// Memory served by the engine, and the userfaultfd that a daemon would keep.
     pub fn attach(&mut self, session: &str, states: &PageStates) -> Guest {
-        let socket = self.expect(session, states, 5000);
         let memory = GuestMemory::anonymous(self.pages * PAGE).unwrap();
+        self.attach_memory(session, states, memory)
+    }
+
+    /// The same for memory of any kind.
+    pub fn attach_memory(
+        &mut self,
+        session: &str,
+        states: &PageStates,
+        memory: GuestMemory,
+    ) -> Guest {
         let uffd = Uffd::create(FEATURE_EVENT_REMOVE).unwrap();
-        memory.register(&uffd).unwrap();
-        let connection = vmm_side::hand_off(&socket, &uffd, &[memory.as_region()]).unwrap();
+        self.attach_uffd(session, states, memory, &uffd)
+    }
+
+    /// The same with a userfaultfd of the caller's.
+    pub fn attach_uffd(
+        &mut self,
+        session: &str,
+        states: &PageStates,
+        memory: GuestMemory,
+        uffd: &Uffd,
+    ) -> Guest {
+        let socket = self.expect(session, states, 5000);
+        memory.register(uffd).unwrap();
+        let connection = vmm_side::hand_off(&socket, uffd, &[memory.as_region()]).unwrap();
         let (report, fds) = self.report();
         assert!(matches!(report, Report::Attached { .. }), "{report:?}");
         Guest {
@@ -140,6 +179,13 @@ impl Host {
             kept: fds.into_iter().next().unwrap(),
             _connection: connection,
         }
+    }
+
+    /// Sends a request and takes the next report.
+    pub fn ask(&mut self, request: impl FnOnce(u64) -> Request) -> (Report, Vec<OwnedFd>) {
+        let request = request(self.number());
+        control::send(self.control.as_fd(), &request, &[]).unwrap();
+        self.report()
     }
 
     pub fn stats(&mut self, session: &str) -> uffd_engine::SessionStats {
@@ -178,9 +224,14 @@ impl Host {
 
     /// Stops this engine and starts another, as after a crash; sessions are lost.
     pub fn replace_engine(&mut self) {
+        self.replace_engine_by(EngineOptions::default());
+    }
+
+    /// The same with a successor that is set up in another way.
+    pub fn replace_engine_by(&mut self, options: EngineOptions) {
         control::send(self.control.as_fd(), &Request::Shutdown, &[]).unwrap();
         self.engine.take().unwrap().join().unwrap();
-        let (engine, control) = start_engine(&self.dir.path().join("control2"));
+        let (engine, control) = start_engine(&self.dir.path().join("control2"), options);
         self.engine = Some(engine);
         self.control = control;
     }
@@ -232,14 +283,14 @@ impl Guest {
     }
 }
 
-fn start_engine(path: &std::path::Path) -> (JoinHandle<()>, OwnedFd) {
+fn start_engine(path: &std::path::Path, options: EngineOptions) -> (JoinHandle<()>, OwnedFd) {
     let packet = |flags| socket(AddressFamily::Unix, SockType::SeqPacket, flags, None).unwrap();
     let listener = packet(SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK);
     let address = UnixAddr::new(path).unwrap();
     bind(std::os::fd::AsRawFd::as_raw_fd(&listener), &address).unwrap();
     listen(&listener, Backlog::new(4).unwrap()).unwrap();
     let engine = std::thread::spawn(move || {
-        server::run(&listener, &EngineOptions::default()).unwrap();
+        server::run(&listener, &options).unwrap();
     });
     let control = packet(SockFlag::SOCK_CLOEXEC);
     connect(std::os::fd::AsRawFd::as_raw_fd(&control), &address).unwrap();
@@ -257,6 +308,31 @@ pub fn evict(path: &std::path::Path) {
         nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED,
     )
     .unwrap();
+}
+
+/// Brings a part of a file into the page cache, and nothing beside it.
+pub fn read_part(path: &std::path::Path, offset: u64, len: u64) {
+    use std::os::unix::fs::FileExt;
+    let file = File::open(path).unwrap();
+    let no_more = nix::fcntl::PosixFadviseAdvice::POSIX_FADV_RANDOM;
+    nix::fcntl::posix_fadvise(&file, 0, 0, no_more).unwrap();
+    file.read_exact_at(&mut vec![0; len as usize], offset)
+        .unwrap();
+}
+
+/// Which pages of a file are in the page cache.
+pub fn resident_pages(path: &std::path::Path) -> Vec<bool> {
+    let file = File::open(path).unwrap();
+    let len = file.metadata().unwrap().len();
+    let mapping = uffd_engine::sys::mapping::SourceMapping::new(&file, len).unwrap();
+    let per_chunk = CHUNK_BYTES / CACHE_PAGE;
+    (0..len / CACHE_PAGE)
+        .map(|page| {
+            mapping
+                .look_at_chunk(page / per_chunk)
+                .has(page % per_chunk)
+        })
+        .collect()
 }
 
 /// Whether the other side hangs up, in bounded time.

@@ -4,7 +4,7 @@
 mod files;
 pub(crate) mod hollow;
 mod maps;
-mod rounds;
+pub(crate) mod rounds;
 
 use std::fmt::{self, Display, Formatter};
 
