@@ -80,4 +80,6 @@ pub mod fuzzing {
         let path = crate::filesystem::path::GuestPath::resolve(text, home);
         path.ok().map(|path| path.to_string())
     }
+
+    pub use crate::filesystem::fuzzing::{list, remove};
 }

@@ -1,7 +1,7 @@
 //! `POST /snapshot/prepare`: makes the guest small and quiet, and lets connections go.
 //!
 //! Writing back and dropping clean page cache have to succeed. What follows makes the snapshot
-//! smaller still, and is left out when half of the time is gone: discarding free blocks of the
+//! smaller still, and isn't begun when half of the time is gone: discarding free blocks of the
 //! disk, moving used pages together, and waiting until nothing runs. Nothing of it has to be undone
 //! by a host that changes its mind; processes go on all the while.
 //!
@@ -10,12 +10,13 @@
 //! may go on after the time is up: the host decides whether to pause all the same.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::{RawQuery, State};
 use axum::http::StatusCode;
 use serde_json::Value;
+use tokio::time::Instant;
 
 use crate::files::request::parameter;
 use crate::protocol::PREPARE_TIMEOUT_MS;
@@ -33,13 +34,9 @@ pub(crate) async fn prepare(
 ) -> Result<StatusCode, Refusal> {
     let timeout = timeout(query.as_deref(), &body, PREPARE_TIMEOUT_MS)?;
     let machine = guest.machine;
-    let extras_until = Instant::now() + timeout / 2;
-    let work = tokio::task::spawn_blocking(move || {
-        machine.flush()?;
-        machine.compact(extras_until);
-        Ok::<_, std::io::Error>(())
-    });
-    match tokio::time::timeout(timeout, work).await {
+    let (until, extras_until) = (Instant::now() + timeout, Instant::now() + timeout / 2);
+    let flush = tokio::task::spawn_blocking(move || machine.flush());
+    match tokio::time::timeout_at(until, flush).await {
         Ok(Ok(Ok(()))) => {}
         Ok(Ok(Err(error))) => return Err(Refusal::failed("Dropping the page cache", &error)),
         Ok(Err(error)) => {
@@ -54,6 +51,9 @@ pub(crate) async fn prepare(
             });
         }
     }
+    let compact = tokio::task::spawn_blocking(move || machine.compact(extras_until.into_std()));
+    // One that takes longer goes on while the guest is paused, and after.
+    let _ = tokio::time::timeout_at(until, compact).await;
     guest.connections.let_go();
     Ok(StatusCode::NO_CONTENT)
 }

@@ -139,12 +139,13 @@ async fn body(
         }
         while left != Some(0) {
             let next = chunk(&mut content);
-            let is_last = next.as_ref().map_or(true, Bytes::is_empty);
+            let has_failed = next.is_err();
+            // A file that became shorter ends the body early, which the client sees by its length.
+            let is_over = next.as_ref().is_ok_and(Bytes::is_empty);
             if let (Ok(bytes), Some(left)) = (&next, left.as_mut()) {
                 *left -= bytes.len() as u64;
             }
-            // A file that became shorter ends the body early, which the client sees by its length.
-            if is_last && next.is_ok() || sender.blocking_send(next).is_err() || is_last {
+            if is_over || sender.blocking_send(next).is_err() || has_failed {
                 return;
             }
         }

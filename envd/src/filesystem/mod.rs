@@ -25,6 +25,26 @@ pub(crate) mod service;
 mod transfer;
 mod watch;
 
+/// Operations as the service does them, for the fuzz targets.
+#[cfg(fuzzing)]
+pub mod fuzzing {
+    use super::{GuestPath, listing, removal};
+
+    /// The paths in a directory down to a depth.
+    pub fn list(path: &str, depth: u32) -> Option<Vec<String>> {
+        let path = GuestPath::resolve(path, "/").ok()?;
+        let entries = listing::list(&path, depth, &crate::accounts::Names::default());
+        Some(entries.ok()?.into_iter().map(|entry| entry.path).collect())
+    }
+
+    /// Removes what is at a path, if it can be.
+    pub fn remove(path: &str) {
+        if let Ok(path) = GuestPath::resolve(path, "/") {
+            let _ = removal::remove(&path);
+        }
+    }
+}
+
 pub(crate) use error::FileError;
 pub(crate) use metadata::{Metadata, checked as checked_metadata, write as write_metadata};
 pub(crate) use owner::Owner;

@@ -16,7 +16,7 @@ use super::place::{Place, make_directories};
 use super::watch::{self, Changes, Wanted};
 use super::{entry, listing, removal, transfer};
 use crate::accounts::{Accounts, Names};
-use crate::caller::{keep_alive, reached, too_late, user};
+use crate::caller::{in_time, keep_alive, reached, too_late, user};
 use crate::proto::filesystem::watch_dir_response::{Event, KeepAlive, StartEvent};
 use crate::proto::filesystem::{
     CreateWatcherRequest, CreateWatcherResponse, Filesystem, GetWatcherEventsRequest,
@@ -227,10 +227,14 @@ impl FilesystemService {
         work: impl FnOnce(&Caller) -> Result<T, FileError> + Send + 'static,
     ) -> Result<T, ConnectError> {
         let caller = self.caller(context)?;
-        match tokio::task::spawn_blocking(move || work(&caller)).await {
-            Ok(done) => Ok(done?),
-            Err(error) => Err(ConnectError::internal(error.to_string())),
-        }
+        let done = tokio::task::spawn_blocking(move || work(&caller));
+        in_time(context, async {
+            match done.await {
+                Ok(done) => Ok(done?),
+                Err(error) => Err(ConnectError::internal(error.to_string())),
+            }
+        })
+        .await
     }
 }
 

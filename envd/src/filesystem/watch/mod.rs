@@ -70,6 +70,9 @@ struct Watch {
     tree: Tree,
 }
 
+/// The kernel's number of a watched directory; what is in it, and whether that is a directory.
+type Entered = (i32, Vec<(String, bool)>);
+
 /// Sets a watch; from then on nothing is missed. It ends when nobody receives.
 ///
 /// # Errors
@@ -153,7 +156,7 @@ impl Watch {
     }
 
     /// Watches one directory and says what is in it; `None` when it isn't there any more.
-    fn enter(&mut self, path: &str) -> Result<Option<(i32, Vec<(String, bool)>)>, FileError> {
+    fn enter(&mut self, path: &str) -> Result<Option<Entered>, FileError> {
         let failed = |e| out_of_watches(self.wanted.path.as_str(), e);
         let directory = match self.open(if path.is_empty() { "." } else { path }) {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV) => return Ok(None),
