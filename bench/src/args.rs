@@ -20,6 +20,8 @@ pub(crate) struct Args {
 pub(crate) enum Command {
     /// How long one page fault takes, compared to a minimal read-and-copy loop.
     PageFault(PageFaultArgs),
+    /// How long commands and files take through the guest's daemon, and what it costs idle.
+    Envd(crate::envd::Args),
     /// Touches memory that a subject serves.
     #[command(hide = true)]
     Faulter(FaulterArgs),

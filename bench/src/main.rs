@@ -16,6 +16,7 @@
 
 mod args;
 mod config;
+mod envd;
 
 mod workload;
 
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         Command::PageFault(args) => {
             config::PageFault::new(args).and_then(|config| workload::page_fault::run(&config))
         }
+        Command::Envd(args) => envd::run(&args),
         Command::Faulter(args) => faulter::run(&args),
         Command::Floor(args) => subject::floor::run(&args),
         Command::Engine(args) => subject::ours::run(&args),

@@ -27,7 +27,7 @@ mod watch;
 
 /// Operations as the service does them, for the fuzz targets.
 #[cfg(fuzzing)]
-pub mod fuzzing {
+pub(crate) mod fuzzing {
     use super::{GuestPath, listing, removal};
 
     /// The paths in a directory down to a depth.
