@@ -2,17 +2,21 @@
 //! generator the messages and the service trait. Nothing to do without the `server` feature.
 
 #[cfg(feature = "server")]
+const SERVICES: [&str; 2] = ["process.proto", "filesystem.proto"];
+
+#[cfg(feature = "server")]
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     use protox::prost::Message as _;
 
     println!("cargo::rerun-if-changed=proto");
+    println!("cargo::rustc-check-cfg=cfg(fuzzing)");
     let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?);
     let descriptor = out.join("descriptor.bin");
-    let set = protox::compile(["process.proto"], ["proto"])?;
+    let set = protox::compile(SERVICES, ["proto"])?;
     std::fs::write(&descriptor, set.encode_to_vec())?;
     connectrpc_build::Config::new()
         .descriptor_set(&descriptor)
-        .files(&["process.proto"])
+        .files(&SERVICES)
         .gate_client_feature(true)
         .include_file("_connectrpc.rs")
         .emit_rerun_directives(false)
@@ -31,4 +35,5 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 #[cfg(not(feature = "server"))]
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rustc-check-cfg=cfg(fuzzing)");
 }

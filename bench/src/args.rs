@@ -28,6 +28,8 @@ pub(crate) enum Command {
     Replay(AheadArgs),
     /// What many sessions cost: faults, CPU, memory, idleness.
     Sessions(AheadArgs),
+    /// How long commands and files take through the guest's daemon, and what it costs idle.
+    Envd(crate::envd::Args),
     /// Touches memory that a subject serves.
     #[command(hide = true)]
     Faulter(FaulterArgs),

@@ -16,6 +16,7 @@
 
 mod args;
 mod config;
+mod envd;
 
 mod workload;
 
@@ -56,6 +57,7 @@ fn main() -> ExitCode {
         Command::Sessions(args) => {
             config::Ahead::new(args).and_then(|config| workload::ahead::sessions::run(&config))
         }
+        Command::Envd(args) => envd::run(&args),
         Command::Faulter(args) => faulter::run(&args),
         Command::Floor(args) => subject::floor::run(&args),
         Command::Engine(args) => subject::ours::run(&args),

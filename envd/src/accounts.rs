@@ -3,7 +3,11 @@
 //! A static binary can't use the C library's lookups, which load plug-ins at run time. Lines that
 //! don't parse are skipped, as the C library does.
 
+use std::collections::HashMap;
 use std::io;
+
+/// The account that is taken when nobody names one and the guest has it.
+const USUAL_USER: &str = "user";
 
 /// One line of /etc/passwd.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +51,41 @@ impl Accounts {
             .find(|account| account.uid == uid)
     }
 
+    /// The account of that name; without one, the usual one, or else whoever we are.
+    ///
+    /// # Errors
+    /// The name, when nobody has it.
+    pub(crate) fn chosen(&self, name: Option<&str>, own_uid: u32) -> Result<Account, String> {
+        if let Some(name) = name {
+            return self.named(name).ok_or_else(|| name.to_owned());
+        }
+        let usual = self.named(USUAL_USER).or_else(|| self.with_uid(own_uid));
+        Ok(usual.unwrap_or_else(|| Account {
+            name: own_uid.to_string(),
+            uid: own_uid,
+            gid: own_uid,
+            home: "/".to_owned(),
+            shell: "/bin/sh".to_owned(),
+        }))
+    }
+
+    /// All names by id: users, then groups. For looking up many.
+    pub(crate) fn names(&self) -> Names {
+        let mut names = Names::default();
+        for account in self.passwd.lines().filter_map(account) {
+            names.users.entry(account.uid).or_insert(account.name);
+        }
+        for line in self.group.lines() {
+            let mut fields = line.split(':');
+            if let (Some(name), Some(_), Some(Ok(gid))) =
+                (fields.next(), fields.next(), fields.next().map(str::parse))
+            {
+                names.groups.entry(gid).or_insert_with(|| name.to_owned());
+            }
+        }
+        names
+    }
+
     /// What initgroups would set: the primary group, then every group that lists the user.
     pub(crate) fn groups_of(&self, account: &Account) -> Vec<u32> {
         let mut groups = vec![account.gid];
@@ -62,6 +101,31 @@ impl Accounts {
             }
         }
         groups
+    }
+}
+
+/// Names of users and groups; an id without a name stands for itself.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Names {
+    users: HashMap<u32, String>,
+    groups: HashMap<u32, String>,
+}
+
+impl Names {
+    /// Name of a user.
+    pub(crate) fn user(&self, uid: u32) -> String {
+        self.users
+            .get(&uid)
+            .cloned()
+            .unwrap_or_else(|| uid.to_string())
+    }
+
+    /// Name of a group.
+    pub(crate) fn group(&self, gid: u32) -> String {
+        self.groups
+            .get(&gid)
+            .cloned()
+            .unwrap_or_else(|| gid.to_string())
     }
 }
 
@@ -125,6 +189,28 @@ mod tests {
         assert_eq!(accounts().with_uid(0).unwrap().name, "root");
         assert_eq!(accounts().named("broken"), None);
         assert_eq!(accounts().named("nobody"), None);
+    }
+
+    #[test]
+    fn ids_have_names_or_stand_for_themselves() {
+        let names = accounts().names();
+        assert_eq!(
+            (names.user(1000), names.group(100)),
+            ("user".to_owned(), "users".to_owned())
+        );
+        assert_eq!(
+            (names.user(77), names.group(77)),
+            ("77".to_owned(), "77".to_owned())
+        );
+    }
+
+    #[test]
+    fn nobody_named_is_the_usual_user_or_ourselves() {
+        assert_eq!(accounts().chosen(None, 0).unwrap().name, "user");
+        assert_eq!(accounts().chosen(Some("root"), 5).unwrap().uid, 0);
+        assert_eq!(accounts().chosen(Some("x"), 5), Err("x".to_owned()));
+        let nobody = Accounts::default().chosen(None, 5).unwrap();
+        assert_eq!((nobody.uid, nobody.home.as_str()), (5, "/"));
     }
 
     #[test]

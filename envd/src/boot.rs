@@ -21,12 +21,19 @@ type Mount = (
 
 const QUIET: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);
 
-const MOUNTS: [Mount; 6] = [
+const MOUNTS: [Mount; 7] = [
     ("proc", "/proc", "proc", QUIET.union(MsFlags::MS_NOEXEC), ""),
     (
         "sysfs",
         "/sys",
         "sysfs",
+        QUIET.union(MsFlags::MS_NOEXEC),
+        "",
+    ),
+    (
+        "cgroup2",
+        "/sys/fs/cgroup",
+        "cgroup2",
         QUIET.union(MsFlags::MS_NOEXEC),
         "",
     ),

@@ -2,6 +2,7 @@
 
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +10,13 @@ use tokio::net::TcpListener;
 
 use crate::boot;
 use crate::connections::Connections;
+use crate::filesystem::Collectors;
+use crate::freeze::Turns;
+use crate::freezer::{Freezer, hierarchy};
 pub use crate::machine::Machine;
+use crate::memory::Preload;
+use crate::metrics::Cpu;
+use crate::open_files;
 use crate::process::Processes;
 use crate::routes::{Guest, router};
 use crate::settings::Settings;
@@ -24,12 +31,21 @@ pub struct Options {
     pub listen: SocketAddr,
     /// Whose machine it is.
     pub machine: Machine,
+    /// Directory of the cgroup v2 hierarchy below which processes are put; on a machine of our
+    /// own it is found.
+    pub control_groups: Option<PathBuf>,
 }
 
 impl Guest {
     /// Nothing set, nothing running.
-    pub(crate) fn new(machine: Machine) -> Guest {
+    pub(crate) fn new(machine: Machine, freezer: Freezer, port: u16) -> Guest {
         Guest {
+            freezer,
+            port,
+            turns: Turns::default(),
+            preload: Preload::default(),
+            cpu: Cpu::default(),
+            watchers: Collectors::default(),
             machine,
             settings: Settings::default(),
             processes: Processes::default(),
@@ -46,6 +62,7 @@ pub fn run(options: &Options) -> io::Result<()> {
     if std::process::id() == 1 {
         boot::set_up_machine();
     }
+    open_files::raise();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .thread_keep_alive(HELPER_THREAD_LINGERS)
@@ -53,12 +70,35 @@ pub fn run(options: &Options) -> io::Result<()> {
     runtime.block_on(serve(options))
 }
 
+/// A machine without control groups does everything but freeze.
+fn freezer(options: &Options) -> Freezer {
+    let mounts = || std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let directory = match (&options.control_groups, options.machine) {
+        (Some(directory), _) => Some(directory.clone()),
+        (None, Machine::Owned) => hierarchy(&mounts()),
+        (None, Machine::Borrowed) => None,
+    };
+    let Some(directory) = directory else {
+        return Freezer::default();
+    };
+    Freezer::within(&directory).unwrap_or_else(|error| {
+        let directory = directory.display();
+        eprintln!("envd: Making a control group in {directory}: {error}");
+        Freezer::default()
+    })
+}
+
 async fn serve(options: &Options) -> io::Result<()> {
-    let guest = Arc::new(Guest::new(options.machine));
     let listener = TcpListener::bind(options.listen).await?;
+    let address = listener.local_addr()?;
+    let guest = Arc::new(Guest::new(
+        options.machine,
+        freezer(options),
+        address.port(),
+    ));
     let mut stdout = io::stdout();
     // The console may be gone; that is no reason not to serve.
-    let _ = writeln!(stdout, "envd listening on {}", listener.local_addr()?);
+    let _ = writeln!(stdout, "envd listening on {address}");
     let _ = stdout.flush();
 
     let reaper = Arc::clone(&guest);

@@ -7,6 +7,7 @@
 //! ```text
 //! connections ─▶ routes ─▶ auth ─┬─▶ init ────▶ machine (clock, entropy, host name)
 //!  (HTTP/1.1)                    ├─▶ prepare ─▶ machine (sync, page cache)
+//!  (HTTP/1.1)                    ├─▶ filesystem::service ─▶ place (openat2), watch (inotify)
 //!                                └─▶ process::service ─▶ table ─▶ children (fork, wait, signal)
 //!                                                          └──── output ─▶ events ─▶ client
 //! ```
@@ -26,13 +27,31 @@ mod auth;
 #[cfg(feature = "server")]
 mod boot;
 #[cfg(feature = "server")]
+mod caller;
+#[cfg(feature = "server")]
 mod connections;
 #[cfg(feature = "server")]
 pub mod daemon;
 #[cfg(feature = "server")]
+mod files;
+#[cfg(feature = "server")]
+mod filesystem;
+#[cfg(feature = "server")]
+mod freeze;
+#[cfg(feature = "server")]
+mod freezer;
+#[cfg(feature = "server")]
 mod init;
 #[cfg(feature = "server")]
 mod machine;
+#[cfg(feature = "server")]
+mod memory;
+#[cfg(feature = "server")]
+mod metrics;
+#[cfg(feature = "server")]
+mod open_files;
+#[cfg(feature = "server")]
+mod ports;
 #[cfg(feature = "server")]
 mod prepare;
 #[cfg(feature = "server")]
@@ -47,3 +66,20 @@ mod routes;
 mod settings;
 #[cfg(feature = "server")]
 mod sys;
+
+/// Decoders of foreign bytes that are not part of the protocol, for the fuzz targets.
+#[cfg(all(fuzzing, feature = "server"))]
+pub mod fuzzing {
+    /// The file name in a `Content-Disposition`.
+    pub fn file_name(header: &[u8]) -> Option<String> {
+        crate::files::file_name(header)
+    }
+
+    /// The absolute path that a text means to a user with that home.
+    pub fn resolve(text: &str, home: &str) -> Option<String> {
+        let path = crate::filesystem::path::GuestPath::resolve(text, home);
+        path.ok().map(|path| path.to_string())
+    }
+
+    pub use crate::filesystem::fuzzing::{list, remove};
+}

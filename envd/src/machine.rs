@@ -3,8 +3,10 @@
 //! In a sandbox the machine is ours. On somebody's workstation (a conformance test, development) it
 //! is borrowed, and the same calls check their arguments but leave the machine as it is.
 
+use std::fs::File;
 use std::io;
-use std::time::Duration;
+use std::os::fd::AsFd as _;
+use std::time::{Duration, Instant};
 
 use nix::sys::time::{TimeSpec, TimeValLike as _};
 use nix::time::{ClockId, clock_gettime, clock_settime};
@@ -14,6 +16,11 @@ use crate::sys;
 
 /// A clock that is off by no more than this is left alone.
 pub(crate) const CLOCK_TOLERANCE: Duration = Duration::from_millis(50);
+
+/// How long to wait for quiet, how often to look for it, and how often in a row to see it.
+const MAX_SETTLE: Duration = Duration::from_millis(200);
+const LOOK: Duration = Duration::from_millis(5);
+const QUIET_LOOKS: u32 = 3;
 
 /// Whose machine it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +66,45 @@ impl Machine {
         }
         Ok(())
     }
+
+    /// Discards free blocks, moves used pages together and waits for quiet; what can't be done, or
+    /// not by then, is left out. Blocks.
+    pub(crate) fn compact(self, until: Instant) {
+        if self == Machine::Borrowed {
+            return;
+        }
+        let steps: [fn(); 2] = [
+            || {
+                // Not every disk can.
+                let root = File::open("/").and_then(|root| sys::trim::trim(root.as_fd()));
+                let _ = root;
+            },
+            || {
+                // Not in every kernel.
+                let _ = std::fs::write("/proc/sys/vm/compact_memory", "1");
+            },
+        ];
+        for step in steps {
+            if Instant::now() < until {
+                step();
+            }
+        }
+        let give_up = until.min(Instant::now() + MAX_SETTLE);
+        let mut quiet = 0;
+        while quiet < QUIET_LOOKS && Instant::now() < give_up {
+            let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+            quiet = if only_we_run(&stat) { quiet + 1 } else { 0 };
+            std::thread::sleep(LOOK);
+        }
+    }
+}
+
+/// Whether no other task wants to run now, by the text of /proc/stat.
+fn only_we_run(stat: &str) -> bool {
+    let running = stat
+        .lines()
+        .find_map(|line| line.strip_prefix("procs_running "));
+    running.is_some_and(|count| matches!(count.trim(), "0" | "1"))
 }
 
 fn is_off(now: TimeSpec, target: TimeSpec) -> bool {
@@ -79,6 +125,13 @@ mod tests {
         assert!(is_off(at(0), at(51)));
         assert!(is_off(at(0), at(-51)));
         assert!(is_off(at(0), TimeSpec::seconds(0)));
+    }
+
+    #[test]
+    fn machine_is_quiet_when_only_we_run() {
+        assert!(only_we_run("cpu 1\nprocs_running 1\nprocs_blocked 0\n"));
+        assert!(!only_we_run("cpu 1\nprocs_running 2\n"));
+        assert!(!only_we_run("procs_running 10\n") && !only_we_run(""));
     }
 
     #[test]

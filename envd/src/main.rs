@@ -8,15 +8,20 @@ use std::process::ExitCode;
 use envd::daemon::{Machine, Options, run};
 use envd::protocol::PORT;
 
-const USAGE: &str = "usage: envd [--listen ADDRESS:PORT] [--borrowed-machine] [--version]
+const USAGE: &str = "usage: envd [--listen ADDRESS:PORT] [--borrowed-machine]
+            [--control-groups DIRECTORY] [--version]
 
   --listen ADDRESS:PORT  where to listen (default 0.0.0.0:49983; port 0 takes a free one)
-  --borrowed-machine     leave clock, entropy, host name and page cache of this machine alone";
+  --borrowed-machine     leave clock, entropy, host name and page cache of this machine alone
+  --control-groups DIRECTORY
+                         where in the cgroup v2 hierarchy processes are put (default: found,
+                         unless the machine is borrowed)";
 
 fn main() -> ExitCode {
     let mut options = Options {
         listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT)),
         machine: Machine::Owned,
+        control_groups: None,
     };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
@@ -27,6 +32,11 @@ fn main() -> ExitCode {
                 _ => {}
             },
             "--borrowed-machine" => options.machine = Machine::Borrowed,
+            "--control-groups" => match arguments.next() {
+                Some(directory) => options.control_groups = Some(directory.into()),
+                None if !is_first_process() => return usage("--control-groups needs a directory"),
+                None => {}
+            },
             "--version" => {
                 println!("envd {}", env!("CARGO_PKG_VERSION"));
                 return ExitCode::SUCCESS;

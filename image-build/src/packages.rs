@@ -15,6 +15,13 @@ use crate::progress::step;
 /// What this machine needs to make and to boot the inputs.
 const NEEDED: [&str; 2] = ["e2fsprogs", "qemu-system-x86"];
 
+/// What the tests need to install the clients of others: how to see that it is there, and its
+/// package. By what it does, because it need not come from a package.
+const FOR_CLIENTS: [(&[&str], &str); 2] = [
+    (&["python3", "-m", "ensurepip", "--version"], "python3-venv"),
+    (&["npm", "--version"], "npm"),
+];
+
 /// The archive, as far as it has been asked.
 #[derive(Debug, Default)]
 pub(crate) struct Archive {
@@ -24,7 +31,20 @@ pub(crate) struct Archive {
 impl Archive {
     /// Installs what is missing of [`NEEDED`].
     pub(crate) fn install_needed(&self) -> Result<()> {
-        let missing = missing()?;
+        self.install(&missing()?)
+    }
+
+    /// Installs what is missing of [`FOR_CLIENTS`].
+    pub(crate) fn install_for_clients(&self) -> Result<()> {
+        let is_there = |probe: &[&str]| {
+            let mut command = Command::new(probe[0]);
+            output(command.args(&probe[1..])).is_ok()
+        };
+        let missing = FOR_CLIENTS.iter().filter(|(probe, _)| !is_there(probe));
+        self.install(&missing.map(|(_, package)| *package).collect::<Vec<_>>())
+    }
+
+    fn install(&self, missing: &[&str]) -> Result<()> {
         if missing.is_empty() {
             return Ok(());
         }
@@ -40,7 +60,7 @@ impl Archive {
         let mut install = apt_get();
         install
             .args(["install", "-y", "--no-install-recommends"])
-            .args(&missing);
+            .args(missing);
         let result = step(&format!("installing {list}"), || output(&mut install));
         if result.is_err() && !self.refreshed.get() {
             // Old lists name versions that the archive no longer has.

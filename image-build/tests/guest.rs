@@ -92,6 +92,62 @@ fn guest_boots_and_runs_a_command() {
     assert_eq!(status, 204, "{}", String::from_utf8_lossy(&answer));
 }
 
+#[test]
+fn guest_freezes_preloads_and_tells_its_ports() {
+    if let Some(reason) = missing() {
+        println!("skipped: guest_freezes_preloads_and_tells_its_ports: {reason}");
+        return;
+    }
+    let mut guest = Guest::boot(&inputs());
+    guest.wait_for_health();
+    let ask = |method: &str, path: &str, expected: u16| {
+        let (status, answer) = guest.request(method, path, "application/json", b"");
+        let text = String::from_utf8_lossy(&answer).into_owned();
+        assert_eq!(status, expected, "{method} {path}: {text}");
+        text
+    };
+
+    // Processes stand still while they are frozen, and the daemon serves.
+    let writer = "(while :; do echo x >> /tmp/count; sleep 0.05; done) > /dev/null 2>&1 &";
+    guest.run(&format!(
+        "echo > /tmp/count; {writer} nc -ll -p 8080 > /dev/null 2>&1 & sleep 0.5"
+    ));
+    let count = || ask("GET", "/files?path=/tmp/count", 200).len();
+    ask("POST", protocol::FREEZE_PATH, 204);
+    let frozen = count();
+    thread::sleep(Duration::from_secs(1));
+    assert_eq!(count(), frozen, "nothing is written");
+    ask("POST", protocol::PREPARE_PATH, 204);
+    ask("POST", protocol::THAW_PATH, 204);
+    thread::sleep(Duration::from_secs(1));
+    assert!(count() > frozen, "it goes on");
+
+    let ports = ask("GET", protocol::PORTS_PATH, 200);
+    assert_eq!(ports, r#"{"ports":[{"port":8080,"loopback":false}]}"#);
+
+    // All of its memory is read.
+    ask("POST", protocol::PRELOAD_PATH, 202);
+    let deadline = Instant::now() + BOOT_LIMIT;
+    let status = loop {
+        let status: serde_json::Value =
+            serde_json::from_str(&ask("GET", protocol::PRELOAD_PATH, 200)).unwrap();
+        if status["state"] != "running" {
+            break status;
+        }
+        assert!(Instant::now() < deadline, "{status}");
+        thread::sleep(Duration::from_millis(50));
+    };
+    println!("{status}");
+    assert_eq!(status["state"], "done", "{status}");
+    assert!(status["bytes"].as_u64() > Some(200 << 20), "{status}");
+
+    let used = "grep VmRSS /proc/1/status; wc -c < /usr/bin/envd";
+    println!(
+        "envd in the guest: {}",
+        guest.run(used).0.replace('\n', " ")
+    );
+}
+
 /// Why a guest can't be booted here.
 fn missing() -> Option<String> {
     let there = Command::new(QEMU)

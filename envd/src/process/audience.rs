@@ -16,6 +16,8 @@ pub(super) enum Event {
     Stdout(Bytes),
     /// The process wrote to its standard error.
     Stderr(Bytes),
+    /// The process wrote to its terminal.
+    Terminal(Bytes),
     /// The process ended; always the last.
     End(Ending),
 }

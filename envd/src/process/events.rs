@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::audience::{Ending, Event};
+use crate::caller::{reached, too_late};
 use crate::proto::process::ProcessEvent;
 use crate::proto::process::process_event::data_event::Output;
 use crate::proto::process::process_event::{
@@ -70,6 +71,7 @@ impl Events {
         let output = match event {
             Some(Event::Stdout(bytes)) => Output::Stdout(bytes.to_vec()),
             Some(Event::Stderr(bytes)) => Output::Stderr(bytes.to_vec()),
+            Some(Event::Terminal(bytes)) => Output::Pty(bytes.to_vec()),
             Some(Event::End(ending)) => {
                 self.state = if ending.timed_out {
                     State::TimedOut
@@ -91,9 +93,7 @@ impl Events {
 
     fn cut(&mut self) -> Item {
         self.state = State::Over;
-        Err(ConnectError::deadline_exceeded(
-            "The deadline of the call has passed",
-        ))
+        Err(too_late())
     }
 }
 
@@ -101,14 +101,6 @@ fn message(event: impl Into<Oneof>) -> ProcessEvent {
     ProcessEvent {
         event: Some(event.into()),
         ..ProcessEvent::default()
-    }
-}
-
-/// Never, for no instant.
-async fn reached(instant: Option<Instant>) {
-    match instant {
-        Some(instant) => tokio::time::sleep_until(instant).await,
-        None => std::future::pending().await,
     }
 }
 

@@ -10,8 +10,6 @@ use crate::proto::process::ProcessConfig;
 use crate::settings::Values;
 use crate::sys::launch::Credentials;
 
-/// The account that processes get when nobody names one and the guest has it.
-const USUAL_USER: &str = "user";
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Everything that fork and exec need.
@@ -58,7 +56,13 @@ pub(super) fn resolve(
     around: &Surroundings<'_>,
 ) -> Result<Launch, LaunchError> {
     check(config)?;
-    let account = account(user, around)?;
+    let account = around
+        .accounts
+        .chosen(
+            user.or(around.values.default_user.as_deref()),
+            around.own_uid,
+        )
+        .map_err(LaunchError::NoSuchUser)?;
     let directory = directory(config.cwd.as_deref(), &account, around)?;
     let mut environment: BTreeMap<String, String> = defaults(&account);
     environment.extend(around.values.environment.clone());
@@ -101,23 +105,6 @@ fn check(config: &ProcessConfig) -> Result<(), LaunchError> {
         return Err(LaunchError::Unrepresentable("process.envs"));
     }
     Ok(())
-}
-
-fn account(user: Option<&str>, around: &Surroundings<'_>) -> Result<Account, LaunchError> {
-    if let Some(name) = user.or(around.values.default_user.as_deref()) {
-        let account = around.accounts.named(name);
-        return account.ok_or_else(|| LaunchError::NoSuchUser(name.to_owned()));
-    }
-    let usual = around.accounts.named(USUAL_USER);
-    Ok(usual
-        .or_else(|| around.accounts.with_uid(around.own_uid))
-        .unwrap_or_else(|| Account {
-            name: around.own_uid.to_string(),
-            uid: around.own_uid,
-            gid: around.own_uid,
-            home: "/".to_owned(),
-            shell: "/bin/sh".to_owned(),
-        }))
 }
 
 /// A directory that was asked for must exist; the user's home may be missing, then it is `/`.

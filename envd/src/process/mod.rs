@@ -3,7 +3,7 @@
 //! ```text
 //! Start ─▶ launch (who, where, with what) ─▶ children (fork under the reaper's lock)
 //!                                               │ pid            │ exit status, exactly once
-//!             output ×2 (stdout, stderr) ◀──────┘                ▼
+//!    output (stdout, stderr; or terminal) ◀─────┘                ▼
 //!                 │ chunks                                   table::supervise
 //!                 └────────▶ audience (bounded) ◀── End ─────────┘
 //!                                └─▶ events ─▶ the client's stream
@@ -17,9 +17,12 @@
 mod audience;
 mod children;
 mod events;
+mod input;
 mod launch;
 mod output;
 pub(crate) mod service;
+mod streams;
 mod table;
+mod terminal;
 
 pub(crate) use table::Processes;

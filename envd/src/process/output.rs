@@ -1,11 +1,10 @@
-//! One of a process's output pipes, read to its end.
+//! One of a process's outputs, read to its end. A terminal's end is an error (EIO): it is taken as one.
 //!
 //! Everything the process wrote before it ended is delivered before its end is told. A background
 //! child may keep the pipe open after that; it gets [`GRACE`] to write its last words, and from
 //! then on the pipe is read only to keep such a child from being stopped or killed by it.
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,12 +29,11 @@ pub(super) type Label = fn(Bytes) -> Event;
 /// Reads a pipe on a task of its own. The receiver resolves when everything that belongs before
 /// the end has been told; `ended` turns true when the process has been reaped.
 pub(super) fn follow(
-    pipe: OwnedFd,
+    mut pipe: Receiver,
     label: Label,
     audience: Arc<Audience>,
     ended: watch::Receiver<bool>,
-) -> io::Result<oneshot::Receiver<()>> {
-    let mut pipe = Receiver::from_owned_fd(pipe)?;
+) -> oneshot::Receiver<()> {
     let (told, everything_told) = oneshot::channel();
     tokio::spawn(async move {
         let still_open = tell_all(&mut pipe, label, &audience, ended).await;
@@ -45,7 +43,7 @@ pub(super) fn follow(
             discard(&mut pipe).await;
         }
     });
-    Ok(everything_told)
+    everything_told
 }
 
 /// Tells chunks until the pipe is at its end (`false`) or the grace is over (`true`).

@@ -3,35 +3,34 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
 use connectrpc::{
-    ConnectError, RequestContext, Response, ServiceRequest, ServiceResult, ServiceStream,
+    ConnectError, InboundStream, RequestContext, Response, ServiceRequest, ServiceResult,
+    ServiceStream,
 };
 use futures_util::{StreamExt as _, stream};
 use nix::sys::signal::Signal;
-use tokio::io::AsyncWriteExt as _;
 use tokio::time::Instant;
 
 use super::events::{Events, State};
 use super::launch::{LaunchError, Surroundings, resolve};
+use super::streams::Streams;
 use super::table::{Order, Running, StartError};
+use super::terminal::Size;
 use crate::accounts::Accounts;
-use crate::proto::process::process_input::Input;
+use crate::caller::{in_time, keep_alive, user};
 use crate::proto::process::process_selector::Selector;
+use crate::proto::process::stream_input_request::Event as Sent;
 use crate::proto::process::{
     CloseStdinRequest, CloseStdinResponse, ConnectRequest, ConnectResponse, ListRequest,
-    ListResponse, Process, ProcessEvent, ProcessInfo, ProcessSelector, SendInputRequest,
+    ListResponse, PTY, Process, ProcessEvent, ProcessInfo, ProcessSelector, SendInputRequest,
     SendInputResponse, SendSignalRequest, SendSignalResponse, StartRequest, StartResponse,
+    StreamInputRequest, StreamInputResponse, UpdateRequest, UpdateResponse,
 };
-use crate::protocol::KEEPALIVE_HEADER;
 use crate::routes::Guest;
 
 /// How long after its deadline a process that was killed may take to be gone, before the stream
 /// ends without it.
 const DEADLINE_GRACE: Duration = Duration::from_secs(2);
-/// Longest interval between keep-alives, in seconds.
-const MAX_KEEP_ALIVE_SECONDS: u64 = 3600;
-
 /// The service as a Connect router.
 pub(crate) fn router(guest: Arc<Guest>) -> connectrpc::Router {
     connectrpc::Router::new().add_service(Arc::new(ProcessService { guest }))
@@ -82,11 +81,18 @@ impl Process for ProcessService {
         };
         let launch = resolve(&config, user.as_deref(), &around).map_err(|e| refused(&e))?;
         let deadline = context.deadline().map(Instant::from_std);
+        let streams = match request.pty.as_option() {
+            Some(pty) => Streams::Terminal(size(pty)?),
+            None => Streams::Pipes {
+                stdin: request.stdin.unwrap_or(true),
+            },
+        };
         let order = Order {
             launch,
             config,
             tag: request.tag,
-            stdin: request.stdin.unwrap_or(true),
+            streams,
+            group: self.guest.freezer.group(),
             deadline,
         };
         let (process, heard) = self.guest.processes.start(order).map_err(not_started)?;
@@ -123,29 +129,36 @@ impl Process for ProcessService {
         }))
     }
 
-    async fn send_input(
+    async fn update(
         &self,
         _context: RequestContext,
+        request: ServiceRequest<'_, UpdateRequest>,
+    ) -> ServiceResult<UpdateResponse> {
+        let request = request.to_owned_message();
+        let process = self.find(request.process.into_option())?;
+        if let Some(pty) = request.pty.as_option() {
+            process.input.resize(size(pty)?)?;
+        }
+        Response::ok(UpdateResponse::default())
+    }
+
+    async fn stream_input(
+        &self,
+        context: RequestContext,
+        requests: InboundStream<StreamInputRequest>,
+    ) -> ServiceResult<StreamInputResponse> {
+        in_time(&context, self.take_input(requests)).await?;
+        Response::ok(StreamInputResponse::default())
+    }
+
+    async fn send_input(
+        &self,
+        context: RequestContext,
         request: ServiceRequest<'_, SendInputRequest>,
     ) -> ServiceResult<SendInputResponse> {
         let request = request.to_owned_message();
         let process = self.find(request.process.into_option())?;
-        let Some(Input::Stdin(bytes)) = request.input.into_option().and_then(|i| i.input) else {
-            return Err(ConnectError::invalid_argument(
-                "Field input.stdin is missing",
-            ));
-        };
-        let mut stdin = process.stdin.lock().await;
-        let Some(pipe) = stdin.as_mut() else {
-            return Err(ConnectError::failed_precondition(
-                "Standard input is closed",
-            ));
-        };
-        if let Err(error) = pipe.write_all(&bytes).await {
-            *stdin = None;
-            let message = format!("Writing to standard input: {error}");
-            return Err(ConnectError::failed_precondition(message));
-        }
+        in_time(&context, process.input.write(request.input.into_option())).await?;
         Response::ok(SendInputResponse::default())
     }
 
@@ -155,7 +168,7 @@ impl Process for ProcessService {
         request: ServiceRequest<'_, CloseStdinRequest>,
     ) -> ServiceResult<CloseStdinResponse> {
         let process = self.find(request.to_owned_message().process.into_option())?;
-        *process.stdin.lock().await = None;
+        process.input.close().await?;
         Response::ok(CloseStdinResponse::default())
     }
 
@@ -184,6 +197,37 @@ impl Process for ProcessService {
 }
 
 impl ProcessService {
+    /// Writes what a client sends, in order, until it has sent everything.
+    async fn take_input(
+        &self,
+        mut requests: InboundStream<StreamInputRequest>,
+    ) -> Result<(), ConnectError> {
+        let mut process = None;
+        while let Some(request) = requests.next().await {
+            match (request?.to_owned_message().event, &process) {
+                (Some(Sent::Start(start)), None) => {
+                    process = Some(self.find(start.process.into_option())?);
+                }
+                (Some(Sent::Start(_)), Some(_)) => {
+                    return Err(ConnectError::invalid_argument(
+                        "A second start in the stream",
+                    ));
+                }
+                (Some(Sent::Data(data)), Some(process)) => {
+                    process.input.write(data.input.into_option()).await?;
+                }
+                (Some(Sent::Data(_)), None) => {
+                    return Err(ConnectError::invalid_argument("Data before the start"));
+                }
+                (Some(Sent::Keepalive(_)) | None, _) => {}
+            }
+        }
+        match process {
+            Some(_) => Ok(()),
+            None => Err(ConnectError::invalid_argument("A stream without a start")),
+        }
+    }
+
     fn find(&self, selector: Option<ProcessSelector>) -> Result<Arc<Running>, ConnectError> {
         let process = match selector.and_then(|selector| selector.selector) {
             Some(Selector::Pid(pid)) => self.guest.processes.with_pid(pid),
@@ -192,6 +236,11 @@ impl ProcessService {
         };
         process.ok_or_else(gone)
     }
+}
+
+fn size(pty: &PTY) -> Result<Size, ConnectError> {
+    let message = "Field pty.size: cols and rows must be 1 to 65535";
+    Size::of(pty).ok_or_else(|| ConnectError::invalid_argument(message))
 }
 
 fn gone() -> ConnectError {
@@ -204,43 +253,6 @@ fn streamed<T: Send + 'static>(events: Events, wrap: fn(ProcessEvent) -> T) -> S
         Some((item, events))
     });
     Box::pin(items.map(move |item| item.map(wrap)))
-}
-
-/// The user of `Authorization: Basic base64("user:")`; other schemes name none.
-fn user(context: &RequestContext) -> Result<Option<String>, ConnectError> {
-    let Some(value) = context.header("authorization") else {
-        return Ok(None);
-    };
-    let text = value.to_str().unwrap_or_default();
-    let Some((scheme, encoded)) = text.split_once(' ') else {
-        return Ok(None);
-    };
-    if !scheme.eq_ignore_ascii_case("basic") {
-        return Ok(None);
-    }
-    let decoded = STANDARD
-        .decode(encoded.trim())
-        .ok()
-        .and_then(|b| String::from_utf8(b).ok());
-    let Some(credentials) = decoded else {
-        return Err(ConnectError::unauthenticated(
-            "Malformed Authorization header",
-        ));
-    };
-    let name = credentials.split(':').next().unwrap_or_default();
-    Ok(Some(name.to_owned()).filter(|name| !name.is_empty()))
-}
-
-fn keep_alive(context: &RequestContext) -> Option<Duration> {
-    let seconds: u64 = context
-        .header(KEEPALIVE_HEADER)?
-        .to_str()
-        .ok()?
-        .parse()
-        .ok()?;
-    (1..=MAX_KEEP_ALIVE_SECONDS)
-        .contains(&seconds)
-        .then(|| Duration::from_secs(seconds))
 }
 
 fn refused(error: &LaunchError) -> ConnectError {

@@ -4,20 +4,22 @@ use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::sys::signal::Signal;
-use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use super::audience::{Audience, Ending, Event};
 use super::children::Children;
+use super::input::Input;
 use super::launch::Launch;
 use super::output;
+use super::streams::{self, Streams};
+use crate::caller::reached;
 use crate::proto::process::ProcessConfig;
-use crate::sys;
+use crate::{open_files, sys};
 
 /// All running processes; a handle that is cheap to copy.
 #[derive(Debug, Clone, Default)]
@@ -27,6 +29,8 @@ pub(crate) struct Processes(Arc<Inner>);
 struct Inner {
     children: Children,
     running: Mutex<BTreeMap<u32, Arc<Running>>>,
+    /// Counts processes that were started.
+    started: watch::Sender<u64>,
 }
 
 /// One of them.
@@ -35,8 +39,7 @@ pub(super) struct Running {
     pub(super) pid: u32,
     pub(super) tag: Option<String>,
     pub(super) config: ProcessConfig,
-    /// `None` once closed, or when none was asked for.
-    pub(super) stdin: tokio::sync::Mutex<Option<pipe::Sender>>,
+    pub(super) input: Input,
     pub(super) audience: Arc<Audience>,
 }
 
@@ -45,7 +48,9 @@ pub(super) struct Order {
     pub(super) launch: Launch,
     pub(super) config: ProcessConfig,
     pub(super) tag: Option<String>,
-    pub(super) stdin: bool,
+    pub(super) streams: Streams,
+    /// The control group that it joins.
+    pub(super) group: Option<Arc<OwnedFd>>,
     /// When the process group is killed.
     pub(super) deadline: Option<Instant>,
 }
@@ -76,41 +81,45 @@ impl Processes {
         let failed = |source| StartError::Launch { program, source };
         let (process, heard) = self.launch(order).map_err(failed)?;
         running.insert(process.pid, Arc::clone(&process));
+        self.0.started.send_modify(|count| *count += 1);
         Ok((process, heard))
     }
 
     fn launch(&self, order: Order) -> io::Result<(Arc<Running>, mpsc::Receiver<Event>)> {
-        let mut command = command(&order.launch, order.stdin)?;
+        let (mut command, terminal) = command(&order)?;
         let (child, exit) = self.0.children.spawn(&mut command)?;
+        // With it go our copies of the child's side, without which its end would not be seen.
+        drop(command);
         let pid = child.id();
-        self.supervise(child, exit, order).inspect_err(|_| {
-            // Nobody would ever hear of it; it is ours and unreaped, or gone, which is as good.
-            let _ = self.0.children.signal_group(pid, Signal::SIGKILL);
-        })
+        self.supervise(child, terminal, exit, order)
+            .inspect_err(|_| {
+                // Nobody would ever hear of it; it is ours and unreaped, or gone, which is as good.
+                let _ = self.0.children.signal_group(pid, Signal::SIGKILL);
+            })
     }
 
     fn supervise(
         &self,
         mut child: Child,
+        terminal: Option<OwnedFd>,
         exit: oneshot::Receiver<ExitStatus>,
         order: Order,
     ) -> io::Result<(Arc<Running>, mpsc::Receiver<Event>)> {
         let audience = Arc::new(Audience::default());
         let heard = audience.join();
         let (ended, ended_seen) = watch::channel(false);
-        let stdin = child
-            .stdin
-            .take()
-            .map(OwnedFd::from)
-            .map(pipe::Sender::from_owned_fd);
+        let ends = streams::ends(&mut child, terminal)?;
         let process = Arc::new(Running {
             pid: child.id(),
             tag: order.tag,
             config: order.config,
-            stdin: tokio::sync::Mutex::new(stdin.transpose()?),
+            input: Input::new(ends.input, ends.terminal),
             audience,
         });
-        let told = follow_both(&mut child, &process.audience, &ended_seen)?;
+        let follow = |(pipe, label)| {
+            output::follow(pipe, label, process.audience.clone(), ended_seen.clone())
+        };
+        let told = ends.outputs.into_iter().map(follow).collect();
         let supervisor = Supervisor {
             processes: self.clone(),
             process: Arc::clone(&process),
@@ -143,6 +152,15 @@ impl Processes {
         self.lock().values().cloned().collect()
     }
 
+    /// Resolves when a process is started after this call.
+    pub(crate) fn next_start(&self) -> impl Future<Output = ()> + use<> {
+        let mut started = self.0.started.subscribe();
+        async move {
+            // An error means that there will be no more.
+            let _ = started.changed().await;
+        }
+    }
+
     /// Signals a process group; `false` when its leader has ended.
     pub(super) fn signal(&self, process: &Running, signal: Signal) -> io::Result<bool> {
         self.0.children.signal_group(process.pid, signal)
@@ -167,35 +185,25 @@ fn has_tag(running: &BTreeMap<u32, Arc<Running>>, tag: &str) -> bool {
         .any(|process| process.tag.as_deref() == Some(tag))
 }
 
-fn command(launch: &Launch, stdin: bool) -> io::Result<Command> {
+/// The command, and our side of its terminal if it gets one.
+fn command(order: &Order) -> io::Result<(Command, Option<OwnedFd>)> {
+    let launch = &order.launch;
     let mut command = Command::new(&launch.program);
     command
         .args(&launch.arguments)
         .env_clear()
-        .envs(&launch.environment)
-        .stdin(if stdin { Stdio::piped() } else { Stdio::null() })
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    let directory = CString::new(launch.directory.as_str()).map_err(io::Error::other)?;
-    sys::launch::prepare(&mut command, launch.credentials.clone(), directory);
-    Ok(command)
-}
-
-fn follow_both(
-    child: &mut Child,
-    audience: &Arc<Audience>,
-    ended: &watch::Receiver<bool>,
-) -> io::Result<Vec<oneshot::Receiver<()>>> {
-    let pipes: [(Option<OwnedFd>, output::Label); 2] = [
-        (child.stdout.take().map(OwnedFd::from), Event::Stdout),
-        (child.stderr.take().map(OwnedFd::from), Event::Stderr),
-    ];
-    let present = pipes
-        .into_iter()
-        .filter_map(|(pipe, label)| pipe.map(|pipe| (pipe, label)));
-    present
-        .map(|(pipe, label)| output::follow(pipe, label, Arc::clone(audience), ended.clone()))
-        .collect()
+        .envs(&launch.environment);
+    let owner = launch.credentials.as_ref().map(|who| who.uid);
+    let terminal = order.streams.attach(&mut command, owner)?;
+    let setting = sys::launch::Setting {
+        credentials: launch.credentials.clone(),
+        directory: CString::new(launch.directory.as_str()).map_err(io::Error::other)?,
+        terminal: terminal.is_some(),
+        open_files: open_files::inherited(),
+        group: order.group.clone(),
+    };
+    sys::launch::prepare(&mut command, setting);
+    Ok((command, terminal))
 }
 
 /// Sees one process to its end: deadline, exit, last output, and only then the end event.
@@ -224,19 +232,12 @@ impl Supervisor {
 
     /// Waits for the exit, and kills the group when the deadline comes first.
     async fn ending(&mut self) -> Option<Ending> {
-        let deadline = self.deadline;
-        let reached = async {
-            match deadline {
-                Some(deadline) => tokio::time::sleep_until(deadline).await,
-                None => std::future::pending().await,
-            }
-        };
         tokio::select! {
             biased;
             status = &mut self.exit => {
                 return Some(Ending { status: status.ok()?, timed_out: false });
             }
-            () = reached => {}
+            () = reached(self.deadline) => {}
         }
         if let Err(error) = self.processes.signal(&self.process, Signal::SIGKILL) {
             eprintln!(

@@ -30,6 +30,26 @@ pub const HEALTH_PATH: &str = "/health";
 pub const INIT_PATH: &str = "/init";
 /// `POST`, optional `?timeout_ms=`: 204 once the guest is ready for a snapshot. For the host only.
 pub const PREPARE_PATH: &str = "/snapshot/prepare";
+/// `POST`, optional `?timeout_ms=`: 204 once all processes that clients have started stand still;
+/// they go on by themselves after that time. For the host only.
+pub const FREEZE_PATH: &str = "/snapshot/freeze";
+/// `POST`: 204 once they go on. For the host only.
+pub const THAW_PATH: &str = "/snapshot/thaw";
+/// `POST` begins to read all memory once, `GET` tells `{state, pages, bytes, totalBytes}`, `DELETE`
+/// ends it. For the host only.
+pub const PRELOAD_PATH: &str = "/memory/preload";
+/// `GET`: `{"ports":[{"port", "loopback"}]}`, what the guest's processes listen on. For the host only.
+pub const PORTS_PATH: &str = "/ports";
+/// `GET`: the same as a line of JSON now and at every change. For the host only.
+pub const PORT_EVENTS_PATH: &str = "/ports/events";
+/// `GET` and `POST` files.
+pub const FILES_PATH: &str = "/files";
+/// `POST`: several files become one.
+pub const COMPOSE_PATH: &str = "/files/compose";
+/// `GET`: how busy and how full the guest is.
+pub const METRICS_PATH: &str = "/metrics";
+/// `GET`: the environment that [`InitRequest::env_vars`] set.
+pub const ENVIRONMENT_PATH: &str = "/envs";
 /// Connect, server stream: [`StartRequest`] to [`StreamMessage`]s.
 pub const START_PATH: &str = "/process.Process/Start";
 /// Connect, server stream: `{"process": `[`ProcessSelector`]`}` to [`StreamMessage`]s.
@@ -47,6 +67,21 @@ pub const KEEPALIVE_HEADER: &str = "keepalive-ping-interval";
 pub const STREAM_CONTENT_TYPE: &str = "application/connect+json";
 /// How long `/snapshot/prepare` may take unless the request says otherwise, in milliseconds.
 pub const PREPARE_TIMEOUT_MS: u64 = 2000;
+
+/// Whether a path is for the host only: whoever passes sandbox traffic on must refuse it.
+///
+/// ```
+/// use envd::protocol::is_host_only;
+///
+/// assert!(is_host_only("/init") && is_host_only("/snapshot/prepare"));
+/// assert!(is_host_only("/snapshot/anything/later") && is_host_only("//init/"));
+/// assert!(!is_host_only("/health") && !is_host_only("/files"));
+/// ```
+pub fn is_host_only(path: &str) -> bool {
+    // By its first component, so that a route added below is covered.
+    let first = path.split('/').find(|component| !component.is_empty());
+    matches!(first, Some("init" | "snapshot" | "memory" | "ports"))
+}
 
 /// Body of every failed plain HTTP request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

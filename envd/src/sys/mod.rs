@@ -3,4 +3,6 @@
 pub(crate) mod entropy;
 pub(crate) mod launch;
 pub(crate) mod loopback;
+pub(crate) mod readiness;
+pub(crate) mod trim;
 pub(crate) mod wait;

@@ -1,13 +1,12 @@
-//! The real binary, driven over loopback as a client drives it, without a VM.
-
-mod client;
+//! Processes: start, output, input, signals, ends; and what `/init` and the token change.
 
 use std::io::Read as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use client::{Daemon, read_response, start};
 use envd::protocol::{COMPAT_VERSION, Health, Output, ProcessEvent};
+
+use crate::client::{Daemon, read_response, start};
 
 #[test]
 fn health_tells_both_versions() {
