@@ -195,4 +195,7 @@ pub struct DaemonEngineArgs {
     /// Page reads in flight per worker.
     #[arg(long, hide = true)]
     pub read_slots: usize,
+    /// How long a worker asks for the next fault before it waits.
+    #[arg(long, hide = true, default_value_t = 0)]
+    pub spin_us: u64,
 }

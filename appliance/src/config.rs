@@ -185,6 +185,20 @@ pub struct EngineConfig {
     pub window_pages: u64,
     /// Page reads in flight per worker.
     pub read_slots: usize,
+    /// How long a worker asks for the next fault before it waits in the kernel, microseconds; 0
+    /// is not at all.
+    pub spin_us: u64,
+    /// Whether what restores touch first is recorded, and replayed at later ones.
+    pub working_sets: bool,
+    /// How long after a guest's first fault it is recorded, milliseconds.
+    pub record_ms: u64,
+    /// How fast the whole memory of a resumed guest is loaded behind its faults, MiB a second; 0
+    /// is not at all.
+    pub load_mib_per_s: u64,
+    /// Whether the kernel remembers which pages a guest writes, so that a pause reads only those.
+    pub track_writes: bool,
+    /// Whether a pause reads the others as well, and refuses if one was written.
+    pub check_writes: bool,
 }
 
 impl Default for EngineConfig {
@@ -193,6 +207,12 @@ impl Default for EngineConfig {
         Self {
             window_pages: worker.window_pages,
             read_slots: worker.read_slots,
+            spin_us: 0,
+            working_sets: true,
+            record_ms: 2000,
+            load_mib_per_s: 0,
+            track_writes: true,
+            check_writes: false,
         }
     }
 }
@@ -339,6 +359,18 @@ impl Config {
             let problem = format!("is {}; 1 to 4096 are possible", self.engine.read_slots);
             return Err(("engine.read_slots".into(), problem));
         }
+        if self.engine.spin_us > 1000 {
+            let problem = format!("is {}; 0 to 1000 are possible", self.engine.spin_us);
+            return Err(("engine.spin_us".into(), problem));
+        }
+        if !(1..=60_000).contains(&self.engine.record_ms) {
+            let problem = format!("is {}; 1 to 60000 are possible", self.engine.record_ms);
+            return Err(("engine.record_ms".into(), problem));
+        }
+        if self.engine.check_writes && !self.engine.track_writes {
+            let problem = "has nothing to check without engine.track_writes".to_owned();
+            return Err(("engine.check_writes".into(), problem));
+        }
         let mut names = std::collections::BTreeSet::new();
         for template in &self.templates {
             let key = |field: &str| format!("template {:?}: {field}", template.name.as_str());
@@ -445,6 +477,12 @@ mod tests {
             ),
             ("[api]\nlisten = [\"0.0.0.0:80\"]", "api.listen"),
             ("[engine]\nwindow_pages = 3", "engine.window_pages"),
+            ("[engine]\nspin_us = 5000", "engine.spin_us"),
+            ("[engine]\nrecord_ms = 0", "engine.record_ms"),
+            (
+                "[engine]\ntrack_writes = false\ncheck_writes = true",
+                "engine.check_writes",
+            ),
             ("[network]\npool = \"10.0.0.1/16\"", "pool"),
             ("[network]\nclosed = [\"10.0.0.0\"]", "closed"),
             ("[network]\nresolver = \"dns\"", "resolver"),

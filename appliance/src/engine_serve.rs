@@ -17,10 +17,7 @@ pub fn run(args: EngineServeArgs) -> Result<ExitCode> {
     let options = EngineOptions {
         cpus: args.cpus,
         worker: WorkerOptions {
-            waiting: match args.spin_us {
-                0 => Waiting::Block,
-                us => Waiting::Spin { us },
-            },
+            waiting: Waiting::spinning(args.spin_us),
             ..WorkerOptions::default()
         },
     };

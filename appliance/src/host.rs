@@ -13,6 +13,7 @@ use parking_lot::{Mutex, RwLock};
 use snapshot_format::{BuildId, BuildStore, FormatError};
 
 use crate::catalogue::{Catalogue, CatalogueError, builds};
+use crate::config::EngineConfig;
 use crate::disks::Disks;
 use crate::engines::Engines;
 use crate::network::Slots;
@@ -31,6 +32,8 @@ pub struct Host {
     pub catalogue: Catalogue,
     /// Fault-serving processes.
     pub engines: Engines,
+    /// What they do for sessions.
+    pub engine: EngineConfig,
     /// The VMM.
     pub driver: Arc<dyn Driver>,
     /// Network slots.

@@ -108,7 +108,7 @@ fn engine(args: DaemonEngineArgs) -> Result<ExitCode> {
         worker: uffd_engine::WorkerOptions {
             read_slots: args.read_slots,
             window_pages: args.window_pages,
-            ..uffd_engine::WorkerOptions::default()
+            waiting: uffd_engine::Waiting::spinning(args.spin_us),
         },
     };
     uffd_engine::server::run(&listener, &options)

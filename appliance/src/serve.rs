@@ -173,6 +173,7 @@ async fn assemble(config: &Config) -> Result<(Arc<Host>, Vec<Cell>)> {
         boot_timeout: Duration::from_secs(config.vmm.boot_timeout_s),
         catalogue,
         engines,
+        engine: config.engine.clone(),
         driver,
         slots,
         disks,

@@ -23,6 +23,7 @@ use snapshot_format::BuildId;
 use crate::counters::SessionStats;
 use crate::region::ClaimedRegion;
 use crate::sys::fdpass;
+use crate::tracking::Tracking;
 
 /// The longest message; `Attached` with every region fits four times.
 const MAX_MESSAGE_BYTES: usize = 512 << 10;
@@ -69,6 +70,8 @@ pub enum Request {
         build: BuildId,
         /// As reported when it was attached.
         regions: Vec<ClaimedRegion>,
+        /// As it was asked for of the dead engine.
+        tracking: Tracking,
     },
     /// Stop serving and close everything of a session.
     Detach {
@@ -91,6 +94,8 @@ pub enum Request {
         request: u64,
         /// Which session.
         session: String,
+        /// Who notices a write.
+        tracking: Tracking,
     },
     /// Record the pages of demand faults, for a bounded time after the first. Answered with
     /// `Stats`; when the time is over, or the session detached, `Recorded` comes by itself.

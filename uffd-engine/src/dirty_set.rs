@@ -14,12 +14,13 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use snapshot_format::{Build, FormatError, PageIndex};
+use snapshot_format::{Build, FormatError, PageCount, PageIndex};
 use thiserror::Error;
 
+use crate::address::HostAddr;
 use crate::page_state::{PageState, PageStates};
 use crate::region::RegionTable;
-use crate::sys::pagemap;
+use crate::sys::pagemap::{self, Ranges};
 
 /// How a dirty set came to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +31,69 @@ pub enum DirtySource {
     PagemapScan,
     /// Content was compared with the parent's.
     Comparison,
+}
+
+impl DirtySource {
+    /// As it is written into a build's labels.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::WriteProtect => "write_protect",
+            Self::PagemapScan => "pagemap_scan",
+            Self::Comparison => "comparison",
+        }
+    }
+}
+
+/// Pages that are in memory and that nobody has written since they were installed, as the kernel
+/// remembers: the opposite of a set that may be too large, it may be too small.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UnwrittenPages {
+    /// One for each page of the memory; empty when nothing is known.
+    pages: Vec<bool>,
+}
+
+impl UnwrittenPages {
+    /// Asks the page table of a stopped VMM, whose session was told
+    /// [`Tracking::Kernel`](crate::Tracking::Kernel). Empty where its userfaultfd has no `WP_ASYNC`.
+    ///
+    /// # Errors
+    /// [`DirtyError::Scan`].
+    pub fn of_pagemap(
+        pid: i32,
+        regions: &RegionTable,
+        memory_pages: PageCount,
+    ) -> Result<Self, DirtyError> {
+        let mut unwritten = vec![false; memory_pages.get() as usize];
+        mark(&mut unwritten, pid, regions, pagemap::unwritten)?;
+        Ok(Self { pages: unwritten })
+    }
+
+    /// Whether a page is one of them.
+    #[must_use]
+    pub fn has(&self, page: PageIndex) -> bool {
+        self.pages.get(page.get() as usize) == Some(&true)
+    }
+}
+
+/// Sets the flags of the pages in the ranges that a scan of all regions finds.
+fn mark(
+    flags: &mut [bool],
+    pid: i32,
+    regions: &RegionTable,
+    scan: impl Fn(&File, HostAddr, u64) -> io::Result<Ranges>,
+) -> Result<(), DirtyError> {
+    let failed = |source| DirtyError::Scan { pid, source };
+    let pagemap = File::open(format!("/proc/{pid}/pagemap")).map_err(failed)?;
+    for region in regions.regions() {
+        let bytes = region.pages.get() * regions.page_bytes();
+        for (start, end) in scan(&pagemap, region.base, bytes).map_err(failed)? {
+            for (first, pages) in regions.pages_in(start, end) {
+                flags[first.get() as usize..][..pages.get() as usize].fill(true);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Pages that may differ from the parent, ascending.
@@ -100,17 +164,8 @@ impl DirtySet {
         regions: &RegionTable,
         states: &PageStates,
     ) -> Result<Self, DirtyError> {
-        let failed = |source| DirtyError::Scan { pid, source };
-        let pagemap = File::open(format!("/proc/{pid}/pagemap")).map_err(failed)?;
         let mut written = vec![false; states.pages().get() as usize];
-        for region in regions.regions() {
-            let bytes = region.pages.get() * regions.page_bytes();
-            for (start, end) in pagemap::written(&pagemap, region.base, bytes).map_err(failed)? {
-                for (first, pages) in regions.pages_in(start, end) {
-                    written[first.get() as usize..][..pages.get() as usize].fill(true);
-                }
-            }
-        }
+        mark(&mut written, pid, regions, pagemap::written)?;
         let dirty =
             |page: &PageIndex| written[page.get() as usize] || was_zeroed(states.get(*page));
         Ok(Self {

@@ -18,6 +18,7 @@ use crate::source::PageSource;
 use crate::sys::fdpass;
 use crate::sys::process::pidfd_open;
 use crate::sys::uffd::Uffd;
+use crate::tracking::Tracking;
 
 /// How long a peer that has connected may take to send its message: VMMs send it at once.
 const PATIENCE_ONCE_CONNECTED: Duration = Duration::from_secs(5);
@@ -174,6 +175,7 @@ impl Expecting {
             regions,
             states: self.states,
             source: self.source,
+            tracking: Tracking::Off,
         };
         Ok((parts, peer))
     }

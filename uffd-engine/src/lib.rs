@@ -68,6 +68,7 @@ pub mod sys;
 
 pub use counters::SessionStats;
 pub use page_state::{PageState, PageStates};
+pub use tracking::Tracking;
 pub use worker::{Waiting, WorkerOptions};
 
 #[cfg(test)]

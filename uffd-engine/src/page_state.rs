@@ -144,6 +144,14 @@ impl PageStates {
         PageCount::new(installed.count() as u64)
     }
 
+    /// All states as they are now, page after page.
+    #[must_use]
+    pub fn to_vec(&self) -> Vec<PageState> {
+        (0..self.pages().get())
+            .map(|page| self.get(PageIndex::new(page)))
+            .collect()
+    }
+
     /// Turns what a dead engine was reading back into what it is: missing.
     pub fn forget_reads(&self) {
         for byte in self.map.bytes() {

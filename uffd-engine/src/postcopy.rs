@@ -37,6 +37,7 @@ use crate::source::{Location, PageSource};
 use crate::sys::mapping::{HUGE_PAGE, zeros};
 use crate::sys::memfd_copy::write_from;
 use crate::sys::uffd::{Event, EventBuffer, FaultKind, InstallError, Installed, SourceAddr};
+use crate::tracking::Tracking;
 
 const PAGE_FAULT: u16 = 9;
 const STATUS_OK: u16 = 1;
@@ -86,6 +87,7 @@ pub fn serve(
         regions,
         states,
         source,
+        tracking: Tracking::Off,
     };
     let mut session = Session::new(parts, 16);
     let mut events = EventBuffer::default();

@@ -29,6 +29,7 @@ use crate::session::SessionParts;
 use crate::source::{PageSource, SourceError};
 use crate::sys::fdpass;
 use crate::sys::uffd::Uffd;
+use crate::tracking::Tracking;
 use crate::worker::{AheadOrder, Command, Worker, WorkerOptions};
 
 /// How an engine is set up.
@@ -241,8 +242,10 @@ impl Engine {
                 store,
                 build,
                 regions,
+                tracking,
             } => {
                 let made = self.adopt(&session, &store, build, &regions, fds);
+                let made = made.map(|(parts, source)| (SessionParts { tracking, ..parts }, source));
                 self.start(request, session, made, |request, session, parts| {
                     Command::Adopt {
                         request,
@@ -274,9 +277,11 @@ impl Engine {
                 let order = AheadOrder::Record { window, max_pages };
                 self.ahead(request, session, order);
             }
-            Request::Track { request, session } => {
-                self.ahead(request, session, AheadOrder::Track);
-            }
+            Request::Track {
+                request,
+                session,
+                tracking,
+            } => self.ahead(request, session, AheadOrder::Track(tracking)),
             Request::EndRecording { request, session } => {
                 self.ahead(request, session, AheadOrder::EndRecording);
             }
@@ -393,6 +398,7 @@ impl Engine {
             regions,
             states,
             source,
+            tracking: Tracking::Off,
         };
         Ok((parts, weak))
     }

@@ -24,6 +24,7 @@ use crate::source::{Location, PageSource};
 use crate::sys::mapping::{CACHE_PAGE, HUGE_PAGE, zeros};
 use crate::sys::process::thread_major_faults;
 use crate::sys::uffd::{Event, EventBuffer, FaultKind, InstallError, Installed, SourceAddr, Uffd};
+use crate::tracking::Tracking;
 use crate::window;
 
 /// A read that a session wants: the worker finds a buffer for it or refuses.
@@ -74,6 +75,9 @@ pub(crate) struct SessionParts<S = Uffd> {
     pub(crate) regions: RegionTable,
     pub(crate) states: PageStates,
     pub(crate) source: Arc<PageSource>,
+    /// Whether pages are installed write-protected. `Dirty` is exact with
+    /// [`Tracking::Events`] only.
+    pub(crate) tracking: Tracking,
 }
 
 /// One sandbox attached to a worker.
@@ -83,8 +87,6 @@ pub(crate) struct Session<S = Uffd> {
     pub(crate) background: Background,
     retries: RetryList,
     window_pages: u64,
-    /// Whether first writes are events, and `Dirty` is exact.
-    pub(crate) tracks: bool,
     /// What a zero page is copied from where it can't be had otherwise.
     zeros: SourceAddr,
     /// Faults of the current turn that were answered in it.
@@ -99,7 +101,6 @@ impl<S: FaultSource> Session<S> {
         Self {
             window_pages: (window_pages / pages_of_4k).max(1),
             zeros: zeros(),
-            tracks: false,
             parts,
             counters: Counters::default(),
             background: Background::default(),
@@ -222,7 +223,7 @@ impl<S: FaultSource> Session<S> {
             }
             Resolution::Fill(extent) => self.fill(extent, demand, reads),
         }
-        if self.tracks && kind == FaultKind::Write {
+        if self.parts.tracking == Tracking::Events && kind == FaultKind::Write {
             self.spare_second_fault(demand.page);
         }
     }
@@ -343,13 +344,13 @@ impl<S: FaultSource> Session<S> {
                 Some(source) => {
                     let source = source.offset((at - start) * page_bytes);
                     let bytes = pages * page_bytes;
-                    self.parts.uffd.copy(addr, source, bytes, self.tracks)
+                    self.parts.uffd.copy(addr, source, bytes, self.tracks())
                 }
-                None if page_bytes > CACHE_PAGE || self.tracks => {
+                None if page_bytes > CACHE_PAGE || self.tracks() => {
                     // ZEROPAGE knows no huge pages and protects none; the zeros are as long
                     // as one huge page.
                     let bytes = (pages * page_bytes).min(HUGE_PAGE);
-                    self.parts.uffd.copy(addr, self.zeros, bytes, self.tracks)
+                    self.parts.uffd.copy(addr, self.zeros, bytes, self.tracks())
                 }
                 None => self.parts.uffd.zero(addr, pages * page_bytes),
             };

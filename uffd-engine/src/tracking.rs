@@ -6,12 +6,16 @@
 //!   Removed ──fault──▶ Dirty: it differs from its parent as it is
 //! ```
 //!
+//! Where the VMM opened its userfaultfd with `WP_ASYNC`, the kernel unprotects by itself and
+//! remembers: there are no events then, and `PAGEMAP_SCAN` tells what is protected still.
+//!
 //! `Dirty` is recorded before a page is unprotected: an engine that dies between the two leaves
 //! a page too many in the set, never one too few. For the same reason all that was installed
 //! before tracking began counts as written.
 
 use std::io;
 
+use serde::{Deserialize, Serialize};
 use snapshot_format::{PageCount, PageIndex};
 
 use crate::fault_source::FaultSource;
@@ -19,12 +23,30 @@ use crate::page_state::PageState;
 use crate::session::Session;
 use crate::sys::uffd::Uffd;
 
+/// Who notices the first write to a page.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Tracking {
+    /// Nobody.
+    #[default]
+    Off,
+    /// The engine: each is an event.
+    Events,
+    /// The kernel: the userfaultfd was opened with `WP_ASYNC`. Where it was not, writes come as
+    /// events all the same.
+    Kernel,
+}
+
 impl Session<Uffd> {
     /// Begins to track writes.
     ///
     /// # Errors
     /// The memory is of a kind that can't be tracked this way; the session goes on without.
-    pub(crate) fn track_writes(&mut self) -> io::Result<()> {
+    pub(crate) fn track_writes(&mut self, tracking: Tracking) -> io::Result<()> {
+        if tracking == Tracking::Off {
+            self.parts.tracking = tracking;
+            return Ok(());
+        }
         let page_bytes = self.parts.regions.page_bytes();
         for region in self.parts.regions.regions() {
             let bytes = region.pages.get() * page_bytes;
@@ -32,14 +54,18 @@ impl Session<Uffd> {
                 .uffd
                 .register_missing_and_writes(region.base, bytes)?;
         }
-        self.begin_tracking();
+        self.begin_tracking(tracking);
         Ok(())
     }
 }
 
 impl<S: FaultSource> Session<S> {
-    pub(crate) fn begin_tracking(&mut self) {
-        self.tracks = true;
+    pub(crate) fn tracks(&self) -> bool {
+        self.parts.tracking != Tracking::Off
+    }
+
+    pub(crate) fn begin_tracking(&mut self, tracking: Tracking) {
+        self.parts.tracking = tracking;
         let states = &self.parts.states;
         for page in (0..states.pages().get()).map(PageIndex::new) {
             if states.get(page).is_installed() {
@@ -77,7 +103,7 @@ impl<S: FaultSource> Session<S> {
         if copied {
             return states.set_run(first, pages, PageState::Clean);
         }
-        if !self.tracks {
+        if !self.tracks() {
             return states.set_run(first, pages, PageState::Zero);
         }
         for page in (start..end).map(PageIndex::new) {
@@ -93,7 +119,7 @@ impl<S: FaultSource> Session<S> {
     /// What to call a page that the kernel says is there and the table says is not: its engine
     /// died before it could say so, or it was installed again after it was given back.
     pub(crate) fn state_of_a_found_page(&self, known: PageState) -> PageState {
-        if self.tracks && known == PageState::Removed {
+        if self.tracks() && known == PageState::Removed {
             PageState::Dirty
         } else {
             PageState::Clean

@@ -12,7 +12,7 @@ use uffd_engine::dirty_set::{DirtySet, DirtySource};
 use uffd_engine::region::RegionTable;
 use uffd_engine::sys::uffd::{FEATURE_EVENT_REMOVE, FEATURE_WP_ASYNC, Uffd};
 use uffd_engine::vmm_side::GuestMemory;
-use uffd_engine::{PageState, PageStates};
+use uffd_engine::{PageState, PageStates, Tracking};
 
 const PAGES: u64 = 512;
 
@@ -54,10 +54,11 @@ fn work(guest: &Guest) -> Vec<u64> {
     differs
 }
 
-fn track(host: &mut Host, session: &str) -> Report {
+fn track(host: &mut Host, session: &str, tracking: Tracking) -> Report {
     let track = |request| Request::Track {
         request,
         session: session.to_owned(),
+        tracking,
     };
     host.ask(track).0
 }
@@ -77,7 +78,7 @@ fn write_protection_names_what_differs_and_little_more() {
     let before: Vec<u64> = (0..PAGES)
         .filter(|page| states.get(PageIndex::new(*page)).is_installed())
         .collect();
-    let report = track(&mut host, "s1");
+    let report = track(&mut host, "s1", Tracking::Events);
     assert!(matches!(report, Report::Stats { .. }), "{report:?}");
     let differs = work(&guest);
     host.stats("s1");
@@ -111,7 +112,7 @@ fn many_threads_writing_at_once_are_all_seen() {
     let mut host = Host::start(PAGES);
     let states = table();
     let guest = host.attach("s1", &states);
-    track(&mut host, "s1");
+    track(&mut host, "s1", Tracking::Events);
     std::thread::scope(|scope| {
         for thread in 0..4u64 {
             let memory = &guest.memory;
@@ -144,7 +145,7 @@ fn the_page_table_names_what_was_written_where_writes_are_asynchronous() {
     let states = table();
     let memory = GuestMemory::anonymous(PAGES * PAGE).unwrap();
     let guest = host.attach_uffd("s1", &states, memory, &uffd);
-    let report = track(&mut host, "s1");
+    let report = track(&mut host, "s1", Tracking::Kernel);
     assert!(matches!(report, Report::Stats { .. }), "{report:?}");
     let differs = work(&guest);
     host.stats("s1");

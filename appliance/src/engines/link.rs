@@ -21,9 +21,10 @@ use tokio::sync::{mpsc, oneshot};
 use uffd_engine::control::{self, Report, Request};
 use uffd_engine::region::ClaimedRegion;
 use uffd_engine::sys::process::pidfd_open;
-use uffd_engine::{PageStates, recording};
+use uffd_engine::{PageStates, Tracking, recording};
 
 use super::topology::Node;
+use super::working_sets::WorkingSets;
 use super::{EngineError, SessionEvent, control_socket};
 use crate::config::EngineConfig;
 
@@ -37,6 +38,8 @@ pub(super) struct Kept {
     pub(super) states: Arc<PageStates>,
     pub(super) events: mpsc::Sender<SessionEvent>,
     pub(super) attached: Option<KeptVmm>,
+    /// What its engine was told of tracking writes.
+    pub(super) tracking: Tracking,
 }
 
 /// The VMM's part of it.
@@ -65,6 +68,7 @@ pub(super) struct Link {
     run_dir: PathBuf,
     next_request: AtomicU64,
     stopping: AtomicBool,
+    working_sets: Arc<WorkingSets>,
     shared: Mutex<Shared>,
 }
 
@@ -74,6 +78,7 @@ impl Link {
         run_dir: &Path,
         node: Node,
         config: EngineConfig,
+        working_sets: Arc<WorkingSets>,
     ) -> Result<Arc<Self>, EngineError> {
         let number = node.number;
         let failed = |source| EngineError::Start {
@@ -86,6 +91,7 @@ impl Link {
             run_dir: run_dir.to_owned(),
             next_request: AtomicU64::new(1),
             stopping: AtomicBool::new(false),
+            working_sets,
             shared: Mutex::default(),
         });
         let child = link.spawn().map_err(failed)?;
@@ -165,6 +171,20 @@ impl Link {
         asked
     }
 
+    /// The guest's memory as its VMM mapped it; `None` before the hand-off.
+    pub(super) fn regions(&self, session: &str) -> Option<Vec<ClaimedRegion>> {
+        let shared = self.shared.lock();
+        let vmm = shared.kept.get(session)?.attached.as_ref()?;
+        Some(vmm.regions.clone())
+    }
+
+    /// Its engine installs pages so that writes are seen; so must successors.
+    pub(super) fn note_tracking(&self, session: &str, tracking: Tracking) {
+        if let Some(kept) = self.shared.lock().kept.get_mut(session) {
+            kept.tracking = tracking;
+        }
+    }
+
     /// A session is over.
     pub(super) fn forget(&self, session: &str) {
         self.shared.lock().kept.remove(session);
@@ -185,6 +205,7 @@ impl Link {
             .args(["--cpus", &self.node.cpu_list()])
             .args(["--window-pages", &self.config.window_pages.to_string()])
             .args(["--read-slots", &self.config.read_slots.to_string()])
+            .args(["--spin-us", &self.config.spin_us.to_string()])
             .stdin(listener)
             .stdout(Stdio::null())
             .spawn()?;
@@ -218,6 +239,7 @@ impl Link {
                 store: kept.store.clone(),
                 build: kept.build,
                 regions: vmm.regions.clone(),
+                tracking: kept.tracking,
             };
             let fds = [vmm.uffd.as_fd(), vmm.pidfd.as_fd(), kept.states.as_fd()];
             control::send(connection.as_fd(), &adopt, &fds)?;
@@ -306,12 +328,8 @@ impl Link {
         let Some(Ok(touches)) = fds.into_iter().next().map(recording::from_memfd) else {
             return;
         };
-        let kept = BuildStore::open_or_create(&root)
-            .and_then(|store| recording::keep(&store, build, &touches));
-        match kept {
-            Ok(pages) => {
-                tracing::info!(build_id = %build, pages = pages.get(), "Kept a working set");
-            }
+        match BuildStore::open_or_create(&root) {
+            Ok(store) => self.working_sets.keep(store, build, touches),
             Err(error) => tracing::warn!(build_id = %build, %error, "A working set is lost"),
         }
     }

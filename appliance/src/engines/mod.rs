@@ -6,8 +6,10 @@
 //! socket closes, a successor is started at once and adopts every session; the guests'
 //! vCPUs wait in the kernel meanwhile and go on.
 
+mod ahead;
 mod link;
 pub mod topology;
+mod working_sets;
 
 use std::io;
 use std::os::fd::AsFd;
@@ -21,11 +23,13 @@ use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use uffd_engine::control::{Report, Request};
-use uffd_engine::{PageStates, SessionStats};
+use uffd_engine::{PageStates, SessionStats, Tracking};
 
 use crate::config::EngineConfig;
+pub use ahead::Ahead;
 use link::{Kept, Link};
 pub use topology::Node;
+pub use working_sets::{Order, WorkingSets};
 
 /// How long an engine may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -67,6 +71,7 @@ pub enum SessionEvent {
 #[derive(Clone, Debug)]
 pub struct Engines {
     links: Arc<Vec<Arc<Link>>>,
+    working_sets: Arc<WorkingSets>,
 }
 
 impl Engines {
@@ -79,9 +84,11 @@ impl Engines {
         nodes: &[Node],
         config: &EngineConfig,
     ) -> Result<Self, EngineError> {
+        let working_sets = Arc::new(WorkingSets::default());
         let mut links: Vec<Arc<Link>> = Vec::new();
         for node in nodes {
-            match Link::start(run_dir, node.clone(), config.clone()) {
+            let sets = working_sets.clone();
+            match Link::start(run_dir, node.clone(), config.clone(), sets) {
                 Ok(link) => links.push(link),
                 Err(error) => {
                     links.iter().for_each(|link| link.stop());
@@ -91,7 +98,14 @@ impl Engines {
         }
         Ok(Self {
             links: Arc::new(links),
+            working_sets,
         })
+    }
+
+    /// What their sessions touch first.
+    #[must_use]
+    pub fn working_sets(&self) -> &Arc<WorkingSets> {
+        &self.working_sets
     }
 
     /// Ends them and waits until they have; for the daemon's end, when no guest is left.
@@ -140,6 +154,7 @@ impl Engines {
             states: states.clone(),
             events,
             attached: None,
+            tracking: Tracking::Off,
         };
         let request = |request| Request::Expect {
             request,

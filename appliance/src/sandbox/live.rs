@@ -7,17 +7,18 @@ use tokio::sync::mpsc;
 use uffd_engine::PageStates;
 
 use crate::catalogue::SandboxRow;
-use crate::engines::{Attachment, SessionEvent};
+use crate::engines::{Ahead, Attachment, SessionEvent};
 use crate::host::{Host, remove_dir};
 use crate::network::Slot;
 use crate::sys::readiness::Readable;
-use crate::vmm::{Machine, Place};
+use crate::vmm::{Machine, Place, VmmError};
 
 use super::OperationError;
 
 /// The part of a restored guest that its engine serves.
 pub(super) struct Session {
     pub(super) attachment: Attachment,
+    pub(super) ahead: Ahead,
     pub(super) states: Arc<PageStates>,
     pub(super) events: mpsc::Receiver<SessionEvent>,
 }
@@ -31,6 +32,18 @@ pub(super) struct Live {
 }
 
 impl Live {
+    /// The guest goes on after it was stopped, and so does what goes on behind its faults.
+    ///
+    /// # Errors
+    /// It is stopped still.
+    pub(super) async fn go_on(&mut self) -> Result<(), VmmError> {
+        self.machine.go_on().await?;
+        if let Some(session) = &self.session {
+            session.attachment.load(&session.ahead).await;
+        }
+        Ok(())
+    }
+
     /// Waits until the VMM ends or its engine gives up, and says which.
     pub(super) async fn end(&mut self) -> String {
         let exited = async {

@@ -292,6 +292,9 @@ impl Owner {
                 stats.fault_us_p50 = served.service_us_p50;
                 stats.fault_us_p99 = served.service_us_p99;
                 stats.fault_us_max = served.service_us_max;
+                stats.replayed_pages = served.pages_replayed;
+                stats.replay_hits = served.replay_hits;
+                stats.loaded_pages = served.pages_loaded;
             }
         }
         Ok(stats)
@@ -300,6 +303,10 @@ impl Owner {
     async fn destroy(&mut self) {
         let row = self.cell.row();
         if let Some(live) = self.live.take() {
+            // What it touched first is of use to its siblings.
+            if let Some(session) = &live.session {
+                session.attachment.settle().await;
+            }
             give_back(&self.host, &row, Some(live)).await;
         }
         self.forget().await;
@@ -327,7 +334,7 @@ impl Owner {
         mut live: Live,
         error: OperationError,
     ) -> ApiError {
-        match live.machine.go_on().await {
+        match live.go_on().await {
             Ok(()) => {
                 self.live = Some(live);
                 let error = error.into_api("The sandbox goes on running");

@@ -11,8 +11,9 @@ use uffd_engine::PageStates;
 use super::OperationError;
 use super::boot::introduce;
 use super::live::{Live, Session, give_back, make_place};
+use super::snapshot::{LABEL_PURPOSE, Purpose};
 use crate::catalogue::{BuildRow, SandboxRow, builds};
-use crate::engines::Wanted;
+use crate::engines::{Ahead, Order, Wanted};
 use crate::guest::Guest;
 use crate::host::Host;
 use crate::integrity::{self, Checked};
@@ -58,7 +59,7 @@ async fn try_restore(
     parts: &mut Parts,
 ) -> Result<PathBuf, OperationError> {
     let started = Instant::now();
-    let checked = check(host, build).await?;
+    let (checked, working_set) = check(host, build).await?;
     let checked_at = started.elapsed();
     let image = host.store.path(&build).join(file_name::ROOTFS);
     let (place, slot) = make_place(host, row, image).await?;
@@ -89,10 +90,16 @@ async fn try_restore(
             .restore(&row.shape, &place, checked.vmstate, &handoff);
         restored.await.map_err(OperationError::from)
     };
-    let attached = async { expected.attached().await.map_err(OperationError::from) };
+    let ahead = Ahead::new(&host.engine, working_set);
+    let attached = async {
+        let attachment = expected.attached().await?;
+        attachment.begin(&ahead).await;
+        Ok(attachment)
+    };
     let (machine, attachment) = tokio::try_join!(restored, attached)?;
     parts.session = Some(Session {
         attachment,
+        ahead,
         states,
         events,
     });
@@ -114,14 +121,25 @@ async fn try_restore(
     Ok(place.disk)
 }
 
-/// Checks a build off the shard's thread, and remembers what was found right.
-async fn check(host: &Arc<Host>, build: BuildId) -> Result<Checked, OperationError> {
+/// Checks a build off the shard's thread, and remembers what was found right. With it comes what
+/// to do about its working set.
+async fn check(host: &Arc<Host>, build: BuildId) -> Result<(Checked, Order), OperationError> {
     let known = host.identities(build).await?;
     let store = host.store.clone();
+    let sets = host
+        .engine
+        .working_sets
+        .then(|| host.engines.working_sets().clone());
     let checking = tokio::task::spawn_blocking(move || {
-        integrity::check(&store, build, |id| known.get(&id).cloned())
+        let checked = integrity::check(&store, build, |id| known.get(&id).cloned())?;
+        let order = sets.map_or(Order::Neither, |sets| {
+            let purpose = checked.build.manifest().labels.get(LABEL_PURPOSE);
+            let is_template = purpose.is_some_and(|purpose| purpose == Purpose::Template.name());
+            sets.order(&checked.build, is_template)
+        });
+        Ok::<_, OperationError>((checked, order))
     });
-    let checked = checking.await.map_err(|_| OperationError::Worker)??;
+    let (checked, order) = checking.await.map_err(|_| OperationError::Worker)??;
     for (id, identity) in &checked.verified {
         let (id, identity) = (*id, identity.clone());
         let remember = move |connection: &mut rusqlite::Connection| {
@@ -132,5 +150,5 @@ async fn check(host: &Arc<Host>, build: BuildId) -> Result<Checked, OperationErr
         };
         host.catalogue.call(remember).await?;
     }
-    Ok(checked)
+    Ok((checked, order))
 }

@@ -8,7 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use snapshot_format::{BuildId, PageCount, PageSize, PublishInfo, WriteSummary, file_name};
-use uffd_engine::{PageStates, dirty};
+use uffd_engine::PageStates;
+use uffd_engine::dirty::{Capture, Captured};
+use uffd_engine::dirty_set::UnwrittenPages;
+use uffd_engine::region::{ClaimedRegion, RegionTable};
 
 use super::OperationError;
 use super::live::Live;
@@ -23,6 +26,8 @@ const PREPARE_TIME: Duration = Duration::from_secs(2);
 
 /// The label of a build that names the sandbox it was taken of.
 pub(crate) const LABEL_SANDBOX: &str = "sandbox";
+/// The label that says how changed pages were told from others.
+const LABEL_CAPTURE: &str = "capture";
 /// The label that says what it was taken for.
 pub(crate) const LABEL_PURPOSE: &str = "purpose";
 
@@ -63,6 +68,9 @@ pub(super) async fn take(
         // It costs space, not correctness.
         tracing::warn!(sandbox_id = %row.id, %error, "The guest did not prepare itself");
     }
+    if let Some(session) = &live.session {
+        session.attachment.settle().await;
+    }
     live.machine.stop().await?;
     let vmstate = live.machine.save().await?;
     let reservation = host.reserve_build();
@@ -76,6 +84,8 @@ pub(super) async fn take(
             source,
         })?,
         states: live.session.as_ref().map(|session| session.states.clone()),
+        vmm: live.machine.pid(),
+        regions: regions(host, live),
         memory_bytes: row.shape.memory_bytes(),
         vmstate,
         disk: live.disk.clone(),
@@ -85,6 +95,12 @@ pub(super) async fn take(
     let written = tokio::task::spawn_blocking(move || work.write());
     let row = written.await.map_err(|_| OperationError::Worker)??;
     Ok(Taken { row, reservation })
+}
+
+fn regions(host: &Host, live: &Live) -> Option<Vec<ClaimedRegion>> {
+    let session = live.session.as_ref()?;
+    let regions = || session.attachment.regions();
+    host.engine.track_writes.then(regions)?
 }
 
 fn labels(row: &SandboxRow, purpose: Purpose) -> BTreeMap<String, String> {
@@ -104,6 +120,10 @@ struct Work {
     parent: Option<BuildId>,
     memory: fs::File,
     states: Option<Arc<PageStates>>,
+    /// The VMM's process.
+    vmm: i32,
+    /// Its guest's memory, if the kernel remembers what the guest wrote.
+    regions: Option<Vec<ClaimedRegion>>,
     memory_bytes: u64,
     vmstate: Vec<u8>,
     disk: PathBuf,
@@ -115,7 +135,15 @@ impl Work {
     fn write(self) -> Result<BuildRow, OperationError> {
         let store = &self.host.store;
         let mut staging = store.stage(self.id)?;
-        let summary = self.write_memory(&staging)?;
+        let (summary, captured) = self.write_memory(&staging)?;
+        tracing::info!(
+            build_id = %self.id,
+            source = ?captured.source,
+            compared_pages = captured.compared.get(),
+            unwritten_pages = captured.unwritten.get(),
+            stored_pages = summary.stored_pages.get(),
+            "Captured"
+        );
         let vmstate = staging.file_path(file_name::VMSTATE);
         fs::write(&vmstate, &self.vmstate).map_err(|source| file("Writing", &vmstate, source))?;
         staging.add_file(file_name::VMSTATE)?;
@@ -127,30 +155,58 @@ impl Work {
             ("version".to_owned(), info.version.clone()),
             ("accelerator".to_owned(), info.accelerator.clone()),
         ]);
+        let mut labels = self.labels.clone();
+        labels.insert(LABEL_CAPTURE.to_owned(), captured.source.name().to_owned());
         staging.publish(PublishInfo {
             created_at_ms: crate::clock::now_ms(),
             vmm,
-            labels: self.labels.clone(),
+            labels,
         })?;
-        describe(store, self.id, summary.stored_pages.get()).inspect_err(|_| {
+        let row = describe(store, self.id, summary.stored_pages.get()).inspect_err(|_| {
             let _ = store.remove(&self.id);
-        })
+        })?;
+        if let (Purpose::Pause, Some(parent)) = (self.purpose, self.parent) {
+            let sets = self.host.engines.working_sets();
+            sets.inherit(store.clone(), parent, self.id);
+        }
+        Ok(row)
     }
 
     fn write_memory(
         &self,
         staging: &snapshot_format::Staging,
-    ) -> Result<WriteSummary, OperationError> {
+    ) -> Result<(WriteSummary, Captured), OperationError> {
         let parent = self
             .parent
             .map(|id| self.host.store.open(&id))
             .transpose()?;
         let pages = PageCount::new(self.memory_bytes / PageSize::Size4K.bytes());
         let mut writer = staging.memory_writer(parent.as_ref(), PageSize::Size4K, pages)?;
+        let unwritten = self.unwritten(pages);
+        let capture = Capture {
+            ram: &self.memory,
+            pages,
+            page_bytes: PageSize::Size4K.bytes(),
+            states: self.states.as_deref(),
+            unwritten: unwritten.as_ref(),
+            check: parent.as_ref().filter(|_| self.host.engine.check_writes),
+        };
+        let captured = capture.write(&mut writer)?;
+        Ok((writer.finish()?, captured))
+    }
+
+    /// What the kernel remembers; without that, every page is compared.
+    fn unwritten(&self, pages: PageCount) -> Option<UnwrittenPages> {
         let page_bytes = PageSize::Size4K.bytes();
-        let states = self.states.as_deref();
-        dirty::capture(&self.memory, pages, page_bytes, states, &mut writer)?;
-        Ok(writer.finish()?)
+        let regions = RegionTable::new(self.regions.as_deref()?, page_bytes, pages).ok()?;
+        match UnwrittenPages::of_pagemap(self.vmm, &regions, pages) {
+            Ok(unwritten) => Some(unwritten),
+            Err(error) => {
+                let error = uffd_engine::chain(&error);
+                tracing::warn!(build_id = %self.id, error, "Comparing all of the memory");
+                None
+            }
+        }
     }
 
     fn put_disk(&self, target: &Path) -> Result<(), OperationError> {

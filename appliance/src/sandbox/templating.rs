@@ -34,7 +34,7 @@ impl Owner {
             Err(error) => Err(error),
         };
         match made {
-            Ok(snapshot) => match live.machine.go_on().await {
+            Ok(snapshot) => match live.go_on().await {
                 Ok(()) => {
                     self.live = Some(live);
                     self.settle(SandboxState::Running, None).await;

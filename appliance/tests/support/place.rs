@@ -69,6 +69,7 @@ impl Place {
             "instance = \"{}\"\ndata_dir = {}\nrun_dir = {}\nshards = 2\n\
              [api]\nlisten = []\n\
              [network]\npool = \"10.{}.{}.0/24\"\nready_slots = 0\n\
+             [engine]\ncheck_writes = true\n\
              [vmm]\naccelerator = \"tcg\"\n",
             self.instance,
             quoted(&self.data),

@@ -125,4 +125,13 @@ pub struct MemoryStats {
     pub fault_us_p99: f64,
     /// Longest.
     pub fault_us_max: f64,
+    /// Pages installed ahead of faults because earlier resumes had touched them.
+    #[serde(default)]
+    pub replayed_pages: u64,
+    /// About how many of those the guest has asked for.
+    #[serde(default)]
+    pub replay_hits: u64,
+    /// Pages installed by loading all memory in the background.
+    #[serde(default)]
+    pub loaded_pages: u64,
 }

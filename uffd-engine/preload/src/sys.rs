@@ -11,7 +11,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use uffd_engine::address::HostAddr;
 use uffd_engine::region::ClaimedRegion;
-use uffd_engine::sys::uffd::{FEATURE_EVENT_REMOVE, FEATURE_MISSING_SHMEM, Uffd};
+use uffd_engine::sys::uffd::{
+    FEATURE_EVENT_REMOVE, FEATURE_MISSING_SHMEM, FEATURE_WP_ASYNC, FEATURE_WP_SHARED, Uffd,
+};
 use uffd_engine::vmm_side;
 
 static HANDED_OVER: AtomicBool = AtomicBool::new(false);
@@ -93,7 +95,10 @@ fn hand_over(base: u64, size: u64, offset: u64) -> io::Result<()> {
     let socket = std::env::var_os("THAW_UFFD_SOCKET")
         .map(PathBuf::from)
         .ok_or_else(|| io::Error::other("THAW_UFFD_SOCKET is not set"))?;
-    let uffd = Uffd::create(FEATURE_EVENT_REMOVE | FEATURE_MISSING_SHMEM)?;
+    let needed = FEATURE_EVENT_REMOVE | FEATURE_MISSING_SHMEM;
+    // With the second the kernel can remember what the guest writes (Linux 6.7).
+    let uffd = Uffd::create(needed | FEATURE_WP_SHARED | FEATURE_WP_ASYNC)
+        .or_else(|_| Uffd::create(needed))?;
     uffd.register_missing(HostAddr::new(base), size)?;
     let region = ClaimedRegion {
         base,

@@ -15,6 +15,7 @@ use crate::region::{ClaimedRegion, RegionTable};
 use crate::session::{ReadRequest, Reads, Session, SessionParts};
 use crate::source::{Location, PageSource};
 use crate::sys::uffd::EventBuffer;
+use crate::tracking::Tracking;
 
 /// What may happen next.
 #[derive(Clone, Copy, Debug)]
@@ -107,6 +108,7 @@ impl Run {
             regions: RegionTable::new(&[claim], PAGE, memory).unwrap(),
             states: theirs,
             source: source.clone(),
+            tracking: Tracking::Off,
         };
         Self {
             session: Session::new(parts, window),
@@ -128,7 +130,7 @@ impl Run {
     /// The same with writes tracked.
     pub(super) fn tracking(window: u64) -> Self {
         let mut run = Self::new(window);
-        run.session.begin_tracking();
+        run.session.begin_tracking(Tracking::Events);
         run.tracks = true;
         run
     }

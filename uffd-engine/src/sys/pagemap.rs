@@ -49,12 +49,27 @@ const RANGES: usize = 512;
 const PAGEMAP_SCAN: libc::c_ulong =
     (3 << 30 | (size_of::<ScanArg>() << 16) | ((b'f' as usize) << 8) | 16) as libc::c_ulong;
 
+/// Ranges of addresses, each from the first byte to the one past the last.
+pub type Ranges = Vec<(HostAddr, HostAddr)>;
+
 /// The ranges of pages that are there and were written, in a range of the process whose
-/// `/proc/PID/pagemap` this is.
+/// `/proc/PID/pagemap` this is. Memory that isn't write-protected asynchronously has none.
 ///
 /// # Errors
-/// As the ioctl: `EPERM` for memory that isn't write-protected asynchronously.
-pub fn written(pagemap: &File, start: HostAddr, len: u64) -> io::Result<Vec<(HostAddr, HostAddr)>> {
+/// As the ioctl.
+pub fn written(pagemap: &File, start: HostAddr, len: u64) -> io::Result<Ranges> {
+    scan(pagemap, start, len, 0)
+}
+
+/// The same for pages that are there and still protected.
+///
+/// # Errors
+/// As the ioctl.
+pub fn unwritten(pagemap: &File, start: HostAddr, len: u64) -> io::Result<Ranges> {
+    scan(pagemap, start, len, PAGE_IS_WRITTEN)
+}
+
+fn scan(pagemap: &File, start: HostAddr, len: u64, inverted: u64) -> io::Result<Ranges> {
     let mut found = Vec::new();
     let mut buffer = [PageRegion::default(); RANGES];
     let end = start.get() + len;
@@ -69,7 +84,7 @@ pub fn written(pagemap: &File, start: HostAddr, len: u64) -> io::Result<Vec<(Hos
             vec: buffer.as_mut_ptr() as u64,
             vec_len: RANGES as u64,
             max_pages: 0,
-            category_inverted: 0,
+            category_inverted: inverted,
             category_mask: PAGE_IS_WPALLOWED | PAGE_IS_WRITTEN,
             category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
             return_mask: PAGE_IS_WRITTEN,

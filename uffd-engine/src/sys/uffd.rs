@@ -20,6 +20,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use super::uffd_abi::*;
 pub use super::uffd_abi::{
     FEATURE_EVENT_REMOVE, FEATURE_MISSING_HUGETLBFS, FEATURE_MISSING_SHMEM, FEATURE_WP_ASYNC,
+    FEATURE_WP_SHARED,
 };
 use crate::address::HostAddr;
 

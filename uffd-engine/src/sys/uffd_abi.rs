@@ -10,6 +10,8 @@ pub const FEATURE_EVENT_REMOVE: u64 = 1 << 3;
 /// `UFFD_FEATURE_WP_ASYNC`: the kernel itself lets writes through and remembers them, for
 /// `PAGEMAP_SCAN`.
 pub const FEATURE_WP_ASYNC: u64 = 1 << 15;
+/// `UFFD_FEATURE_WP_HUGETLBFS_SHMEM`: write-protection of shared memory and huge pages, too.
+pub const FEATURE_WP_SHARED: u64 = 1 << 12;
 /// `UFFD_FEATURE_MISSING_HUGETLBFS`: missing faults on huge pages.
 pub const FEATURE_MISSING_HUGETLBFS: u64 = 1 << 4;
 /// `UFFD_FEATURE_MISSING_SHMEM`: missing faults on shared memory.

@@ -15,6 +15,7 @@ use crate::recording::{self, Recording};
 use crate::roster::{Entry, Phase};
 use crate::session::{Session, SessionParts};
 use crate::sys::ring::{Completion, Token};
+use crate::tracking::Tracking;
 
 /// One order; every one but `Stop` is answered with the number of its request.
 pub(crate) enum Command {
@@ -49,7 +50,7 @@ pub(crate) enum Command {
 pub(crate) enum AheadOrder {
     Record { window: Duration, max_pages: usize },
     EndRecording,
-    Track,
+    Track(Tracking),
     Replay { runs: Vec<PageRun> },
     Load { bytes_per_second: u64 },
     Halt,
@@ -154,8 +155,8 @@ impl Worker {
                     send_recording(&self.outbox, name, &recording);
                 }
             }
-            AheadOrder::Track => {
-                if let Err(error) = session.track_writes() {
+            AheadOrder::Track(tracking) => {
+                if let Err(error) = session.track_writes(tracking) {
                     let reason = format!("Tracking writes: {error}");
                     return self.outbox.send(&Report::Refused { request, reason }, &[]);
                 }

@@ -78,6 +78,17 @@ pub enum Waiting {
     },
 }
 
+impl Waiting {
+    /// Spins for so many microseconds; not at all for 0.
+    #[must_use]
+    pub const fn spinning(us: u64) -> Self {
+        match us {
+            0 => Self::Block,
+            us => Self::Spin { us },
+        }
+    }
+}
+
 impl Default for WorkerOptions {
     fn default() -> Self {
         Self {

@@ -15,12 +15,12 @@ use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket,
 };
 use snapshot_format::{BuildId, BuildStore, PageCount, PageIndex, PageSize, PublishInfo};
-use uffd_engine::PageStates;
 use uffd_engine::control::{self, Report, Request};
 use uffd_engine::server::{self, EngineOptions};
 use uffd_engine::sys::mapping::{CACHE_PAGE, CHUNK_BYTES};
 use uffd_engine::sys::uffd::{FEATURE_EVENT_REMOVE, Uffd};
 use uffd_engine::vmm_side::{self, GuestMemory};
+use uffd_engine::{PageStates, Tracking};
 
 pub const PAGE: u64 = 4096;
 
@@ -237,6 +237,16 @@ impl Host {
     }
 
     pub fn adopt(&mut self, session: &str, guest: &Guest, states: &PageStates) {
+        self.adopt_tracking(session, guest, states, Tracking::Off);
+    }
+
+    pub fn adopt_tracking(
+        &mut self,
+        session: &str,
+        guest: &Guest,
+        states: &PageStates,
+        tracking: Tracking,
+    ) {
         let pidfd = uffd_engine::sys::process::pidfd_open(std::process::id() as i32).unwrap();
         let request = Request::Adopt {
             request: self.number(),
@@ -244,6 +254,7 @@ impl Host {
             store: self.store.root().to_path_buf(),
             build: self.build,
             regions: vec![guest.memory.as_region()],
+            tracking,
         };
         let fds = [guest.kept.as_fd(), pidfd.as_fd(), states.as_fd()];
         control::send(self.control.as_fd(), &request, &fds).unwrap();
