@@ -3,6 +3,9 @@
 //! Invariant: a slot is lent to the kernel from [`ReadJobs::start`] to
 //! [`ReadJobs::finish`], and stays taken until [`ReadJobs::release`], so that its
 //! content can be installed before another read overwrites it.
+//!
+//! No session has more than a quarter of the slots: a disk or a file server that doesn't answer
+//! stops the guests that wait for it, and nobody else.
 
 use std::time::Instant;
 
@@ -29,6 +32,10 @@ pub(crate) struct ReadJobs {
     free: [Vec<usize>; 2],
     /// The first slot for a huge page.
     first_huge: usize,
+    /// Slots that are lent, by the session's place and the kind of slot.
+    lent: Vec<[usize; 2]>,
+    /// The most of each kind that one session may have.
+    share: [usize; 2],
     next_stamp: u32,
 }
 
@@ -38,12 +45,23 @@ impl ReadJobs {
             slots: vec![None; slots + huge_slots],
             free: [(0..slots).collect(), (slots..slots + huge_slots).collect()],
             first_huge: slots,
+            lent: Vec::new(),
+            share: [slots, huge_slots].map(|all| (all / 4).max(1)),
             next_stamp: 0,
         }
     }
 
     fn start(&mut self, job: Job, slot_bytes: u64) -> Option<Token> {
-        let slot = self.free[usize::from(job.request.bytes > slot_bytes)].pop()?;
+        let kind = usize::from(job.request.bytes > slot_bytes);
+        let place = job.index as usize;
+        if place >= self.lent.len() {
+            self.lent.resize(place + 1, [0; 2]);
+        }
+        if self.lent[place][kind] >= self.share[kind] {
+            return None;
+        }
+        let slot = self.free[kind].pop()?;
+        self.lent[place][kind] += 1;
         self.next_stamp = self.next_stamp.wrapping_add(1);
         self.slots[slot] = Some((self.next_stamp, job));
         Some(Worker::read_token(slot, self.next_stamp))
@@ -56,6 +74,8 @@ impl ReadJobs {
             stamp, token.stamp,
             "a read slot was reused while its read was in flight"
         );
+        let kind = usize::from(token.index as usize >= self.first_huge);
+        self.lent[job.index as usize][kind] -= 1;
         Some(job)
     }
 
@@ -93,10 +113,11 @@ impl Reads for Reader<'_> {
             return false;
         };
         let slot = token.index as usize;
-        let fd = source.direct(request.at);
+        let (fd, may_block) = (source.direct(request.at), source.may_block(request.at));
+        let (offset, bytes) = (request.at.offset, request.bytes as u32);
         let started = self
             .ring
-            .read_into_slot(fd, request.at.offset, request.bytes as u32, slot, token)
+            .read_into_slot(fd, offset, bytes, slot, may_block, token)
             .is_ok();
         if !started {
             self.jobs.finish(token);

@@ -12,6 +12,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use nix::sys::statfs::{
+    BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, TMPFS_MAGIC, XFS_SUPER_MAGIC, fstatfs,
+};
 use snapshot_format::{Build, BuildId, BuildStore, Extent, Origin, PageCount, PageIndex, PageSize};
 use thiserror::Error;
 
@@ -64,6 +67,7 @@ static NEXT_SERIAL: AtomicU32 = AtomicU32::new(1);
 struct SourceFile {
     mapping: Option<SourceMapping>,
     direct: File,
+    may_block: bool,
 }
 
 impl PageSource {
@@ -189,6 +193,12 @@ impl PageSource {
     pub fn direct(&self, at: Location) -> BorrowedFd<'_> {
         self.files[usize::from(at.file)].direct.as_fd()
     }
+
+    /// Whether asking for a location may keep the asking thread waiting.
+    #[must_use]
+    pub(crate) fn may_block(&self, at: Location) -> bool {
+        self.files[usize::from(at.file)].may_block
+    }
 }
 
 impl SourceFile {
@@ -201,9 +211,12 @@ impl SourceFile {
             0 => None,
             len => Some(SourceMapping::new(file, len).map_err(failed)?),
         };
+        let direct = open_direct(path).map_err(failed)?;
+        let may_block = may_block(&direct).map_err(failed)?;
         Ok(Self {
             mapping,
-            direct: open_direct(path).map_err(failed)?,
+            direct,
+            may_block,
         })
     }
 }
@@ -215,6 +228,19 @@ pub struct Location {
     pub file: u16,
     /// Byte offset in that build's data file.
     pub offset: u64,
+}
+
+/// Whether a file's system may wait inside a read that was asked not to: those that do it right
+/// are few and known. FUSE waits for its server, a network file system for another host.
+fn may_block(file: &File) -> io::Result<bool> {
+    let kind = fstatfs(file)?.filesystem_type();
+    let known = [
+        EXT4_SUPER_MAGIC,
+        XFS_SUPER_MAGIC,
+        BTRFS_SUPER_MAGIC,
+        TMPFS_MAGIC,
+    ];
+    Ok(!known.contains(&kind))
 }
 
 /// Opens for reads that bypass the page cache; file systems without such reads (older

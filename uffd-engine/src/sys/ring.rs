@@ -86,6 +86,11 @@ impl Ring {
             .setup_defer_taskrun()
             .setup_cqsize(entries * 4)
             .build(entries)?;
+        // Reads that may block are made by threads of the kernel: one for each slot, so that those
+        // that wait for ever leave some for the others.
+        let slots = u32::try_from(buffers.slots() + huge_slots).unwrap_or(u32::MAX);
+        ring.submitter()
+            .register_iowq_max_workers(&mut [slots, 0])?;
         let iovec = buffers.as_iovec();
         // SAFETY: the memory belongs to `buffers`, which this struct keeps until after
         // the ring is dropped (field order).
@@ -123,7 +128,8 @@ impl Ring {
         self.push(&entry)
     }
 
-    /// Starts reading `len` bytes at `offset` of `fd` into a slot of the buffers.
+    /// Starts reading `len` bytes at `offset` of `fd` into a slot of the buffers. A read that may
+    /// block is made by a thread of the kernel's.
     ///
     /// # Errors
     /// As [`Self::poll_readable`].
@@ -136,6 +142,7 @@ impl Ring {
         offset: u64,
         len: u32,
         slot: usize,
+        may_block: bool,
         token: Token,
     ) -> io::Result<()> {
         let huge = slot.checked_sub(self.buffers.slots());
@@ -156,7 +163,12 @@ impl Ring {
         } else {
             opcode::Read::new(fd, target, len).offset(offset).build()
         };
-        self.push(&entry.user_data(token.pack()))
+        let flags = if may_block {
+            squeue::Flags::ASYNC
+        } else {
+            squeue::Flags::empty()
+        };
+        self.push(&entry.flags(flags).user_data(token.pack()))
     }
 
     /// What a finished read left in its slot, as the source of a copy.

@@ -119,16 +119,28 @@ impl Host {
 
     /// Tells the engine to expect a hand-off; returns where.
     pub fn expect(&mut self, session: &str, states: &PageStates, deadline_ms: u64) -> PathBuf {
+        let (store, build) = (self.store.root().to_path_buf(), self.build);
+        let make = |request| Request::Expect {
+            request,
+            session: session.into(),
+            store,
+            build,
+            deadline_ms,
+        };
+        self.expect_by(session, states, make)
+    }
+
+    /// The same by a request of the caller's.
+    pub fn expect_by(
+        &mut self,
+        session: &str,
+        states: &PageStates,
+        make: impl FnOnce(u64) -> Request,
+    ) -> PathBuf {
         let path = self.dir.path().join(format!("{session}.sock"));
         let listener = UnixListener::bind(&path).unwrap();
         listener.set_nonblocking(true).unwrap();
-        let request = Request::Expect {
-            request: self.number(),
-            session: session.into(),
-            store: self.store.root().to_path_buf(),
-            build: self.build,
-            deadline_ms,
-        };
+        let request = make(self.number());
         control::send(
             self.control.as_fd(),
             &request,

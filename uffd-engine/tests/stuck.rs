@@ -1,0 +1,175 @@
+//! A source that does not answer: whoever waits for it waits, and nobody else.
+
+mod support;
+
+use std::ffi::OsStr;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+use fuser::{
+    Config, Errno, FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo, LockOwner,
+    OpenFlags, ReplyAttr, ReplyData, ReplyEntry, Request as FuseRequest,
+};
+use snapshot_format::PageCount;
+use support::{Host, PAGE, evict, has_uffd, skip};
+use uffd_engine::PageStates;
+use uffd_engine::control::{Report, Request};
+use uffd_engine::sys::uffd::{FEATURE_EVENT_REMOVE, Uffd};
+use uffd_engine::vmm_side::{self, GuestMemory};
+
+/// Pages of the memory file that nobody serves, and threads that wait for one each: more than a
+/// worker has read slots.
+const STUCK_PAGES: u64 = 4096;
+const WAITING: u64 = 96;
+const PAGES: u64 = 2048;
+
+/// A file system of one file, whose reads come back once somebody lets them.
+struct StuckFile {
+    let_go: Arc<AtomicBool>,
+    asked: mpsc::Sender<()>,
+}
+
+fn attributes(inode: INodeNo) -> FileAttr {
+    let file = inode != INodeNo::ROOT;
+    FileAttr {
+        ino: inode,
+        size: if file { STUCK_PAGES * PAGE } else { 0 },
+        blocks: STUCK_PAGES * PAGE / 512,
+        atime: UNIX_EPOCH,
+        mtime: UNIX_EPOCH,
+        ctime: UNIX_EPOCH,
+        crtime: UNIX_EPOCH,
+        kind: if file {
+            FileType::RegularFile
+        } else {
+            FileType::Directory
+        },
+        perm: 0o755,
+        nlink: 1,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        flags: 0,
+        blksize: 4096,
+    }
+}
+
+impl Filesystem for StuckFile {
+    fn lookup(&self, _: &FuseRequest, _: INodeNo, _: &OsStr, reply: ReplyEntry) {
+        let attributes = attributes(INodeNo(2));
+        reply.entry(&Duration::from_secs(60), &attributes, Generation(0));
+    }
+
+    fn getattr(&self, _: &FuseRequest, inode: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        reply.attr(&Duration::from_secs(60), &attributes(inode));
+    }
+
+    fn read(
+        &self,
+        _: &FuseRequest,
+        _: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let _ = self.asked.send(());
+        let let_go = self.let_go.clone();
+        std::thread::spawn(move || {
+            let patience = Instant::now() + Duration::from_secs(120);
+            while !let_go.load(Ordering::Acquire) {
+                if Instant::now() > patience {
+                    return reply.error(Errno::EIO);
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            let first = offset / PAGE;
+            let pages = first..first + u64::from(size) / PAGE;
+            let bytes: Vec<u8> = pages
+                .flat_map(|page| (page + 1).to_le_bytes().repeat(PAGE as usize / 8))
+                .collect();
+            reply.data(&bytes);
+        });
+    }
+}
+
+/// Has a session serve the stuck file.
+fn attach_file(host: &mut Host, file: &Path) -> (GuestMemory, Uffd, UnixStream) {
+    let states = PageStates::create(PageCount::new(STUCK_PAGES)).unwrap();
+    let make = |request| Request::ExpectFile {
+        request,
+        session: "stuck".to_owned(),
+        file: file.to_path_buf(),
+        deadline_ms: 5000,
+    };
+    let socket = host.expect_by("stuck", &states, make);
+    let memory = GuestMemory::anonymous(STUCK_PAGES * PAGE).unwrap();
+    let uffd = Uffd::create(FEATURE_EVENT_REMOVE).unwrap();
+    memory.register(&uffd).unwrap();
+    let connection = vmm_side::hand_off(&socket, &uffd, &[memory.as_region()]).unwrap();
+    let (report, _) = host.report();
+    assert!(matches!(report, Report::Attached { .. }), "{report:?}");
+    (memory, uffd, connection)
+}
+
+#[test]
+fn a_source_that_is_stuck_stalls_no_other_session() {
+    const NAME: &str = "a_source_that_is_stuck_stalls_no_other_session";
+    if !has_uffd(NAME) {
+        return;
+    }
+    let mountpoint = tempfile::tempdir().unwrap();
+    let let_go = Arc::new(AtomicBool::new(false));
+    let (asked, reads) = mpsc::channel();
+    let stuck = StuckFile {
+        let_go: let_go.clone(),
+        asked,
+    };
+    let mounted = match fuser::spawn_mount(stuck, mountpoint.path(), &Config::default()) {
+        Ok(mounted) => mounted,
+        Err(error) => return skip(NAME, &format!("no FUSE: {error}")),
+    };
+    let mut host = Host::start(PAGES);
+    let (memory, _uffd, _connection) = attach_file(&mut host, &mountpoint.path().join("memory"));
+    let states = PageStates::create(PageCount::new(PAGES)).unwrap();
+    let good = host.attach("good", &states);
+
+    std::thread::scope(|scope| {
+        for thread in 0..WAITING {
+            let memory = &memory;
+            scope.spawn(move || {
+                let page = thread * (STUCK_PAGES / WAITING);
+                assert_eq!(memory.read(page * PAGE), page + 1);
+            });
+        }
+        reads
+            .recv_timeout(Duration::from_secs(30))
+            .expect("the stuck file was never read");
+        // All the others have had their chance to take every slot there is.
+        std::thread::sleep(Duration::from_millis(200));
+        evict(&host.data_file());
+        let (done, is_done) = mpsc::channel();
+        let good = &good;
+        scope.spawn(move || {
+            (0..PAGES).step_by(32).for_each(|page| good.check(page));
+            let _ = done.send(());
+        });
+        let served = is_done.recv_timeout(Duration::from_secs(30));
+        let_go.store(true, Ordering::Release);
+        served.expect("a session waits for another's source");
+    });
+    let stats = host.stats("good");
+    assert!(
+        stats.pages_read > 0,
+        "nothing came from the disk: {stats:?}"
+    );
+    assert!(host.stats("stuck").pages_read >= WAITING);
+    drop(host);
+    mounted.umount_and_join().unwrap();
+}
