@@ -69,7 +69,6 @@ impl Place {
             "instance = \"{}\"\ndata_dir = {}\nrun_dir = {}\nshards = 2\n\
              [api]\nlisten = []\n\
              [network]\npool = \"10.{}.{}.0/24\"\nready_slots = 0\n\
-             [engine]\ncheck_writes = true\n\
              [vmm]\naccelerator = \"tcg\"\n",
             self.instance,
             quoted(&self.data),
@@ -85,6 +84,7 @@ impl Place {
             }
             Some(inputs) => {
                 text += &format!("preload = {}\n", quoted(&inputs.preload));
+                text += "[engine]\ncheck_writes = true\n";
                 text += &format!(
                     "[[template]]\nname = \"base\"\nkernel = {}\ninitrd = {}\ndisk = {}\n\
                      memory_mb = 256\n",

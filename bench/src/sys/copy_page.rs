@@ -14,6 +14,8 @@ use super::page_source::PageAddr;
 const EVENT_PAGEFAULT: u8 = 0x12;
 /// `_IOWR(0xAA, 0x03, struct uffdio_copy)`.
 const UFFDIO_COPY: libc::c_ulong = 0xC028_AA03;
+/// `_IOWR(0xAA, 0x07, struct uffdio_continue)`.
+const UFFDIO_CONTINUE: libc::c_ulong = 0xC020_AA07;
 const PAGE_BYTES: u64 = 4096;
 
 /// `struct uffd_msg`.
@@ -37,6 +39,16 @@ struct Copy {
     copy: i64,
 }
 
+/// `struct uffdio_continue`.
+#[repr(C)]
+struct Continue {
+    start: u64,
+    len: u64,
+    mode: u64,
+    mapped: i64,
+}
+
+const _: () = assert!(size_of::<Continue>() == 32);
 const _: () = assert!(size_of::<Message>() == 32);
 const _: () = assert!(size_of::<Copy>() == 40);
 
@@ -84,6 +96,23 @@ pub(crate) fn copy_pages(
     // SAFETY: the request names the struct that is passed. The kernel reads a page of ours,
     // checking the address, and writes memory of the process that made `uffd` only.
     let result = unsafe { libc::ioctl(uffd.as_raw_fd(), UFFDIO_COPY, &raw mut copy) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Maps `len` bytes of consecutive pages that are in the memory's file already.
+pub(crate) fn continue_pages(uffd: BorrowedFd<'_>, address: u64, len: u64) -> io::Result<()> {
+    let mut pages = Continue {
+        start: address,
+        len,
+        mode: 0,
+        mapped: 0,
+    };
+    // SAFETY: the request names the struct that is passed, and changes page tables of the
+    // process that made `uffd` only.
+    let result = unsafe { libc::ioctl(uffd.as_raw_fd(), UFFDIO_CONTINUE, &raw mut pages) };
     if result < 0 {
         return Err(io::Error::last_os_error());
     }

@@ -2,3 +2,4 @@
 
 pub(crate) mod copy_page;
 pub(crate) mod page_source;
+pub(crate) mod shared;

@@ -3,6 +3,7 @@
 pub(crate) mod populate;
 pub(crate) mod replay;
 pub(crate) mod sessions;
+mod shared;
 
 use std::fmt::{self, Display, Formatter};
 

@@ -11,7 +11,7 @@ use uffd_engine::control::{Report, Request};
 use uffd_engine::sys::uffd::{FEATURE_EVENT_REMOVE, Uffd};
 use uffd_engine::vmm_side::GuestMemory;
 
-use super::{Faulter, publish};
+use super::{Faulter, publish, shared};
 use crate::args::Order;
 use crate::config::{Ahead, PAGE_BYTES};
 use crate::faulter::recycle;
@@ -80,10 +80,11 @@ pub(crate) fn run(config: &Ahead) -> Result<()> {
         .ratio("ours", &best)
         .ratio_goal(Bound::AtLeast(0.9))
         .ratio("ours", NEW_MAPPING);
-    publish("populate", config, &source, vec![part])
+    let shared = shared::measure(config, &source)?;
+    publish("populate", config, &source, vec![part, shared])
 }
 
-fn gb_per_second(pages: u64, took: Duration) -> f64 {
+pub(super) fn gb_per_second(pages: u64, took: Duration) -> f64 {
     (pages * PAGE_BYTES) as f64 / 1e9 / took.as_secs_f64()
 }
 
