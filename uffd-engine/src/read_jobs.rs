@@ -12,7 +12,7 @@ use std::time::Instant;
 use crate::residency::Residency;
 use crate::session::{ReadRequest, Reads};
 use crate::source::{Location, PageSource};
-use crate::sys::ring::{Ring, Token};
+use crate::sys::ring::{Ring, SlotRead, Token};
 use crate::worker::Worker;
 
 /// One read and whom it is for.
@@ -113,12 +113,14 @@ impl Reads for Reader<'_> {
             return false;
         };
         let slot = token.index as usize;
-        let (fd, may_block) = (source.direct(request.at), source.may_block(request.at));
-        let (offset, bytes) = (request.at.offset, request.bytes as u32);
-        let started = self
-            .ring
-            .read_into_slot(fd, offset, bytes, slot, may_block, token)
-            .is_ok();
+        let read = SlotRead {
+            offset: request.at.offset,
+            len: request.bytes as u32,
+            slot,
+            may_block: source.may_block(request.at),
+        };
+        let fd = source.direct(request.at);
+        let started = self.ring.read_into_slot(fd, read, token).is_ok();
         if !started {
             self.jobs.finish(token);
             self.jobs.release(slot);

@@ -64,6 +64,19 @@ fn huge_buffers(buffers: &mut Option<ReadBuffers>, slots: usize) -> io::Result<&
     Ok(buffers.insert(made))
 }
 
+/// A read into a slot of the buffers.
+#[derive(Clone, Copy, Debug)]
+pub struct SlotRead {
+    /// Where in the file.
+    pub offset: u64,
+    /// Bytes.
+    pub len: u32,
+    /// Where to.
+    pub slot: usize,
+    /// Whether the file system may keep who asks waiting: a thread of the kernel's asks then.
+    pub may_block: bool,
+}
+
 /// The ring of one worker thread.
 pub struct Ring {
     ring: IoUring,
@@ -128,8 +141,7 @@ impl Ring {
         self.push(&entry)
     }
 
-    /// Starts reading `len` bytes at `offset` of `fd` into a slot of the buffers. A read that may
-    /// block is made by a thread of the kernel's.
+    /// Starts a read.
     ///
     /// # Errors
     /// As [`Self::poll_readable`].
@@ -139,12 +151,15 @@ impl Ring {
     pub fn read_into_slot(
         &mut self,
         fd: BorrowedFd<'_>,
-        offset: u64,
-        len: u32,
-        slot: usize,
-        may_block: bool,
+        read: SlotRead,
         token: Token,
     ) -> io::Result<()> {
+        let SlotRead {
+            offset,
+            len,
+            slot,
+            may_block,
+        } = read;
         let huge = slot.checked_sub(self.buffers.slots());
         let (buffers, slot) = match huge {
             None => (&mut self.buffers, slot),
