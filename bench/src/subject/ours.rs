@@ -139,6 +139,14 @@ impl Ours {
         }
     }
 
+    /// Waits until the engine knows that a VMM has ended.
+    pub(crate) fn wait_ended(&self) -> Result<()> {
+        match self.report()?.0 {
+            Report::Ended { .. } => Ok(()),
+            other => bail!("The engine said {other:?} instead of a VMM's end"),
+        }
+    }
+
     /// Ends all sessions; the counters of each.
     pub(crate) fn end(&mut self) -> Result<Vec<SessionStats>> {
         let mut all = Vec::new();

@@ -1,5 +1,6 @@
 //! What an engine does beside single faults: load, replay, many sessions.
 
+mod death;
 pub(crate) mod populate;
 pub(crate) mod replay;
 pub(crate) mod sessions;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use super::{Faulter, publish};
+use super::{Faulter, death, publish};
 use crate::args::Order;
 use crate::config::Ahead;
 use crate::report::latency::Latencies;
@@ -68,7 +68,7 @@ pub(crate) fn run(config: &Ahead) -> Result<()> {
         "sessions",
         config,
         &loads[0].source,
-        [vec![faults, cpu], idle].concat(),
+        [vec![faults, cpu], idle, vec![death::measure(config)?]].concat(),
     )
 }
 
