@@ -186,8 +186,10 @@ pub struct EngineConfig {
     /// Page reads in flight per worker.
     pub read_slots: usize,
     /// How long a worker asks for the next fault before it waits in the kernel, microseconds; 0
-    /// is not at all.
-    pub spin_us: u64,
+    /// is not at all. Measured at start when absent.
+    pub spin_us: Option<u64>,
+    /// Whether the vCPU of a guest with one is pinned to its worker's core.
+    pub pin_vcpus: bool,
     /// Whether what restores touch first is recorded, and replayed at later ones.
     pub working_sets: bool,
     /// How long after a guest's first fault it is recorded, milliseconds.
@@ -207,7 +209,8 @@ impl Default for EngineConfig {
         Self {
             window_pages: worker.window_pages,
             read_slots: worker.read_slots,
-            spin_us: 0,
+            spin_us: None,
+            pin_vcpus: false,
             working_sets: true,
             record_ms: 2000,
             load_mib_per_s: 0,
@@ -359,8 +362,8 @@ impl Config {
             let problem = format!("is {}; 1 to 4096 are possible", self.engine.read_slots);
             return Err(("engine.read_slots".into(), problem));
         }
-        if self.engine.spin_us > 1000 {
-            let problem = format!("is {}; 0 to 1000 are possible", self.engine.spin_us);
+        if let Some(us) = self.engine.spin_us.filter(|us| *us > 1000) {
+            let problem = format!("is {us}; 0 to 1000 are possible");
             return Err(("engine.spin_us".into(), problem));
         }
         if !(1..=60_000).contains(&self.engine.record_ms) {

@@ -218,6 +218,7 @@ impl ControlPlane for Gateway {
             disks: self.host.disks.reason.clone(),
             shards: self.shards.len(),
             engines: self.host.engines.count(),
+            workers: self.host.waiting.clone(),
             sandboxes: self.list().await?.len(),
         })
     }

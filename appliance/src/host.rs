@@ -34,6 +34,8 @@ pub struct Host {
     pub engines: Engines,
     /// What they do for sessions.
     pub engine: EngineConfig,
+    /// How their workers wait, and why.
+    pub waiting: String,
     /// The VMM.
     pub driver: Arc<dyn Driver>,
     /// Network slots.

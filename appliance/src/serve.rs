@@ -84,6 +84,7 @@ pub fn run(config: &Config) -> Result<()> {
         disks = host.disks.reason,
         shards = shard_count,
         engines = host.engines.count(),
+        workers = host.waiting,
         listen = ?config.api.listen,
         socket = %config.api_socket().display(),
         "Ready"
@@ -139,7 +140,13 @@ async fn assemble(config: &Config) -> Result<(Arc<Host>, Vec<Cell>)> {
         .context("Setting the host's rules for network slots; is nftables in this kernel?")?;
     let rows = recovery::recover(config, &catalogue, &store, &slots).await?;
     slots.keep_ready(network.ready_slots, rows.iter().map(|row| row.slot));
-    let engines = Engines::start(&config.run_dir, &topology::nodes(), &config.engine)
+    let (run_dir, mut engine) = (config.run_dir.clone(), config.engine.clone());
+    let calibrating = tokio::task::spawn_blocking(move || {
+        let waiting = topology::calibrate(&run_dir, &mut engine);
+        (engine, waiting)
+    });
+    let (engine, waiting) = calibrating.await.context("Measuring faults")?;
+    let engines = Engines::start(&config.run_dir, &topology::nodes(), &engine)
         .context("Starting the engines")?;
 
     let mut all: Templates = config
@@ -173,7 +180,8 @@ async fn assemble(config: &Config) -> Result<(Arc<Host>, Vec<Cell>)> {
         boot_timeout: Duration::from_secs(config.vmm.boot_timeout_s),
         catalogue,
         engines,
-        engine: config.engine.clone(),
+        engine,
+        waiting,
         driver,
         slots,
         disks,

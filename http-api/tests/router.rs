@@ -85,6 +85,7 @@ impl ControlPlane for Fake {
             disks: "none".into(),
             shards: 1,
             engines: 1,
+            workers: "block".to_owned(),
             sandboxes: 0,
         })
     }

@@ -160,6 +160,8 @@ pub enum Report {
         peer_pid: i32,
         /// The guest's memory as the VMM mapped it.
         regions: Vec<ClaimedRegion>,
+        /// The CPU that its worker is pinned to, if it is.
+        worker_cpu: Option<usize>,
     },
     /// A request can't be met.
     Refused {

@@ -55,6 +55,7 @@ mod roster;
 mod session;
 mod worker;
 
+pub mod calibration;
 pub mod control;
 mod outbox;
 pub mod server;

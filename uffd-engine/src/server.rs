@@ -120,8 +120,8 @@ fn start_workers(options: &EngineOptions, outbox: &Outbox) -> io::Result<Vec<Wor
         );
         let name = cpu.map_or_else(|| "worker".to_owned(), |cpu| format!("worker-{cpu}"));
         let thread = std::thread::Builder::new().name(name).spawn(move || {
-            let made =
-                pin(cpu).and_then(|()| Worker::new(commands, their_bell, outbox, worker_options));
+            let made = pin(cpu)
+                .and_then(|()| Worker::new(commands, their_bell, outbox, worker_options, cpu));
             match made {
                 Ok(mut worker) => {
                     let _ = started.send(Ok(()));
@@ -149,7 +149,7 @@ fn start_workers(options: &EngineOptions, outbox: &Outbox) -> io::Result<Vec<Wor
     Ok(workers)
 }
 
-fn pin(cpu: Option<usize>) -> io::Result<()> {
+pub(crate) fn pin(cpu: Option<usize>) -> io::Result<()> {
     let Some(cpu) = cpu else { return Ok(()) };
     let mut set = CpuSet::new();
     set.set(cpu)?;

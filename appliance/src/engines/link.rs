@@ -205,7 +205,7 @@ impl Link {
             .args(["--cpus", &self.node.cpu_list()])
             .args(["--window-pages", &self.config.window_pages.to_string()])
             .args(["--read-slots", &self.config.read_slots.to_string()])
-            .args(["--spin-us", &self.config.spin_us.to_string()])
+            .args(["--spin-us", &self.config.spin_us.unwrap_or(0).to_string()])
             .stdin(listener)
             .stdout(Stdio::null())
             .spawn()?;

@@ -167,6 +167,7 @@ impl Engines {
         let attachment = Attachment {
             link,
             session: session.to_owned(),
+            worker_cpu: None,
             detached: false,
         };
         let expected = Expected {
@@ -212,7 +213,11 @@ impl Expected {
         match timeout(self.deadline + ANSWER_TIMEOUT, self.answer).await {
             Err(_) => Err(EngineError::Timeout),
             Ok(Err(_)) => Err(EngineError::Lost),
-            Ok(Ok(Report::Attached { .. })) => Ok(self.attachment),
+            Ok(Ok(Report::Attached { worker_cpu, .. })) => {
+                let mut attachment = self.attachment;
+                attachment.worker_cpu = worker_cpu;
+                Ok(attachment)
+            }
             Ok(Ok(report)) => Err(refusal(report)),
         }
     }
@@ -223,10 +228,18 @@ impl Expected {
 pub struct Attachment {
     link: Arc<Link>,
     session: String,
+    worker_cpu: Option<usize>,
     detached: bool,
 }
 
 impl Attachment {
+    /// The CPU that its faults are answered on, if that is one. Of the engine it was attached to:
+    /// a successor may place it elsewhere.
+    #[must_use]
+    pub const fn worker_cpu(&self) -> Option<usize> {
+        self.worker_cpu
+    }
+
     /// Its counters now. They start anew with a successor engine.
     ///
     /// # Errors

@@ -5,6 +5,10 @@ use std::path::Path;
 
 use nix::sched::{CpuSet, sched_getaffinity};
 use nix::unistd::Pid;
+use uffd_engine::Waiting;
+use uffd_engine::calibration::Calibration;
+
+use crate::config::EngineConfig;
 
 /// One NUMA node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,6 +56,41 @@ pub fn nodes() -> Vec<Node> {
         });
     }
     nodes
+}
+
+/// How workers are to wait, where the configuration doesn't say: measured on the first node. With
+/// it, what was found.
+pub fn calibrate(run_dir: &Path, config: &mut EngineConfig) -> String {
+    if let Some(us) = config.spin_us {
+        return format!("{}, as configured", waits(Waiting::spinning(us)));
+    }
+    config.spin_us = Some(0);
+    let nodes = nodes();
+    let cpus = nodes.first().map_or(&[] as &[usize], |node| &node.cpus);
+    let found = match Calibration::measure(cpus, run_dir) {
+        Ok(found) => found,
+        Err(error) => return format!("block, because measuring failed: {error}"),
+    };
+    let waiting = found.waiting();
+    if let Waiting::Spin { us } = waiting {
+        config.spin_us = Some(us);
+    }
+    let beside = if found.same_core_pays() && !config.pin_vcpus {
+        "; engine.pin_vcpus would put vCPUs beside their workers"
+    } else {
+        ""
+    };
+    format!(
+        "{}, by measurement of a fault: {found}{beside}",
+        waits(waiting)
+    )
+}
+
+fn waits(waiting: Waiting) -> String {
+    match waiting {
+        Waiting::Block => "block".to_owned(),
+        Waiting::Spin { us } => format!("spin for {us} µs"),
+    }
 }
 
 fn allowed_cpus() -> Vec<usize> {

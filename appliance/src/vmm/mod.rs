@@ -154,6 +154,12 @@ pub trait Machine: Send + Sync {
     /// They may be stopped still.
     async fn go_on(&mut self) -> Result<(), VmmError>;
 
+    /// The threads that are its vCPUs.
+    ///
+    /// # Errors
+    /// The VMM does not say.
+    async fn vcpu_threads(&mut self) -> Result<Vec<i32>, VmmError>;
+
     /// The guest's memory as a file.
     fn memory(&self) -> &File;
 

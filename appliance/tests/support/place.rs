@@ -84,7 +84,7 @@ impl Place {
             }
             Some(inputs) => {
                 text += &format!("preload = {}\n", quoted(&inputs.preload));
-                text += "[engine]\ncheck_writes = true\n";
+                text += "[engine]\ncheck_writes = true\npin_vcpus = true\n";
                 text += &format!(
                     "[[template]]\nname = \"base\"\nkernel = {}\ninitrd = {}\ndisk = {}\n\
                      memory_mb = 256\n",

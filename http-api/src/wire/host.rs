@@ -28,6 +28,8 @@ pub struct HostInfo {
     pub shards: usize,
     /// Fault-serving processes.
     pub engines: usize,
+    /// How their workers wait for faults, and why.
+    pub workers: String,
     /// Sandboxes in any state.
     pub sandboxes: usize,
 }

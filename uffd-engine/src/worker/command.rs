@@ -97,6 +97,7 @@ impl Worker {
                         session,
                         peer_pid: 0,
                         regions,
+                        worker_cpu: self.cpu,
                     },
                     &[],
                 );

@@ -54,6 +54,7 @@ impl Worker {
                                 session: name,
                                 peer_pid,
                                 regions: claims,
+                                worker_cpu: self.cpu,
                             };
                             match &kept {
                                 Ok(uffd) => self.outbox.send(&report, &[uffd.as_fd()]),

@@ -118,6 +118,8 @@ pub(crate) struct Worker {
     bell: Arc<EventFd>,
     outbox: Outbox,
     options: WorkerOptions,
+    /// Where it is pinned.
+    cpu: Option<usize>,
 }
 
 impl Worker {
@@ -127,6 +129,7 @@ impl Worker {
         bell: Arc<EventFd>,
         outbox: Outbox,
         options: WorkerOptions,
+        cpu: Option<usize>,
     ) -> io::Result<Self> {
         // A slot holds one window of 4 KiB pages.
         let slot_bytes = (options.window_pages * 4096) as usize;
@@ -154,6 +157,7 @@ impl Worker {
             bell,
             outbox,
             options,
+            cpu,
         })
     }
 

@@ -157,6 +157,19 @@ impl Machine for QemuMachine {
         self.run("cont", json!({})).await
     }
 
+    async fn vcpu_threads(&mut self) -> Result<Vec<i32>, VmmError> {
+        let console = self.process.console().clone();
+        let asked = self.qmp.execute("query-cpus-fast", json!({}));
+        let cpus = finish(&self.name, "naming its vCPUs", &console, asked).await?;
+        let thread = |cpu: &Value| i32::try_from(cpu.get("thread-id")?.as_i64()?).ok();
+        Ok(cpus
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(thread)
+            .collect())
+    }
+
     fn memory(&self) -> &File {
         &self.ram
     }
