@@ -3,17 +3,19 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use snapshot_format::{BuildId, PageCount, PageSize, PublishInfo, WriteSummary, file_name};
+use http_api::ids::SandboxId;
+use snapshot_format::{
+    BuildId, PageCount, PageSize, PublishInfo, Staging, WriteSummary, file_name,
+};
 use uffd_engine::{PageStates, dirty};
 
 use super::OperationError;
 use super::live::Live;
 use crate::catalogue::{BuildRow, SandboxRow};
-use crate::disks::Disks;
 use crate::guest::Guest;
 use crate::host::{Host, Reservation};
 use crate::integrity;
@@ -78,7 +80,7 @@ pub(super) async fn take(
         states: live.session.as_ref().map(|session| session.states.clone()),
         memory_bytes: row.shape.memory_bytes(),
         vmstate,
-        disk: live.disk.clone(),
+        sandbox: row.id.clone(),
         purpose,
         labels: labels(row, purpose),
     };
@@ -106,7 +108,7 @@ struct Work {
     states: Option<Arc<PageStates>>,
     memory_bytes: u64,
     vmstate: Vec<u8>,
-    disk: PathBuf,
+    sandbox: SandboxId,
     purpose: Purpose,
     labels: BTreeMap<String, String>,
 }
@@ -119,8 +121,7 @@ impl Work {
         let vmstate = staging.file_path(file_name::VMSTATE);
         fs::write(&vmstate, &self.vmstate).map_err(|source| file("Writing", &vmstate, source))?;
         staging.add_file(file_name::VMSTATE)?;
-        self.put_disk(&staging.file_path(file_name::ROOTFS))?;
-        staging.add_file(file_name::ROOTFS)?;
+        self.put_disk(&mut staging)?;
         let info = self.host.driver.info();
         let vmm = BTreeMap::from([
             ("name".to_owned(), info.name.clone()),
@@ -137,10 +138,7 @@ impl Work {
         })
     }
 
-    fn write_memory(
-        &self,
-        staging: &snapshot_format::Staging,
-    ) -> Result<WriteSummary, OperationError> {
+    fn write_memory(&self, staging: &Staging) -> Result<WriteSummary, OperationError> {
         let parent = self
             .parent
             .map(|id| self.host.store.open(&id))
@@ -153,17 +151,29 @@ impl Work {
         Ok(writer.finish()?)
     }
 
-    fn put_disk(&self, target: &Path) -> Result<(), OperationError> {
-        match self.purpose {
-            // A second name for the same file: if anything fails from here on, the staging
-            // directory goes and the running guest's file is as it was.
-            Purpose::Pause => fs::hard_link(&self.disk, target)
-                .map_err(|source| file("Linking the disk to", target, source)),
-            Purpose::Template => {
-                let disks: &Disks = &self.host.disks;
-                Ok(disks.copy(&self.disk, target)?)
+    fn put_disk(&self, staging: &mut Staging) -> Result<(), OperationError> {
+        let (disks, id) = (&self.host.disks, self.sandbox.as_str());
+        // In the staging directory with the memory, so that one rename publishes both.
+        let dir = staging.file_path("");
+        let kept = match self.purpose {
+            // Second names for the same files: if anything fails from here on, the staging
+            // directory goes and the running guest's disk is as it was.
+            Purpose::Pause => disks.keep(id, &dir)?,
+            Purpose::Template => disks.flatten(id, &dir)?,
+        };
+        for file in kept {
+            let path = dir.join(file.name);
+            match disks.known_entry(&path).filter(|_| file.is_shared) {
+                Some(entry) => staging.add_known_file(file.name, entry)?,
+                None => {
+                    let entry = staging.add_file(file.name)?;
+                    if file.is_shared {
+                        disks.remember_entry(&path, entry);
+                    }
+                }
             }
         }
+        Ok(())
     }
 }
 

@@ -8,6 +8,8 @@
 
 pub(crate) mod api;
 pub(crate) mod daemon;
+pub(crate) mod disk_scenarios;
+pub(crate) mod machine;
 pub(crate) mod needs;
 pub(crate) mod place;
 pub(crate) mod procs;
