@@ -47,7 +47,7 @@ pub(crate) fn write(path: &Path, at: u64, content: &[u8]) {
 
 /// Ten disks of one image, each written to in other places: no write shows anywhere else.
 pub(crate) fn clones_are_isolated(disks: &Disks, dir: &Path) {
-    let (original, bytes) = (dir.join("image"), 32 * MIB);
+    let (original, bytes) = (dir.join("image"), 4 * MIB);
     image(&original, bytes);
     let before = hash(&original);
     let source = Source::Image {
