@@ -92,11 +92,13 @@ struct Subject {
 }
 
 impl Subject {
-    fn start(backend: DiskBackend, dir: &Path, images: &[PathBuf]) -> Result<Self> {
-        let config = DisksConfig {
-            backend,
-            cow_mb: None,
-        };
+    fn start(
+        backend: DiskBackend,
+        cow_mb: Option<u64>,
+        dir: &Path,
+        images: &[PathBuf],
+    ) -> Result<Self> {
+        let config = DisksConfig { backend, cow_mb };
         Ok(Self {
             disks: Disks::start(&config, "bench", dir, images)?,
             dir: dir.to_owned(),

@@ -25,8 +25,8 @@ pub(super) fn measure(config: &config::Disks, dir: &Path) -> Result<Result<Part,
     for (path, mib) in &images {
         write_image(path, *mib, config.seed)?;
     }
-    let reflinked = Subject::start(DiskBackend::Reflink, &xfs.path, &[])?;
-    let copied = Subject::start(DiskBackend::Copy, dir, &[])?;
+    let reflinked = Subject::start(DiskBackend::Reflink, None, &xfs.path, &[])?;
+    let copied = Subject::start(DiskBackend::Copy, None, dir, &[])?;
     let copy_source = dir.join("copied");
     write_image(&copy_source, 16, config.seed)?;
     let name = |mib: u64| format!("{mib} MiB");

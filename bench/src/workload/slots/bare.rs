@@ -31,8 +31,12 @@ pub(super) struct Bare {
 }
 
 impl Bare {
-    pub(super) fn new(instance: &'static str, pool: Pool) -> Self {
-        Self { instance, pool }
+    pub(super) fn new(instance: &'static str, pool: Pool) -> Result<Self> {
+        // Of a run that was killed; their links went with its namespace.
+        for name in namespace::list(&format!("{instance}-"))? {
+            namespace::remove(&name)?;
+        }
+        Ok(Self { instance, pool })
     }
 
     pub(super) fn build(&self, index: SlotIndex) -> Result<()> {
@@ -83,7 +87,11 @@ impl Bare {
         let link = route.find(&outer_link(self.instance, index))?;
         let mut message = LinkMessage::default();
         message.header.index = link;
-        route.change(RouteNetlinkMessage::DelLink(message))?;
+        // What makes something new means something else with what goes.
+        route.order(
+            RouteNetlinkMessage::DelLink(message),
+            NLM_F_REQUEST | NLM_F_ACK,
+        )?;
         namespace::remove(&namespace_name(self.instance, index))?;
         Ok(())
     }
@@ -129,6 +137,10 @@ impl Route {
 
     fn change(&mut self, message: RouteNetlinkMessage) -> io::Result<()> {
         let flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_EXCL | NLM_F_CREATE;
+        self.order(message, flags)
+    }
+
+    fn order(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
         match self.ask(message, flags)? {
             NetlinkPayload::Error(answer) if answer.code.is_none() => Ok(()),
             other => Err(io::Error::other(format!("{other:?}"))),

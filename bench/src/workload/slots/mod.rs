@@ -128,21 +128,26 @@ fn acquire(config: &config::Slots) -> Result<Part> {
     pooled.slots.keep_ready(READY, []);
     let plain = Subject::start("bslotb", "10.233.16.0/20")?;
     let count = config.slots;
-    let from_pool = |quantile: fn(&[u32]) -> f64| {
-        let pooled = &pooled;
-        move || Ok(quantile(&take_from_pool(pooled, count)?))
-    };
-    let samples = interleaved(
+    let mut slowest = Vec::new();
+    let mut samples = interleaved(
         config.rounds,
         vec![
-            ("from the pool, p50".into(), Box::new(from_pool(p50))),
-            ("from the pool, p99".into(), Box::new(from_pool(p99))),
+            (
+                "from the pool, p50".into(),
+                Box::new(|| {
+                    let latencies = take_from_pool(&pooled, count)?;
+                    slowest.push(p99(&latencies));
+                    Ok(p50(&latencies))
+                }),
+            ),
             (
                 "built on request, p50".into(),
                 Box::new(|| Ok(p50(&build_on_request(&plain, count.min(50))?))),
             ),
         ],
     )?;
+    // Of the same passes; the first round doesn't count.
+    samples.push(("from the pool, p99".to_owned(), slowest.split_off(1)));
     pooled.end()?;
     plain.end()?;
     let about = "from asking for a slot to having it; the pool is full each time";
@@ -195,7 +200,7 @@ fn build_on_request(subject: &Subject, count: u32) -> Result<Vec<u32>> {
 /// What building costs beside the same messages from a plain loop.
 fn build(config: &config::Slots) -> Result<Part> {
     let subject = Subject::start("bslotc", "10.233.32.0/20")?;
-    let bare = bare::Bare::new("bslotd", "10.233.48.0/20".parse()?);
+    let bare = bare::Bare::new("bslotd", "10.233.48.0/20".parse()?)?;
     // Each is taken down before the next: what is measured is one slot among few.
     let count = config.slots.div_ceil(4);
     let samples = interleaved(
