@@ -1,4 +1,4 @@
-//! Device-mapper by its ioctls: six commands, without udev and without libdevmapper.
+//! Device-mapper by its ioctls: seven commands, without udev and without libdevmapper.
 //!
 //! ```text
 //!  create(name) ─▶ load(table) ─▶ resume ─▶ /dev/dm-N works ─▶ remove(name)
@@ -24,6 +24,7 @@ const DATA_SIZE_AT: usize = 12;
 const DATA_START_AT: usize = 16;
 const TARGET_COUNT_AT: usize = 20;
 const FLAGS_AT: usize = 28;
+const EVENT_AT: usize = 32;
 const DEVICE_AT: usize = 40;
 const NAME_AT: usize = 48;
 const UUID_AT: usize = 176;
@@ -38,8 +39,12 @@ const TARGET_TYPE_AT: usize = 24;
 /// Enough for a table and for a few names; grown when it is not.
 const BUFFER_BYTES: usize = 4 << 10;
 
-const SUSPEND_FLAG: u32 = 1 << 1;
 const BUFFER_FULL_FLAG: u32 = 1 << 8;
+
+/// What a host's udev rules are told with an event, if there is a udev: to leave the device alone.
+/// Else they would look for file systems and volumes in what a guest has written, and hold it open.
+/// Source: `DM_UDEV_DISABLE_*_RULES_FLAG` and `DM_UDEV_FLAGS_SHIFT` of libdevmapper.h.
+const LEAVE_ALONE: u32 = 0xf << 16;
 
 #[derive(Clone, Copy)]
 #[repr(u8)]
@@ -121,16 +126,8 @@ impl DeviceMapper {
     /// # Errors
     /// The device can't be set up as its table says.
     pub fn resume(&self, name: &str) -> io::Result<()> {
-        self.call(Command::Suspend, &mut Request::new(name))
-    }
-
-    /// Waits for the I/O that is under way, and holds back what comes.
-    ///
-    /// # Errors
-    /// There is no such device.
-    pub fn suspend(&self, name: &str) -> io::Result<()> {
         let mut request = Request::new(name);
-        request.u32(FLAGS_AT, SUSPEND_FLAG);
+        request.u32(EVENT_AT, LEAVE_ALONE);
         self.call(Command::Suspend, &mut request)
     }
 
@@ -150,7 +147,9 @@ impl DeviceMapper {
     /// # Errors
     /// Somebody has it open (`EBUSY`); of kind `NotFound` if there is none.
     pub fn remove(&self, name: &str) -> io::Result<()> {
-        match self.call(Command::Remove, &mut Request::new(name)) {
+        let mut request = Request::new(name);
+        request.u32(EVENT_AT, LEAVE_ALONE);
+        match self.call(Command::Remove, &mut request) {
             Err(error) if error.raw_os_error() == Some(libc::ENXIO) => {
                 Err(io::Error::new(io::ErrorKind::NotFound, error))
             }
