@@ -269,6 +269,31 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn no_flipped_byte_of_the_metadata_leads_out_of_the_file() {
+        let file = tempfile::tempfile().unwrap();
+        let changed: Vec<_> = (0..300).map(|n| (n * 7, vec![n as u8; 4096])).collect();
+        write(&file, &changed);
+        let end = file.metadata().unwrap().len();
+        let area = 257 * CHUNK_BYTES + CHUNK_BYTES;
+        for at in (0..32)
+            .chain(CHUNK_BYTES..CHUNK_BYTES + 600)
+            .chain(area..area + 600)
+        {
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, at).unwrap();
+            for flip in [0x01, 0x80, 0xff] {
+                file.write_all_at(&[byte[0] ^ flip], at).unwrap();
+                if let Ok(changes) = Changes::read(&file) {
+                    let inside = |c: &Changed| c.stored_at + changes.chunk_bytes <= end;
+                    assert!(changes.changed.iter().all(inside), "byte {at} ^ {flip:#x}");
+                }
+            }
+            file.write_all_at(&byte, at).unwrap();
+        }
+        assert_eq!(Changes::read(&file).unwrap().changed.len(), 300);
+    }
+
+    #[test]
     fn a_file_for_a_whole_disk_has_room_for_its_metadata() {
         // 262,144 chunks of 4 KiB, 1,024 full areas, the header, one area ahead.
         assert_eq!(bytes_for(1 << 30), (262_144 + 1024 + 2) * 4096);
