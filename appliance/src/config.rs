@@ -80,6 +80,9 @@ pub struct Config {
     /// Slots.
     #[serde(default)]
     pub network: NetworkConfig,
+    /// Disks.
+    #[serde(default)]
+    pub disks: DisksConfig,
     /// Fault serving.
     #[serde(default)]
     pub engine: EngineConfig,
@@ -124,6 +127,9 @@ pub struct NetworkConfig {
     /// Networks that guests may never reach. The pool, the host itself and link-local addresses
     /// are closed in any case.
     pub closed: Vec<Ipv4Net>,
+    /// How long a pause waits for commands and other requests that are under way to the guest,
+    /// before it closes their connections.
+    pub drain_ms: u64,
     /// Who answers the guests' name lookups; by default the host's first resolver that is not
     /// the host itself.
     pub resolver: Option<Ipv4Addr>,
@@ -163,6 +169,7 @@ impl Default for NetworkConfig {
             pool: "10.213.0.0/16".parse().expect("the default pool is valid"),
             ready_slots: 8,
             internet: true,
+            drain_ms: 500,
             // Private networks: a host's management, storage and neighbours are there.
             closed: [
                 "10.0.0.0/8",
@@ -175,6 +182,32 @@ impl Default for NetworkConfig {
             resolver: None,
         }
     }
+}
+
+/// How sandboxes get disks of their own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiskBackend {
+    /// The first of these that works in the data directory.
+    #[default]
+    Auto,
+    /// Snapshots over a shared image.
+    DeviceMapper,
+    /// Files that share blocks.
+    Reflink,
+    /// Copies that skip holes.
+    Copy,
+}
+
+/// `[disks]`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DisksConfig {
+    /// How sandboxes get disks of their own.
+    pub backend: DiskBackend,
+    /// With device-mapper: how much of its disk one guest may change, in MiB, with a little that
+    /// the bookkeeping takes; all of it when absent.
+    pub cow_mb: Option<u64>,
 }
 
 /// `[engine]`.
@@ -266,6 +299,9 @@ pub struct TemplateConfig {
     /// Memory in MiB unless a request says otherwise.
     #[serde(default = "default_memory_mb")]
     pub memory_mb: u32,
+    /// MiB of the disks unless a request says otherwise; the image's own size when absent.
+    #[serde(default)]
+    pub disk_size_mb: Option<u64>,
 }
 
 fn default_instance() -> String {
@@ -303,6 +339,23 @@ pub fn check_shape(vcpus: u32, memory_mb: u32) -> Result<(), (&'static str, Stri
     }
     Ok(())
 }
+
+/// The limits of a disk that is made from an image of so many bytes.
+///
+/// # Errors
+/// What would do.
+pub fn check_disk_size(size_mb: u64, image_bytes: u64) -> Result<(), String> {
+    let least = image_bytes.div_ceil(1 << 20).max(1);
+    if (least..=MAX_DISK_MB).contains(&size_mb) {
+        return Ok(());
+    }
+    Err(format!(
+        "is {size_mb}; {least} (the image has that) to {MAX_DISK_MB} are possible"
+    ))
+}
+
+/// What ext4 takes.
+const MAX_DISK_MB: u64 = 16 << 20;
 
 impl Config {
     /// Reads and checks a file.
@@ -374,6 +427,14 @@ impl Config {
             let problem = "has nothing to check without engine.track_writes".to_owned();
             return Err(("engine.check_writes".into(), problem));
         }
+        // A pause's other waits are as short.
+        if self.network.drain_ms > 60_000 {
+            let problem = format!("is {}; at most 60000 is possible", self.network.drain_ms);
+            return Err(("network.drain_ms".into(), problem));
+        }
+        if self.disks.cow_mb == Some(0) {
+            return Err(("disks.cow_mb".into(), "is 0; at least 1 is needed".into()));
+        }
         let mut names = std::collections::BTreeSet::new();
         for template in &self.templates {
             let key = |field: &str| format!("template {:?}: {field}", template.name.as_str());
@@ -393,6 +454,11 @@ impl Config {
                         format!("is {}, which is no file", file.display()),
                     ));
                 }
+            }
+            if let Some(size_mb) = template.disk_size_mb {
+                let image = fs::metadata(&template.disk).map_or(0, |image| image.len());
+                check_disk_size(size_mb, image)
+                    .map_err(|problem| (key("disk_size_mb"), problem))?;
             }
         }
         Ok(())
@@ -486,6 +552,9 @@ mod tests {
                 "[engine]\ntrack_writes = false\ncheck_writes = true",
                 "engine.check_writes",
             ),
+            ("[network]\ndrain_ms = 60001", "network.drain_ms"),
+            ("[disks]\nbackend = \"zfs\"", "device-mapper"),
+            ("[disks]\ncow_mb = 0", "disks.cow_mb"),
             ("[network]\npool = \"10.0.0.1/16\"", "pool"),
             ("[network]\nclosed = [\"10.0.0.0\"]", "closed"),
             ("[network]\nresolver = \"dns\"", "resolver"),
@@ -497,6 +566,15 @@ mod tests {
             let error = read(text).unwrap_err().to_string();
             assert!(error.contains(key), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn a_disk_is_as_large_as_its_image_or_larger() {
+        assert!(check_disk_size(64, 64 << 20).is_ok());
+        let small = check_disk_size(64, (64 << 20) + 1).unwrap_err();
+        assert!(small.contains("65 (the image has that)"), "{small}");
+        assert!(check_disk_size(0, 0).is_err());
+        assert!(check_disk_size((16 << 20) + 1, 5).is_err());
     }
 
     #[test]

@@ -8,14 +8,16 @@ use std::sync::atomic::Ordering;
 
 use http_api::ids::{SandboxId, TemplateName};
 use http_api::wire::{
-    CreateSandbox, CreateSnapshot, ExecRequest, ExecResult, HostInfo, MemoryStats, NetworkPolicy,
-    Sandbox, SandboxState, Snapshot, SnapshotKind,
+    CreateSandbox, CreateSnapshot, DiskStats, ExecRequest, ExecResult, HostInfo, MemoryStats,
+    NetworkPolicy, Sandbox, SandboxState, Snapshot, SnapshotKind,
 };
 use http_api::{ApiError, ControlPlane, Readiness};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::catalogue::{CatalogueError, SandboxRow, builds, sandboxes, templates};
+use crate::config::check_disk_size;
+use crate::disks;
 use crate::guest::{Guest, GuestError};
 use crate::host::Host;
 use crate::network::SlotIndex;
@@ -160,15 +162,47 @@ impl Gateway {
         Ok(snapshot)
     }
 
+    /// Gives a new sandbox's disk the size that was asked for.
+    fn size_disk(&self, template: &mut Template, asked_mb: u64) -> Result<(), ApiError> {
+        let refused = |detail| ApiError::BadRequest {
+            field: "disk_size_mb".into(),
+            detail,
+        };
+        match &mut template.origin {
+            Origin::Disk { image, size_mb } => {
+                let has = std::fs::metadata(&*image).map_or(0, |image| image.len());
+                check_disk_size(asked_mb, has).map_err(refused)?;
+                *size_mb = Some(asked_mb);
+                Ok(())
+            }
+            Origin::Memory(build) => {
+                let usage = disks::usage_of(&self.host.store.path(build));
+                let usage = usage.map_err(|error| ApiError::failed("disk_failed", &error))?;
+                if usage.size_bytes == asked_mb << 20 {
+                    return Ok(());
+                }
+                let has = usage.size_bytes >> 20;
+                Err(refused(format!(
+                    "is {asked_mb}, but template {:?} has memory that knows its disk of {has} MiB; \
+                     leave it out or ask for {has}",
+                    template.name.as_str()
+                )))
+            }
+        }
+    }
+
     async fn create_admitted(
         &self,
         id: SandboxId,
         request: CreateSandbox,
     ) -> Result<Sandbox, ApiError> {
-        let template = self.template(&request.template)?;
+        let mut template = self.template(&request.template)?;
         let shape = template.shape_for(&request)?;
+        if let Some(size_mb) = request.disk_size_mb {
+            self.size_disk(&mut template, size_mb)?;
+        }
         let build = match template.origin {
-            Origin::Disk(_) => None,
+            Origin::Disk { .. } => None,
             // In the row from the start, so that the build is needed from the start.
             Origin::Memory(build) => Some(build),
         };
@@ -215,7 +249,7 @@ impl ControlPlane for Gateway {
         Ok(HostInfo {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             vmm: self.host.driver.info().clone(),
-            disks: self.host.disks.reason.clone(),
+            disks: self.host.disks.reason().to_owned(),
             shards: self.shards.len(),
             engines: self.host.engines.count(),
             workers: self.host.waiting.clone(),
@@ -288,14 +322,29 @@ impl ControlPlane for Gateway {
         let route = self
             .ask(&id, |reply| Request::Route(id.clone(), reply))
             .await?;
-        let Route { address, mut state } = route;
+        let Route {
+            address,
+            mut state,
+            mut connection,
+        } = route;
         let guest = Guest::at(address);
-        let leaves = state
-            .wait_for(|state| !matches!(state, SandboxState::Running | SandboxState::Snapshotting));
+        // A pause says when: what ends soon has time to.
+        let stays = |state: &SandboxState| {
+            use SandboxState::{Pausing, Running, Snapshotting};
+            matches!(state, Running | Snapshotting | Pausing)
+        };
+        let now = state.clone();
+        let leaves = async {
+            tokio::select! {
+                left = state.wait_for(|state| !stays(state)) => {
+                    left.map_or(SandboxState::Destroying, |state| *state)
+                }
+                () = connection.closed() => *now.borrow(),
+            }
+        };
         tokio::select! {
             result = guest.exec(&request) => result.map_err(|error| exec_failed(&error)),
-            left = leaves => {
-                let state = left.map_or(SandboxState::Destroying, |state| *state);
+            state = leaves => {
                 let detail = match state {
                     SandboxState::Pausing | SandboxState::Paused => {
                         "The sandbox was paused; the command goes on when it is resumed, but the \
@@ -311,6 +360,11 @@ impl ControlPlane for Gateway {
 
     async fn memory(&self, id: SandboxId) -> Result<MemoryStats, ApiError> {
         self.ask(&id, |reply| Request::Memory(id.clone(), reply))
+            .await
+    }
+
+    async fn disk(&self, id: SandboxId) -> Result<DiskStats, ApiError> {
+        self.ask(&id, |reply| Request::Disk(id.clone(), reply))
             .await
     }
 
@@ -354,7 +408,7 @@ impl ControlPlane for Gateway {
 
     async fn delete_snapshot(&self, name: TemplateName) -> Result<(), ApiError> {
         let template = self.template(&name)?;
-        if matches!(template.origin, Origin::Disk(_)) {
+        if matches!(template.origin, Origin::Disk { .. }) {
             let detail = format!("{name} is a template of the configuration file; remove it there");
             return Err(ApiError::BadRequest {
                 field: "name".into(),

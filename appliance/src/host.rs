@@ -28,6 +28,8 @@ pub struct Host {
     pub run_dir: PathBuf,
     /// How long a guest may take to its first answer.
     pub boot_timeout: Duration,
+    /// How long a pause waits for the requests under way to its guest.
+    pub drain_time: Duration,
     /// What this host has.
     pub catalogue: Catalogue,
     /// Fault-serving processes.

@@ -34,6 +34,12 @@ pub async fn recover(
             "Removed what an earlier run left"
         );
     }
+    // After their VMMs have ended, and before their files go.
+    let devices = crate::disks::remove_left_over(&config.instance, &config.data_dir)
+        .context("Removing the disks of an earlier run")?;
+    if devices > 0 {
+        tracing::warn!(devices, "Removed the disks of an earlier run");
+    }
     for dir in [
         config.data_dir.join("sandboxes"),
         config.run_dir.join("sandboxes"),

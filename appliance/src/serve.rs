@@ -23,7 +23,7 @@ use crate::disks::Disks;
 use crate::engines::{Engines, topology};
 use crate::gateway::Gateway;
 use crate::host::Host;
-use crate::network::Slots;
+use crate::network::{Slots, range};
 use crate::recovery;
 use crate::sandbox::Cell;
 use crate::shard::{Request, Shard};
@@ -81,7 +81,7 @@ pub fn run(config: &Config) -> Result<()> {
         vmm = host.driver.info().name,
         accelerator = host.driver.info().accelerator,
         reason = host.driver.info().reason,
-        disks = host.disks.reason,
+        disks = host.disks.reason(),
         shards = shard_count,
         engines = host.engines.count(),
         workers = host.waiting,
@@ -133,9 +133,13 @@ async fn assemble(config: &Config) -> Result<(Arc<Host>, Vec<Cell>)> {
     let store = BuildStore::open_or_create(&config.data_dir.join("builds"))
         .context("Opening the store of builds")?;
     let driver = pick_driver(config).await?;
-    let disks = Disks::probe(&config.data_dir)
-        .with_context(|| format!("Trying to copy disks in {}", config.data_dir.display()))?;
+    let images: Vec<PathBuf> = config.templates.iter().map(|t| t.disk.clone()).collect();
+    let disks = Disks::start(&config.disks, &config.instance, &config.data_dir, &images)
+        .with_context(|| format!("Trying disks in {}", config.data_dir.display()))?;
     let network = &config.network;
+    range::check(network.pool, &config.instance)
+        .await
+        .context("Choosing addresses for network slots")?;
     let slots = Slots::start(&config.instance, network.pool, network.egress())
         .context("Setting the host's rules for network slots; is nftables in this kernel?")?;
     let rows = recovery::recover(config, &catalogue, &store, &slots).await?;
@@ -178,6 +182,7 @@ async fn assemble(config: &Config) -> Result<(Arc<Host>, Vec<Cell>)> {
         data_dir: config.data_dir.clone(),
         run_dir: config.run_dir.clone(),
         boot_timeout: Duration::from_secs(config.vmm.boot_timeout_s),
+        drain_time: Duration::from_millis(network.drain_ms),
         catalogue,
         engines,
         engine,

@@ -10,14 +10,14 @@ use std::sync::Arc;
 
 use http_api::ApiError;
 use http_api::ids::{SandboxId, TemplateName};
-use http_api::wire::{MemoryStats, NetworkPolicy, Sandbox, SandboxState, Snapshot};
+use http_api::wire::{DiskStats, MemoryStats, NetworkPolicy, Sandbox, SandboxState, Snapshot};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::catalogue::SandboxRow;
 use crate::host::Host;
 use crate::sandbox::state::{Operation, begin};
-use crate::sandbox::{Cell, Job, Owner, Reply};
+use crate::sandbox::{Cell, Connection, Job, Owner, Reply};
 use crate::template::Template;
 
 /// Jobs that one sandbox may have waiting.
@@ -33,6 +33,8 @@ pub struct Route {
     pub address: Ipv4Addr,
     /// Tells when it no longer runs.
     pub state: watch::Receiver<SandboxState>,
+    /// Tells when it has to be left; counted until it is dropped.
+    pub connection: Connection,
 }
 
 /// What a shard is asked.
@@ -52,6 +54,8 @@ pub enum Request {
     Snapshot(SandboxId, TemplateName, Reply<Snapshot>),
     /// What its memory did.
     Memory(SandboxId, Reply<MemoryStats>),
+    /// What its disk takes.
+    Disk(SandboxId, Reply<DiskStats>),
     /// Let it reach other networks.
     Network(SandboxId, NetworkPolicy, Reply<Sandbox>),
     /// The way to its guest.
@@ -133,6 +137,10 @@ impl Shard {
                 Ok(entry) => send(entry, Job::Memory(reply)),
                 Err(error) => drop(reply.send(Err(error))),
             },
+            Request::Disk(id, reply) => match self.find(&id).and_then(has_room) {
+                Ok(entry) => send(entry, Job::Disk(reply)),
+                Err(error) => drop(reply.send(Err(error))),
+            },
             Request::Network(id, policy, reply) => match self.find(&id).and_then(has_room) {
                 Ok(entry) => send(entry, Job::Network(policy, reply)),
                 Err(error) => drop(reply.send(Err(error))),
@@ -199,6 +207,7 @@ impl Shard {
         Ok(Route {
             address: entry.cell.address(),
             state: entry.cell.watch(),
+            connection: entry.cell.connections().open(),
         })
     }
 

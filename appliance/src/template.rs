@@ -15,8 +15,13 @@ use crate::vmm::GuestShape;
 /// Where a template's sandboxes come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// They boot from a copy of this image.
-    Disk(PathBuf),
+    /// They boot from a copy of an image.
+    Disk {
+        /// The image.
+        image: PathBuf,
+        /// MiB that the copies have; the image's own size when absent.
+        size_mb: Option<u64>,
+    },
     /// They are restored from this build.
     Memory(BuildId),
 }
@@ -45,7 +50,10 @@ impl From<&TemplateConfig> for Template {
                 initrd: config.initrd.clone(),
                 cmdline: config.cmdline.clone(),
             },
-            origin: Origin::Disk(config.disk.clone()),
+            origin: Origin::Disk {
+                image: config.disk.clone(),
+                size_mb: config.disk_size_mb,
+            },
             created_at_ms: 0,
         }
     }
@@ -145,7 +153,10 @@ mod tests {
 
     #[test]
     fn a_disk_templates_shape_is_a_default() {
-        let disk = template(Origin::Disk("/d".into()));
+        let disk = template(Origin::Disk {
+            image: "/d".into(),
+            size_mb: None,
+        });
         assert_eq!(
             disk.shape_for(&request(Some(2), Some(256)))
                 .unwrap()

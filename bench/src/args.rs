@@ -28,6 +28,13 @@ pub(crate) enum Command {
     Replay(AheadArgs),
     /// What many sessions cost: faults, CPU, memory, idleness.
     Sessions(AheadArgs),
+    /// How long a network slot takes to get, waiting or built on request.
+    Slots(SlotsArgs),
+    /// How long a disk takes to clone, and how fast one is flattened.
+    Disks(DisksArgs),
+    /// Measures device-mapper, in the emulated machine.
+    #[command(hide = true)]
+    DisksInside(DisksInsideArgs),
     /// How long commands and files take through the guest's daemon, and what it costs idle.
     Envd(crate::envd::Args),
     /// Touches memory that a subject serves.
@@ -155,6 +162,57 @@ pub(crate) struct FormatArgs {
     /// Where to put the builds; a directory beside the binary by default.
     #[arg(long, value_name = "DIR")]
     pub(crate) dir: Option<PathBuf>,
+}
+
+/// `slots`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct SlotsArgs {
+    /// Also write the report to this file, as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    /// Rounds; each measures every way once. Fewer than 3 are no measurement.
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub(crate) rounds: u32,
+    /// Slots taken per round and way.
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    pub(crate) slots: u32,
+}
+
+/// `disks`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct DisksArgs {
+    /// Also write the report to this file, as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    /// Rounds; each measures every way once. Fewer than 3 are no measurement.
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub(crate) rounds: u32,
+    /// The larger of the two images that are cloned, in MiB; the smaller has a sixteenth.
+    #[arg(long, value_name = "MIB", default_value_t = 4096)]
+    pub(crate) image_mib: u64,
+    /// Data of the image that is flattened, in MiB; a quarter as much is changed.
+    #[arg(long, value_name = "MIB", default_value_t = 256)]
+    pub(crate) data_mib: u64,
+    /// The directory of kernel, initial RAM disk and modules for the machine in which device-mapper
+    /// is measured, as `image-build inputs` makes it; not measured when absent.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) inputs: Option<PathBuf>,
+    /// Seed of contents; a random one is chosen and printed.
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+    /// Where to put the images; a directory beside the binary by default.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct DisksInsideArgs {
+    #[arg(long)]
+    pub(crate) rounds: u32,
+    #[arg(long)]
+    pub(crate) image_mib: u64,
+    #[arg(long)]
+    pub(crate) dir: PathBuf,
 }
 
 /// What `format` measures.

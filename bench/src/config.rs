@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::args::{AheadArgs, Engine, FormatArgs, FormatPart, Order, PageFaultArgs};
+use crate::args::{
+    AheadArgs, DisksArgs, Engine, FormatArgs, FormatPart, Order, PageFaultArgs, SlotsArgs,
+};
 use crate::placement::{self, Cpus};
 
 /// A page of the memory that is touched.
@@ -128,6 +130,65 @@ impl Format {
             memory_pages,
             extents: args.extents,
             data_pages: (args.data_mib << 20) / PAGE_BYTES,
+            seed: args.seed.unwrap_or_else(|| fastrand::u64(..1 << 32)),
+            dir: args.dir.map_or_else(beside_the_binary, Ok)?,
+        })
+    }
+}
+
+/// One `slots` run.
+#[derive(Debug)]
+pub(crate) struct Slots {
+    pub(crate) json: Option<PathBuf>,
+    pub(crate) rounds: u32,
+    /// Taken per round and way.
+    pub(crate) slots: u32,
+}
+
+impl Slots {
+    pub(crate) fn new(args: SlotsArgs) -> Result<Self> {
+        ensure!(args.rounds > 0, "--rounds must be at least 1");
+        ensure!(
+            (10..=10_000).contains(&args.slots),
+            "--slots must be 10 to 10000"
+        );
+        Ok(Self {
+            json: args.json,
+            rounds: args.rounds,
+            slots: args.slots,
+        })
+    }
+}
+
+/// One `disks` run.
+#[derive(Debug)]
+pub(crate) struct Disks {
+    pub(crate) json: Option<PathBuf>,
+    pub(crate) rounds: u32,
+    pub(crate) image_mib: u64,
+    pub(crate) data_mib: u64,
+    pub(crate) inputs: Option<PathBuf>,
+    pub(crate) seed: u64,
+    pub(crate) dir: PathBuf,
+}
+
+impl Disks {
+    pub(crate) fn new(args: DisksArgs) -> Result<Self> {
+        ensure!(args.rounds > 0, "--rounds must be at least 1");
+        ensure!(
+            (64..=16_384).contains(&args.image_mib),
+            "--image-mib must be 64 to 16384"
+        );
+        ensure!(
+            (8..=4096).contains(&args.data_mib),
+            "--data-mib must be 8 to 4096"
+        );
+        Ok(Self {
+            json: args.json,
+            rounds: args.rounds,
+            image_mib: args.image_mib,
+            data_mib: args.data_mib,
+            inputs: args.inputs,
             seed: args.seed.unwrap_or_else(|| fastrand::u64(..1 << 32)),
             dir: args.dir.map_or_else(beside_the_binary, Ok)?,
         })

@@ -57,6 +57,13 @@ fn main() -> ExitCode {
         Command::Sessions(args) => {
             config::Ahead::new(args).and_then(|config| workload::ahead::sessions::run(&config))
         }
+        Command::Slots(args) => {
+            config::Slots::new(args).and_then(|config| workload::slots::run(&config))
+        }
+        Command::Disks(args) => {
+            config::Disks::new(args).and_then(|config| workload::disks::run(&config))
+        }
+        Command::DisksInside(args) => workload::disks::mapped::inside(&args),
         Command::Envd(args) => envd::run(&args),
         Command::Faulter(args) => faulter::run(&args),
         Command::Floor(args) => subject::floor::run(&args),

@@ -5,8 +5,8 @@ use std::future::Future;
 use crate::ids::{SandboxId, TemplateName};
 use crate::problem::ApiError;
 use crate::wire::{
-    CreateSandbox, CreateSnapshot, ExecRequest, ExecResult, HostInfo, MemoryStats, NetworkPolicy,
-    Sandbox, Snapshot,
+    CreateSandbox, CreateSnapshot, DiskStats, ExecRequest, ExecResult, HostInfo, MemoryStats,
+    NetworkPolicy, Sandbox, Snapshot,
 };
 
 /// Whether the daemon takes requests.
@@ -47,6 +47,8 @@ pub trait ControlPlane: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Result<ExecResult, ApiError>> + Send;
     /// What its memory did since it was last resumed.
     fn memory(&self, id: SandboxId) -> impl Future<Output = Result<MemoryStats, ApiError>> + Send;
+    /// What its disk takes on the host.
+    fn disk(&self, id: SandboxId) -> impl Future<Output = Result<DiskStats, ApiError>> + Send;
     /// Replaces what it may reach, at once if it runs.
     fn set_network(
         &self,

@@ -28,6 +28,7 @@ pub fn router<C: ControlPlane>(control: C) -> Router {
         .route("/v1/sandboxes/{id}/resume", post(sandboxes::resume::<C>))
         .route("/v1/sandboxes/{id}/exec", post(sandboxes::exec::<C>))
         .route("/v1/sandboxes/{id}/memory", get(sandboxes::memory::<C>))
+        .route("/v1/sandboxes/{id}/disk", get(sandboxes::disk::<C>))
         .route(
             "/v1/sandboxes/{id}/network",
             put(sandboxes::set_network::<C>),

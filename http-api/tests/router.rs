@@ -8,8 +8,8 @@ use axum::http::{Method, Request, StatusCode, header};
 use http_api::body::MAX_BODY_BYTES;
 use http_api::ids::{SandboxId, TemplateName};
 use http_api::wire::{
-    CreateSandbox, CreateSnapshot, ExecRequest, ExecResult, HostInfo, MemoryStats, NetworkPolicy,
-    Sandbox, SandboxState, Snapshot, SnapshotKind, VmmInfo,
+    CreateSandbox, CreateSnapshot, DiskStats, ExecRequest, ExecResult, HostInfo, MemoryStats,
+    NetworkPolicy, Sandbox, SandboxState, Snapshot, SnapshotKind, VmmInfo,
 };
 use http_api::{ApiError, ControlPlane, Readiness, router};
 use http_body_util::BodyExt;
@@ -124,6 +124,14 @@ impl ControlPlane for Fake {
         changed.network = policy;
         self.answer(changed)
     }
+    async fn disk(&self, _: SandboxId) -> Result<DiskStats, ApiError> {
+        self.answer(DiskStats {
+            backend: "reflink".into(),
+            size_bytes: 1 << 30,
+            stored_bytes: 4096,
+            ..DiskStats::default()
+        })
+    }
     async fn memory(&self, _: SandboxId) -> Result<MemoryStats, ApiError> {
         self.answer(MemoryStats {
             guest_pages: 65_536,
@@ -206,7 +214,7 @@ async fn send(fake: Fake, method: &str, path: &str, body: impl Into<Body>) -> An
 }
 
 /// All routes behind the control plane, each with a body that is good.
-const ROUTES: [(&str, &str, &str); 14] = [
+const ROUTES: [(&str, &str, &str); 15] = [
     ("GET", "/v1/host", ""),
     ("GET", "/v1/sandboxes", ""),
     ("POST", "/v1/sandboxes", r#"{"template":"base"}"#),
@@ -216,6 +224,7 @@ const ROUTES: [(&str, &str, &str); 14] = [
     ("POST", "/v1/sandboxes/a/resume", ""),
     ("POST", "/v1/sandboxes/a/exec", r#"{"cmd":"true"}"#),
     ("GET", "/v1/sandboxes/a/memory", ""),
+    ("GET", "/v1/sandboxes/a/disk", ""),
     ("PUT", "/v1/sandboxes/a/network", "{}"),
     ("GET", "/v1/snapshots", ""),
     ("POST", "/v1/snapshots", r#"{"sandbox":"a","name":"t"}"#),
@@ -261,13 +270,20 @@ async fn a_created_sandbox_is_what_was_asked_for() {
 }
 
 #[tokio::test]
-async fn network_lists_have_a_limit() {
+async fn network_lists_and_rates_have_limits() {
     let list = |length: usize| json!({ "deny": vec!["192.0.2.0/24"; length] }).to_string();
     let put = |body| send(Fake::default(), "PUT", "/v1/sandboxes/a/network", body);
     assert_eq!(put(list(256)).await.status, 200);
     let refused = put(list(257)).await;
     assert_eq!(refused.status, 400);
     assert_eq!(refused.problem()["field"], "deny");
+    let rate = |kbit_s: u64| json!({ "ingress_kbit_s": kbit_s }).to_string();
+    assert_eq!(put(rate(64)).await.status, 200);
+    for kbit_s in [0, 63, 100_000_001] {
+        let refused = put(rate(kbit_s)).await;
+        assert_eq!(refused.status, 400, "{kbit_s}");
+        assert_eq!(refused.problem()["field"], "ingress_kbit_s");
+    }
 }
 
 #[tokio::test]
@@ -293,6 +309,10 @@ async fn lists_and_snapshots_and_numbers_have_their_shape() {
     assert_eq!(memory["guest_pages"], 65_536);
     assert_eq!(memory["fault_us_p99"], 12.5);
     assert!(memory.get("diff_pages").is_none(), "{memory}");
+    let disk = get("/v1/sandboxes/a/disk").await.json();
+    assert_eq!(disk["size_bytes"], 1 << 30);
+    assert_eq!(disk["full"], false);
+    assert!(disk.get("limit_bytes").is_none(), "{disk}");
     assert_eq!(get("/v1/host").await.json()["vmm"]["accelerator"], "none");
 }
 
@@ -406,6 +426,7 @@ async fn a_bad_name_in_the_path_is_a_400_that_names_it() {
         ("POST", "/v1/sandboxes/9/resume", "", "id"),
         ("POST", "/v1/sandboxes/9/exec", r#"{"cmd":"a"}"#, "id"),
         ("GET", "/v1/sandboxes/9/memory", "", "id"),
+        ("GET", "/v1/sandboxes/9/disk", "", "id"),
         ("GET", "/v1/snapshots/%2E%2E", "", "name"),
         ("DELETE", "/v1/snapshots/A", "", "name"),
         // Bytes that are no text never reach a handler.

@@ -30,6 +30,9 @@ const WANTED: [&str; 7] = [
 /// Modules that make the above faster or that they find by name at run time.
 const HELPFUL: [&str; 2] = ["crc32c_generic", "crc32c_intel"];
 
+/// What an emulated machine has that plays a host: device-mapper, and files as block devices.
+const OF_A_HOST: [&str; 2] = ["dm_snapshot", "loop"];
+
 /// What was fetched; `<inputs>/kernel/source.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Kernel {
@@ -43,9 +46,11 @@ pub(crate) struct Kernel {
     pub(crate) release: String,
     /// Files of `modules/`, in the order in which they are loaded.
     pub(crate) modules: Vec<String>,
+    /// Files of `host-modules/`, the same way; no guest loads them.
+    pub(crate) host_modules: Vec<String>,
 }
 
-/// The kernel in `<inputs>/kernel`: `vmlinuz`, `modules/*.ko`, `source.json`.
+/// The kernel in `<inputs>/kernel`: `vmlinuz`, `modules/*.ko`, `host-modules/*.ko`, `source.json`.
 pub(crate) fn ensure(archive: &Archive, inputs: &Path) -> Result<Kernel> {
     let place = inputs.join("kernel");
     let record = fs::read(place.join("source.json")).ok();
@@ -59,8 +64,8 @@ pub(crate) fn ensure(archive: &Archive, inputs: &Path) -> Result<Kernel> {
 
 fn recipe() -> String {
     format!(
-        "1 {META_PACKAGE} {}",
-        [WANTED.as_slice(), &HELPFUL].concat().join(" ")
+        "2 {META_PACKAGE} {}",
+        [WANTED.as_slice(), &HELPFUL, &OF_A_HOST].concat().join(" ")
     )
 }
 
@@ -77,13 +82,17 @@ fn fetch(archive: &Archive, place: &Path) -> Result<Kernel> {
     let image = unpacked.join(format!("boot/vmlinuz-{release}"));
     fs::copy(&image, fresh.join("vmlinuz"))
         .with_context(|| format!("Copying {}", image.display()))?;
-    let modules = keep_modules(&unpacked.join("lib/modules").join(&release), &fresh)?;
+    let tree = unpacked.join("lib/modules").join(&release);
+    let wanted = [WANTED.as_slice(), &HELPFUL].concat();
+    let modules = keep_modules(&tree, &wanted, &fresh.join("modules"))?;
+    let host_modules = keep_modules(&tree, &OF_A_HOST, &fresh.join("host-modules"))?;
     let kernel = Kernel {
         recipe: recipe(),
         package,
         version,
         release,
         modules,
+        host_modules,
     };
     fs::write(
         fresh.join("source.json"),
@@ -95,16 +104,17 @@ fn fetch(archive: &Archive, place: &Path) -> Result<Kernel> {
     Ok(kernel)
 }
 
-fn keep_modules(tree: &Path, kernel: &Path) -> Result<Vec<String>> {
+/// Keeps modules and what they need; gives their files in the order in which they are loaded,
+/// which is in `order`, too.
+fn keep_modules(tree: &Path, wanted: &[&str], directory: &Path) -> Result<Vec<String>> {
     let files = read_tree(tree)?;
     let mut modules = Modules::default();
     for (stem, content) in files.values() {
         modules.add(stem, content);
     }
-    let directory = kernel.join("modules");
-    fs::create_dir(&directory).context("Creating the modules' directory")?;
+    fs::create_dir(directory).context("Creating the modules' directory")?;
     let mut kept = Vec::new();
-    for name in modules.load_order(&[WANTED.as_slice(), &HELPFUL].concat()) {
+    for name in modules.load_order(wanted) {
         let Some((stem, content)) = files.get(&name) else {
             continue;
         };
@@ -112,5 +122,7 @@ fn keep_modules(tree: &Path, kernel: &Path) -> Result<Vec<String>> {
         fs::write(directory.join(&file), content).with_context(|| format!("Writing {file}"))?;
         kept.push(file);
     }
+    fs::write(directory.join("order"), kept.join("\n") + "\n")
+        .context("Writing the modules' order")?;
     Ok(kept)
 }

@@ -15,11 +15,13 @@ use crate::progress::step;
 /// What this machine needs to make and to boot the inputs.
 const NEEDED: [&str; 2] = ["e2fsprogs", "qemu-system-x86"];
 
-/// What the tests need to install the clients of others: how to see that it is there, and its
-/// package. By what it does, because it need not come from a package.
-const FOR_CLIENTS: [(&[&str], &str); 2] = [
+/// What the tests need beside that: how to see that it is there, and its package. By what it does,
+/// because it need not come from a package. The first two install the clients of others, the third
+/// makes a file system whose files can share blocks.
+const FOR_TESTS: [(&[&str], &str); 3] = [
     (&["python3", "-m", "ensurepip", "--version"], "python3-venv"),
     (&["npm", "--version"], "npm"),
+    (&["mkfs.xfs", "-V"], "xfsprogs"),
 ];
 
 /// The archive, as far as it has been asked.
@@ -34,13 +36,13 @@ impl Archive {
         self.install(&missing()?)
     }
 
-    /// Installs what is missing of [`FOR_CLIENTS`].
-    pub(crate) fn install_for_clients(&self) -> Result<()> {
+    /// Installs what is missing of [`FOR_TESTS`].
+    pub(crate) fn install_for_tests(&self) -> Result<()> {
         let is_there = |probe: &[&str]| {
             let mut command = Command::new(probe[0]);
             output(command.args(&probe[1..])).is_ok()
         };
-        let missing = FOR_CLIENTS.iter().filter(|(probe, _)| !is_there(probe));
+        let missing = FOR_TESTS.iter().filter(|(probe, _)| !is_there(probe));
         self.install(&missing.map(|(_, package)| *package).collect::<Vec<_>>())
     }
 

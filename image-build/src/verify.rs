@@ -17,7 +17,7 @@ use crate::workspace::Workspace;
 /// Runs all steps, prints the tally; success only when nothing failed.
 pub(crate) fn run(workspace: &Workspace) -> Result<ExitCode> {
     let mut report = Report::default();
-    if let Err(error) = Archive::default().install_for_clients() {
+    if let Err(error) = Archive::default().install_for_tests() {
         // The tests that need them say so, by name.
         eprintln!("{error:#}");
     }

@@ -31,6 +31,10 @@ pub mod file_name {
     pub const VMSTATE: &str = "vmstate";
     /// The disk.
     pub const ROOTFS: &str = "rootfs.img";
+    /// Instead of a whole disk: what it was made over, which other builds have, too.
+    pub const ROOTFS_BASE: &str = "rootfs.base";
+    /// And what was changed of it, as device-mapper's snapshots store it.
+    pub const ROOTFS_COW: &str = "rootfs.cow";
     /// Recorded after the build was published: the only file that may appear later.
     pub const WORKING_SET: &str = "working-set";
 }

@@ -105,6 +105,23 @@ impl Staging {
         Ok(entry)
     }
 
+    /// Registers a file that was registered before, in another build, under whatever name, and
+    /// is the same file still: it isn't read for its checksum again.
+    ///
+    /// # Errors
+    /// [`FormatError::FileName`].
+    pub fn add_known_file(&mut self, name: &str, entry: FileEntry) -> Result<(), FormatError> {
+        check_name(name)?;
+        if [file_name::MAP, file_name::DATA, file_name::SUMS].contains(&name)
+            || entry.crc32c.is_none()
+        {
+            let name = name.to_owned();
+            return Err(FormatError::FileName { name });
+        }
+        self.register(name, entry);
+        Ok(())
+    }
+
     /// Registers a file whose length and checksum are known.
     pub(crate) fn register(&mut self, name: &str, entry: FileEntry) {
         self.files.insert(name.to_owned(), entry);

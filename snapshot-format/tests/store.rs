@@ -146,6 +146,36 @@ fn file_that_nobody_registered_is_not_published() {
 }
 
 #[test]
+fn file_that_two_builds_share_is_read_for_its_checksum_once_and_verified_in_both() {
+    let (dir, store) = temp_store();
+    let shared = dir.path().join("image");
+    fs::write(&shared, [7; 5000]).unwrap();
+    let stage = |number: u8| {
+        let staging = store.stage(id(number)).unwrap();
+        let writer = staging.memory_writer(None, PageSize::Size4K, count(2));
+        writer.unwrap().finish().unwrap();
+        fs::hard_link(&shared, staging.file_path("rootfs.base")).unwrap();
+        staging
+    };
+    let mut first = stage(1);
+    let entry = first.add_file("rootfs.base").unwrap();
+    first.publish(info()).unwrap();
+    let mut second = stage(2);
+    second.add_known_file("rootfs.base", entry).unwrap();
+    let refused = second.add_known_file("memory.data", entry).unwrap_err();
+    assert!(matches!(refused, FormatError::FileName { .. }), "{refused}");
+    second.publish(info()).unwrap();
+    for number in [1, 2] {
+        assert!(verify(&store, &id(number)).is_clean());
+    }
+    // Whoever writes to it is found out by either.
+    fs::write(&shared, [8; 5000]).unwrap();
+    for number in [1, 2] {
+        assert_eq!(verify(&store, &id(number)).faults.len(), 1);
+    }
+}
+
+#[test]
 fn build_without_memory_is_not_published() {
     let (_dir, store) = temp_store();
     let staging = store.stage(id(1)).unwrap();

@@ -5,10 +5,13 @@
 //! namespace to make another's content, and no other thread of the daemon should.
 
 pub mod address;
+mod attribute;
 pub mod namespace;
 pub mod nftables;
+pub mod range;
 mod ready;
 pub mod rules;
+mod shaping;
 pub mod slot;
 pub mod slots;
 

@@ -15,13 +15,14 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsRawFd;
 
 use futures_util::TryStreamExt;
+use http_api::wire::NetworkPolicy;
 use rtnetlink::packet_route::link::{InfoData, InfoVeth};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use thiserror::Error;
 
 use super::address::{self, GATEWAY, GATEWAY_MAC, GUEST_PREFIX, INNER_LINK, Pool, SlotIndex, TAP};
-use super::namespace;
 use super::nftables::{self, Batch};
+use super::{namespace, shaping};
 use crate::sys::tap;
 
 /// Why a slot could not be built or taken down.
@@ -57,6 +58,7 @@ pub(super) fn build(
     instance: &str,
     pool: Pool,
     index: SlotIndex,
+    policy: &NetworkPolicy,
     rules: impl FnOnce() -> Batch,
 ) -> Result<Slot, SlotError> {
     let failed = |operation| {
@@ -80,6 +82,7 @@ pub(super) fn build(
             driver.abort();
             result
         })?;
+        shaping::apply(&NetworkPolicy::default(), policy)?;
         nftables::apply(rules())
     })
     .map_err(failed("building its namespace"))?;
@@ -111,32 +114,49 @@ pub(super) fn describe(instance: &str, pool: Pool, index: SlotIndex) -> Slot {
     }
 }
 
-/// Forgets every connection through a slot.
+/// Forgets every connection through a slot, on both of its sides: were it only inside, packets of
+/// the last guest's connections would find their way to the next one.
 ///
 /// # Errors
 /// Which step failed; of kind `NotFound` if there is no such slot.
-pub(super) fn forget_connections(instance: &str, index: SlotIndex) -> Result<(), SlotError> {
+pub(super) fn forget_connections(
+    instance: &str,
+    pool: Pool,
+    index: SlotIndex,
+) -> Result<(), SlotError> {
     let name = address::namespace(instance, index);
-    namespace::within(&name, nftables::forget_connections).map_err(|source| SlotError {
-        slot: index,
-        operation: "forgetting its connections",
-        source,
-    })
+    namespace::within(&name, nftables::forget_connections)
+        .and_then(|()| nftables::forget_connections_of(pool.sandbox_end(index)))
+        .map_err(|source| SlotError {
+            slot: index,
+            operation: "forgetting its connections",
+            source,
+        })
 }
 
-/// Replaces a built slot's rules.
+/// Replaces a built slot's rules and limits of bandwidth.
 ///
 /// # Errors
-/// Which step failed; the rules are as before.
-pub(super) fn set_rules(
+/// Which step failed; rules and limits are as before.
+pub(super) fn set_policy(
     instance: &str,
     index: SlotIndex,
+    (before, policy): (&NetworkPolicy, &NetworkPolicy),
     rules: impl FnOnce() -> Batch,
 ) -> Result<(), SlotError> {
     let name = address::namespace(instance, index);
-    namespace::within(&name, || nftables::apply(rules())).map_err(|source| SlotError {
+    let replace = || {
+        shaping::apply(before, policy)?;
+        nftables::apply(rules())
+    };
+    let replace = || {
+        replace().inspect_err(|_| {
+            let _ = shaping::apply(policy, before);
+        })
+    };
+    namespace::within(&name, replace).map_err(|source| SlotError {
         slot: index,
-        operation: "replacing its rules",
+        operation: "replacing its rules and limits",
         source,
     })
 }

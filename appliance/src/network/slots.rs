@@ -3,7 +3,7 @@
 //! What waits, built, is taken under a lock without the thread; it builds the next one when
 //! nobody waits for it.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::sync::Arc;
@@ -65,7 +65,7 @@ impl Slots {
             pool,
             egress,
             ready: Arc::clone(&ready),
-            special: BTreeSet::new(),
+            special: BTreeMap::new(),
         };
         std::thread::Builder::new()
             .name("slots".into())
@@ -107,7 +107,7 @@ impl Slots {
         Ok(slot)
     }
 
-    /// Replaces what a slot's guest may reach, as one transaction. Connections that are
+    /// Replaces what a slot's guest may reach, as one transaction, and how fast. Connections that are
     /// established go on.
     ///
     /// # Errors
@@ -191,8 +191,8 @@ struct Builder {
     pool: Pool,
     egress: Egress,
     ready: Arc<Mutex<Ready>>,
-    /// Slots whose rules are not the default ones. A transaction of rules takes milliseconds.
-    special: BTreeSet<SlotIndex>,
+    /// What is in force where it is not the default. A transaction of rules takes milliseconds.
+    special: BTreeMap<SlotIndex, NetworkPolicy>,
 }
 
 impl Builder {
@@ -287,16 +287,23 @@ impl Builder {
     fn build(&mut self, index: SlotIndex, policy: &NetworkPolicy) -> Result<Slot, SlotError> {
         self.note(index, policy);
         let rules = || rules::slot_rules(self.pool, &self.egress, policy);
-        slot::build(&self.runtime, &self.instance, self.pool, index, rules)
+        slot::build(
+            &self.runtime,
+            &self.instance,
+            self.pool,
+            index,
+            policy,
+            rules,
+        )
     }
 
     fn set_rules(&mut self, index: SlotIndex, policy: &NetworkPolicy) -> Result<(), SlotError> {
-        let is_default = *policy == NetworkPolicy::default();
-        if is_default && !self.special.contains(&index) {
+        let before = self.special.get(&index).cloned().unwrap_or_default();
+        if *policy == before {
             return Ok(());
         }
         let rules = || rules::slot_rules(self.pool, &self.egress, policy);
-        slot::set_rules(&self.instance, index, rules)?;
+        slot::set_policy(&self.instance, index, (&before, policy), rules)?;
         self.note(index, policy);
         Ok(())
     }
@@ -305,7 +312,7 @@ impl Builder {
         if *policy == NetworkPolicy::default() {
             self.special.remove(&index);
         } else {
-            self.special.insert(index);
+            self.special.insert(index, policy.clone());
         }
     }
 
@@ -315,7 +322,7 @@ impl Builder {
         }
         let cleaned = self
             .set_rules(index, &NetworkPolicy::default())
-            .and_then(|()| slot::forget_connections(&self.instance, index));
+            .and_then(|()| slot::forget_connections(&self.instance, self.pool, index));
         match cleaned {
             Ok(()) => {
                 let slot = slot::describe(&self.instance, self.pool, index);
@@ -331,7 +338,12 @@ impl Builder {
     }
 
     fn take_down(&mut self, index: SlotIndex) -> Result<(), SlotError> {
-        slot::take_down(&self.runtime, &self.instance, index)
+        slot::take_down(&self.runtime, &self.instance, index)?;
+        // The host's memory of them would lead to the next slot of this address.
+        if let Err(error) = nftables::forget_connections_of(self.pool.sandbox_end(index)) {
+            tracing::warn!(slot = index.0, %error, "Its connections are not forgotten");
+        }
+        Ok(())
     }
 
     fn end(&mut self) -> io::Result<()> {

@@ -1,6 +1,5 @@
 //! A sandbox from a disk: copy it, boot the kernel, wait for the guest's daemon.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use envd::protocol::{InitRequest, Timestamp};
@@ -9,6 +8,7 @@ use tokio::time::Instant;
 use super::OperationError;
 use super::live::{Live, give_back, make_place};
 use crate::catalogue::SandboxRow;
+use crate::disks::Source;
 use crate::guest::Guest;
 use crate::host::Host;
 use crate::vmm::Machine;
@@ -20,22 +20,17 @@ const GUEST_IS_UP: &str = "envd listening on";
 pub(super) async fn boot(
     host: &Arc<Host>,
     row: &SandboxRow,
-    image: PathBuf,
+    disk: Source,
 ) -> Result<Live, OperationError> {
     let mut machine = None;
-    let result = try_boot(host, row, image, &mut machine).await;
-    match (result, machine) {
-        (Ok(disk), Some(machine)) => Ok(Live {
-            machine,
-            session: None,
-            disk,
-        }),
-        (result, machine) => {
-            let live = machine.map(|machine| Live {
-                machine,
-                session: None,
-                disk: PathBuf::new(),
-            });
+    let result = try_boot(host, row, disk, &mut machine).await;
+    let live = machine.map(|machine| Live {
+        machine,
+        session: None,
+    });
+    match (result, live) {
+        (Ok(()), Some(live)) => Ok(live),
+        (result, live) => {
             give_back(host, row, live).await;
             Err(result.err().unwrap_or(OperationError::Worker))
         }
@@ -45,10 +40,10 @@ pub(super) async fn boot(
 async fn try_boot(
     host: &Arc<Host>,
     row: &SandboxRow,
-    image: PathBuf,
+    disk: Source,
     machine: &mut Option<Box<dyn Machine>>,
-) -> Result<PathBuf, OperationError> {
-    let (place, slot) = make_place(host, row, image).await?;
+) -> Result<(), OperationError> {
+    let (place, slot) = make_place(host, row, disk).await?;
     let machine = machine.insert(host.driver.boot(&row.shape, &place).await?);
     let pid = machine.pid();
     let console = machine.console();
@@ -60,8 +55,7 @@ async fn try_boot(
         _ = guest.wait_until_up(host.boot_timeout) => {}
     }
     tracing::info!(sandbox_id = %row.id, slot = row.slot.0, pid, "Booted");
-    introduce(host, row, &guest, machine.as_ref()).await?;
-    Ok(place.disk)
+    introduce(host, row, &guest, machine.as_ref()).await
 }
 
 /// Waits for the guest's daemon and tells it who and when it is. After this returns, its

@@ -7,6 +7,7 @@ use http_api::wire::{Sandbox, SandboxState};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use super::connections::Connections;
 use super::state::{Denied, Operation, begin};
 use crate::catalogue::SandboxRow;
 use crate::network::Pool;
@@ -22,6 +23,7 @@ struct Inner {
     row: Mutex<SandboxRow>,
     generation: Mutex<Option<u32>>,
     address: Ipv4Addr,
+    connections: Connections,
     state: watch::Sender<SandboxState>,
     gone: watch::Sender<bool>,
 }
@@ -36,6 +38,7 @@ impl Cell {
             row: Mutex::new(row),
             generation: Mutex::new(generation),
             address,
+            connections: Connections::default(),
             state,
             gone: watch::Sender::new(false),
         };
@@ -98,6 +101,12 @@ impl Cell {
     #[must_use]
     pub fn address(&self) -> Ipv4Addr {
         self.inner.address
+    }
+
+    /// The requests under way to its guest.
+    #[must_use]
+    pub fn connections(&self) -> &Connections {
+        &self.inner.connections
     }
 
     /// Nothing of it is left.

@@ -81,7 +81,7 @@ impl OperationError {
                 name,
             };
         }
-        if out_of_space(&self) {
+        if out_of_space(&self) || matches!(self, Self::Disk(DiskError::Full { .. })) {
             return ApiError::Full { detail };
         }
         let code = match &self {

@@ -1,12 +1,12 @@
 //! What a sandbox has while it has a VMM, and giving all of it back.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
 use uffd_engine::PageStates;
 
 use crate::catalogue::SandboxRow;
+use crate::disks::Source;
 use crate::engines::{Ahead, Attachment, SessionEvent};
 use crate::host::{Host, remove_dir};
 use crate::network::Slot;
@@ -28,7 +28,6 @@ pub(super) struct Live {
     pub(super) machine: Box<dyn Machine>,
     /// `None` for a guest that was booted.
     pub(super) session: Option<Session>,
-    pub(super) disk: PathBuf,
 }
 
 impl Live {
@@ -84,7 +83,7 @@ impl Live {
 pub(super) async fn make_place(
     host: &Arc<Host>,
     row: &SandboxRow,
-    image: PathBuf,
+    source: Source,
 ) -> Result<(Place, Slot), OperationError> {
     let (data, run) = (host.sandbox_data(&row.id), host.sandbox_run(&row.id));
     for dir in [&data, &run] {
@@ -94,13 +93,12 @@ pub(super) async fn make_place(
             source,
         })?;
     }
-    let disk = data.join("rootfs.img");
-    let copy = {
-        let (disks, disk) = (host.disks.clone(), disk.clone());
-        tokio::task::spawn_blocking(move || disks.copy(&image, &disk))
+    let making = {
+        let (disks, id) = (host.disks.clone(), row.id.clone());
+        tokio::task::spawn_blocking(move || disks.make(id.as_str(), &source, &data))
     };
-    let (slot, copied) = tokio::join!(host.slots.take(row.slot, row.network.clone()), copy);
-    copied.map_err(|_| OperationError::Worker)??;
+    let (slot, made) = tokio::join!(host.slots.take(row.slot, row.network.clone()), making);
+    let disk = made.map_err(|_| OperationError::Worker)??;
     let slot = slot?;
     let place = Place {
         name: row.id.to_string(),
@@ -137,6 +135,11 @@ pub(super) async fn give_back(host: &Arc<Host>, row: &SandboxRow, live: Option<L
     }
     if let Err(error) = host.slots.give_back(row.slot).await {
         tracing::warn!(sandbox_id = %row.id, slot = row.slot.0, %error, "Its slot is left over");
+    }
+    let (disks, id) = (host.disks.clone(), row.id.clone());
+    let removing = tokio::task::spawn_blocking(move || disks.remove(id.as_str()));
+    if removing.await.is_err() {
+        tracing::warn!(sandbox_id = %row.id, "Its disk is left over");
     }
     remove_dir(&host.sandbox_run(&row.id));
     remove_dir(&host.sandbox_data(&row.id));

@@ -10,6 +10,7 @@
 //! - a row is in the catalogue before anything on the host exists, and leaves it last.
 
 pub mod cell;
+pub mod connections;
 pub mod owner;
 pub mod state;
 
@@ -21,5 +22,6 @@ pub mod snapshot;
 mod templating;
 
 pub use cell::Cell;
+pub use connections::{Connection, Connections};
 pub use error::OperationError;
 pub use owner::{Job, Owner, Reply};

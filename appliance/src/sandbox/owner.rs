@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use http_api::ApiError;
 use http_api::ids::TemplateName;
-use http_api::wire::{MemoryStats, NetworkPolicy, Sandbox, SandboxState, Snapshot};
+use http_api::wire::{DiskStats, MemoryStats, NetworkPolicy, Sandbox, SandboxState, Snapshot};
 use snapshot_format::PageSize;
 use tokio::sync::{mpsc, oneshot};
 
@@ -18,6 +18,7 @@ use super::snapshot::{Purpose, Taken, take};
 use super::state::{Denied, Operation};
 use super::{OperationError, boot, restore};
 use crate::catalogue::{CatalogueError, SandboxRow, builds, sandboxes};
+use crate::disks::{self, Source, Usage};
 use crate::guest::Guest;
 use crate::host::Host;
 use crate::template::{Origin, Template};
@@ -36,6 +37,8 @@ pub enum Job {
     Snapshot(TemplateName, Reply<Snapshot>),
     /// Say what its memory did.
     Memory(Reply<MemoryStats>),
+    /// Say what its disk takes.
+    Disk(Reply<DiskStats>),
     /// Replace what it may reach.
     Network(NetworkPolicy, Reply<Sandbox>),
     /// Remove it.
@@ -69,7 +72,13 @@ impl Owner {
     ) {
         let row = self.cell.row();
         let made = match template.origin {
-            Origin::Disk(image) => boot::boot(&self.host, &row, image).await,
+            Origin::Disk { image, size_mb } => {
+                let disk = Source::Image {
+                    path: image,
+                    size_mb,
+                };
+                boot::boot(&self.host, &row, disk).await
+            }
             Origin::Memory(build) => restore::restore(&self.host, &row, build).await,
         };
         match self.keep(&row, made).await {
@@ -136,6 +145,10 @@ impl Owner {
                     let result = self.memory().await;
                     let _ = reply.send(result);
                 }
+                Some(Job::Disk(reply)) => {
+                    let result = self.disk().await;
+                    let _ = reply.send(result);
+                }
                 Some(Job::Network(policy, reply)) => {
                     let result = self.set_network(policy).await;
                     let _ = reply.send(result);
@@ -154,6 +167,10 @@ impl Owner {
         let Some(mut live) = self.live.take() else {
             return Err(self.no_vmm().await);
         };
+        let left = self.cell.connections().drain(self.host.drain_time).await;
+        if left > 0 {
+            tracing::info!(sandbox_id = %row.id, left, "Closed what was under way to its guest");
+        }
         let guest = Guest::at(self.cell.address());
         let paused = match take(&self.host, &row, &mut live, &guest, Purpose::Pause).await {
             Ok(taken) => self.record_pause(taken).await,
@@ -300,6 +317,27 @@ impl Owner {
         Ok(stats)
     }
 
+    async fn disk(&self) -> Result<DiskStats, ApiError> {
+        let row = self.cell.row();
+        let host = self.host.clone();
+        let is_live = self.live.is_some();
+        let asking = tokio::task::spawn_blocking(move || match row.build {
+            _ if is_live => host.disks.usage(row.id.as_str()),
+            Some(build) => disks::usage_of(&host.store.path(&build)),
+            None => Ok(Usage::default()),
+        });
+        let asked = asking.await.map_err(|_| OperationError::Worker);
+        let usage = asked.and_then(|usage| Ok(usage?));
+        let usage = usage.map_err(|error| ApiError::failed("disk_failed", &error))?;
+        Ok(DiskStats {
+            backend: self.host.disks.backend().to_owned(),
+            size_bytes: usage.size_bytes,
+            stored_bytes: usage.stored_bytes,
+            limit_bytes: usage.limit_bytes,
+            full: usage.is_full,
+        })
+    }
+
     async fn destroy(&mut self) {
         let row = self.cell.row();
         if let Some(live) = self.live.take() {
@@ -429,6 +467,7 @@ fn refuse_all(mut jobs: mpsc::Receiver<Job>, id: &http_api::ids::SandboxId) {
             }
             Job::Snapshot(_, reply) => drop(reply.send(Err(error()))),
             Job::Memory(reply) => drop(reply.send(Err(error()))),
+            Job::Disk(reply) => drop(reply.send(Err(error()))),
             Job::Destroy(reply) => drop(reply.send(Ok(()))),
         }
     }

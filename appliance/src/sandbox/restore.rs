@@ -1,13 +1,12 @@
 //! A sandbox from a build: check it, give the VMM its device state and an engine that
 //! serves its memory, let it go on.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
-use snapshot_format::{BuildId, file_name};
+use snapshot_format::BuildId;
 use uffd_engine::PageStates;
 
 use super::OperationError;
@@ -15,6 +14,7 @@ use super::boot::introduce;
 use super::live::{Live, Session, give_back, make_place};
 use super::snapshot::{LABEL_PURPOSE, Purpose};
 use crate::catalogue::{BuildRow, SandboxRow, builds};
+use crate::disks::Source;
 use crate::engines::{Ahead, Order, Wanted};
 use crate::guest::Guest;
 use crate::host::Host;
@@ -36,18 +36,10 @@ pub(super) async fn restore(
     let mut parts = Parts::default();
     let result = try_restore(host, row, build, &mut parts).await;
     let Parts { machine, session } = parts;
-    match (result, machine) {
-        (Ok(disk), Some(machine)) => Ok(Live {
-            machine,
-            session,
-            disk,
-        }),
-        (result, machine) => {
-            let live = machine.map(|machine| Live {
-                machine,
-                session,
-                disk: PathBuf::new(),
-            });
+    let live = machine.map(|machine| Live { machine, session });
+    match (result, live) {
+        (Ok(()), Some(live)) => Ok(live),
+        (result, live) => {
             give_back(host, row, live).await;
             Err(result.err().unwrap_or(OperationError::Worker))
         }
@@ -59,12 +51,12 @@ async fn try_restore(
     row: &SandboxRow,
     build: BuildId,
     parts: &mut Parts,
-) -> Result<PathBuf, OperationError> {
+) -> Result<(), OperationError> {
     let started = Instant::now();
     let (checked, working_set) = check(host, build).await?;
     let checked_at = started.elapsed();
-    let image = host.store.path(&build).join(file_name::ROOTFS);
-    let (place, slot) = make_place(host, row, image).await?;
+    let disk = Source::Build(host.store.path(&build));
+    let (place, slot) = make_place(host, row, disk).await?;
     let placed_at = started.elapsed();
 
     let states = PageStates::create(checked.build.map().memory_pages()).map_err(|source| {
@@ -123,7 +115,7 @@ async fn try_restore(
         answered_us = started.elapsed().as_micros() as u64,
         "Restored"
     );
-    Ok(place.disk)
+    Ok(())
 }
 
 /// Puts a guest's vCPU beside the worker that answers its faults. It is faster there, and as right

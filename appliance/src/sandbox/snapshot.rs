@@ -3,11 +3,14 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use snapshot_format::{BuildId, PageCount, PageSize, PublishInfo, WriteSummary, file_name};
+use http_api::ids::SandboxId;
+use snapshot_format::{
+    BuildId, PageCount, PageSize, PublishInfo, Staging, WriteSummary, file_name,
+};
 use uffd_engine::PageStates;
 use uffd_engine::dirty::{Capture, Captured};
 use uffd_engine::dirty_set::UnwrittenPages;
@@ -16,7 +19,6 @@ use uffd_engine::region::{ClaimedRegion, RegionTable};
 use super::OperationError;
 use super::live::Live;
 use crate::catalogue::{BuildRow, SandboxRow};
-use crate::disks::Disks;
 use crate::guest::Guest;
 use crate::host::{Host, Reservation};
 use crate::integrity;
@@ -88,7 +90,7 @@ pub(super) async fn take(
         regions: regions(host, live),
         memory_bytes: row.shape.memory_bytes(),
         vmstate,
-        disk: live.disk.clone(),
+        sandbox: row.id.clone(),
         purpose,
         labels: labels(row, purpose),
     };
@@ -126,7 +128,7 @@ struct Work {
     regions: Option<Vec<ClaimedRegion>>,
     memory_bytes: u64,
     vmstate: Vec<u8>,
-    disk: PathBuf,
+    sandbox: SandboxId,
     purpose: Purpose,
     labels: BTreeMap<String, String>,
 }
@@ -147,8 +149,7 @@ impl Work {
         let vmstate = staging.file_path(file_name::VMSTATE);
         fs::write(&vmstate, &self.vmstate).map_err(|source| file("Writing", &vmstate, source))?;
         staging.add_file(file_name::VMSTATE)?;
-        self.put_disk(&staging.file_path(file_name::ROOTFS))?;
-        staging.add_file(file_name::ROOTFS)?;
+        self.put_disk(&mut staging)?;
         let info = self.host.driver.info();
         let vmm = BTreeMap::from([
             ("name".to_owned(), info.name.clone()),
@@ -172,10 +173,7 @@ impl Work {
         Ok(row)
     }
 
-    fn write_memory(
-        &self,
-        staging: &snapshot_format::Staging,
-    ) -> Result<(WriteSummary, Captured), OperationError> {
+    fn write_memory(&self, staging: &Staging) -> Result<(WriteSummary, Captured), OperationError> {
         let parent = self
             .parent
             .map(|id| self.host.store.open(&id))
@@ -209,17 +207,29 @@ impl Work {
         }
     }
 
-    fn put_disk(&self, target: &Path) -> Result<(), OperationError> {
-        match self.purpose {
-            // A second name for the same file: if anything fails from here on, the staging
-            // directory goes and the running guest's file is as it was.
-            Purpose::Pause => fs::hard_link(&self.disk, target)
-                .map_err(|source| file("Linking the disk to", target, source)),
-            Purpose::Template => {
-                let disks: &Disks = &self.host.disks;
-                Ok(disks.copy(&self.disk, target)?)
+    fn put_disk(&self, staging: &mut Staging) -> Result<(), OperationError> {
+        let (disks, id) = (&self.host.disks, self.sandbox.as_str());
+        // In the staging directory with the memory, so that one rename publishes both.
+        let dir = staging.file_path("");
+        let kept = match self.purpose {
+            // Second names for the same files: if anything fails from here on, the staging
+            // directory goes and the running guest's disk is as it was.
+            Purpose::Pause => disks.keep(id, &dir)?,
+            Purpose::Template => disks.flatten(id, &dir)?,
+        };
+        for file in kept {
+            let path = dir.join(file.name);
+            match disks.known_entry(&path).filter(|_| file.is_shared) {
+                Some(entry) => staging.add_known_file(file.name, entry)?,
+                None => {
+                    let entry = staging.add_file(file.name)?;
+                    if file.is_shared {
+                        disks.remember_entry(&path, entry);
+                    }
+                }
             }
         }
+        Ok(())
     }
 }
 

@@ -1,10 +1,12 @@
-//! What a trial must not leave: processes, sockets, namespaces, links, mounts, files.
+//! What a trial must not leave: processes, sockets, namespaces, links, mounts, devices, files.
 
 use std::fs;
 use std::path::Path;
 
 use super::daemon::{INSTANCE, Workplace};
 use crate::network::nftables;
+use crate::sys::device_mapper::DeviceMapper;
+use crate::sys::loop_device;
 
 /// Everything that is left over, described.
 pub(super) fn find(workplace: &Workplace) -> Vec<String> {
@@ -34,6 +36,17 @@ pub(super) fn find(workplace: &Workplace) -> Vec<String> {
         .iter()
         .filter(|table| table.ends_with(&format!("-{INSTANCE}")));
     found.extend(ours.map(|table| format!("nftables table {table}")));
+    let loops = loop_device::below(&workplace.data).unwrap_or_default();
+    found.extend(
+        loops
+            .iter()
+            .map(|device| format!("loop device {}", device.path().display())),
+    );
+    let devices = DeviceMapper::open().and_then(|mapper| mapper.names());
+    let prefix = format!("thaw-{INSTANCE}-");
+    let ours = devices.unwrap_or_default().into_iter();
+    let ours = ours.filter(|name| name.starts_with(&prefix));
+    found.extend(ours.map(|name| format!("device {name}")));
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let ours = |line: &&str| {
         line.contains(&*workplace.data.to_string_lossy()) || line.contains(&format!("/{INSTANCE}"))

@@ -1,5 +1,8 @@
 //! Everything of this crate that needs `unsafe`: kernel interfaces without a safe wrapper.
 
+pub mod device_mapper;
+pub mod loop_device;
 pub mod readiness;
 pub mod reflink;
+pub mod ring_copy;
 pub mod tap;

@@ -8,7 +8,10 @@
 
 pub(crate) mod api;
 pub(crate) mod daemon;
+pub(crate) mod disk_scenarios;
+pub(crate) mod machine;
 pub(crate) mod needs;
+pub(crate) mod net;
 pub(crate) mod place;
 pub(crate) mod procs;
 pub(crate) mod workload;

@@ -140,6 +140,8 @@ impl Place {
             let left = names(&dir).into_iter();
             found.extend(left.map(|name| format!("directory {}", dir.join(name).display())));
         }
+        let loops = appliance::sys::loop_device::below(&self.data).unwrap_or_default();
+        found.extend(loops.iter().map(|device| format!("loop device {device:?}")));
         let unfinished = names(&self.data.join("builds")).into_iter();
         let unfinished = unfinished.filter(|name| name.starts_with('.'));
         found.extend(unfinished.map(|name| format!("unfinished build {name}")));

@@ -1,5 +1,9 @@
-//! What is measured: ways of asking for pages, and of storing them.
+//! What is measured: ways of asking for pages, of storing them, and what a sandbox needs beside
+//! its memory.
 
 pub(crate) mod ahead;
+pub(crate) mod disks;
 pub(crate) mod format;
 pub(crate) mod page_fault;
+mod rounds;
+pub(crate) mod slots;

@@ -8,7 +8,9 @@ use super::{Segment, name};
 use crate::body::JsonBody;
 use crate::control_plane::ControlPlane;
 use crate::problem::ApiError;
-use crate::wire::{CreateSandbox, ExecRequest, ExecResult, MemoryStats, NetworkPolicy, Sandbox};
+use crate::wire::{
+    CreateSandbox, DiskStats, ExecRequest, ExecResult, MemoryStats, NetworkPolicy, Sandbox,
+};
 
 pub(crate) async fn list<C: ControlPlane>(
     State(control): State<C>,
@@ -66,6 +68,13 @@ pub(crate) async fn memory<C: ControlPlane>(
     Segment(id): Segment,
 ) -> Result<Json<MemoryStats>, ApiError> {
     control.memory(name("id", &id)?).await.map(Json)
+}
+
+pub(crate) async fn disk<C: ControlPlane>(
+    State(control): State<C>,
+    Segment(id): Segment,
+) -> Result<Json<DiskStats>, ApiError> {
+    control.disk(name("id", &id)?).await.map(Json)
 }
 
 pub(crate) async fn set_network<C: ControlPlane>(

@@ -9,6 +9,6 @@ pub mod snapshot;
 
 pub use exec::{ExecRequest, ExecResult};
 pub use host::{HostInfo, VmmInfo};
-pub use network::{MAX_NETWORKS, NetworkPolicy};
-pub use sandbox::{CreateSandbox, MemoryStats, Sandbox, SandboxState};
+pub use network::{MAX_NETWORKS, NetworkPolicy, RATES_KBIT_S};
+pub use sandbox::{CreateSandbox, DiskStats, MemoryStats, Sandbox, SandboxState};
 pub use snapshot::{CreateSnapshot, Snapshot, SnapshotKind};

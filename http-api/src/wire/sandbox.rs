@@ -60,6 +60,10 @@ pub struct CreateSandbox {
     /// Memory in MiB. As for `vcpus`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_mb: Option<u32>,
+    /// The disk in MiB: at least what the template's image has, and its ext4 file system is grown.
+    /// A template with memory has it baked in. As in the template when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_size_mb: Option<u64>,
     /// Environment of every process started later.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
@@ -103,6 +107,23 @@ pub struct Sandbox {
     /// As given at creation.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+}
+
+/// `GET /v1/sandboxes/{id}/disk`: what its disk takes on the host.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskStats {
+    /// `device-mapper`, `reflink` or `copy`: how this host gives sandboxes disks of their own.
+    pub backend: String,
+    /// What the guest sees.
+    pub size_bytes: u64,
+    /// What is stored for it: with `device-mapper` what it has changed, else all of it that is no
+    /// hole, blocks that `reflink` shares included.
+    pub stored_bytes: u64,
+    /// The most that `stored_bytes` may get to, where the host has set a bound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit_bytes: Option<u64>,
+    /// The bound was reached, and the guest's further writes fail.
+    pub full: bool,
 }
 
 /// `GET /v1/sandboxes/{id}/memory`: what its memory did since it was last resumed.

@@ -6,14 +6,14 @@
 //!
 //! Source: `linux/netfilter/nf_tables.h`, `linux/netfilter/nfnetlink.h` (6.18).
 
-mod attribute;
 mod socket;
 mod statement;
 
-pub use socket::{apply, forget_connections, tables};
+pub(super) use socket::check_acknowledgements;
+pub use socket::{apply, forget_connections, forget_connections_of, tables};
 pub use statement::Statement;
 
-use attribute::{nested, plain, string};
+use super::attribute::{nested, plain, string};
 
 const NLM_F_REQUEST: u16 = 0x1;
 const NLM_F_ACK: u16 = 0x4;

@@ -1,8 +1,11 @@
 //! Sending a batch to the kernel, and reading its judgement.
 
 use std::io;
+use std::net::Ipv4Addr;
 
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+
+use crate::network::attribute::{nested, plain};
 
 use super::{Batch, FAMILY_IPV4, FAMILY_UNSPEC, GETTABLE, NLM_F_ACK, NLM_F_REQUEST};
 
@@ -38,6 +41,41 @@ pub fn forget_connections() -> io::Result<()> {
     socket.send_to(&request.bytes, &SocketAddr::new(0, 0), 0)?;
     let (bytes, _) = socket.recv_from_full()?;
     check_acknowledgements(&bytes).map(|_| ())
+}
+
+/// Ends the tracking of the connections that an address began or was sent, in the calling thread's
+/// namespace: packets that still come for one of them are nobody's.
+///
+/// # Errors
+/// As [`forget_connections`]; before Linux 5.8 there is no such filter.
+pub fn forget_connections_of(address: Ipv4Addr) -> io::Result<()> {
+    const DELETE: u16 = 1 << 8 | 2;
+    // `ctattr_type`, `ctattr_tuple`, `ctattr_ip`, `ctattr_filter`, and the flags of a filter.
+    // Source: linux/netfilter/nfnetlink_conntrack.h, net/netfilter/nf_conntrack_netlink.c.
+    const TUPLE_ORIG: u16 = 1;
+    const TUPLE_IP: u16 = 1;
+    const FILTER: u16 = 25;
+    const FILTER_ORIG_FLAGS: u16 = 1;
+    const FILTER_REPLY_FLAGS: u16 = 2;
+    for (field, flag) in [(1u16, 1u32 << 0), (2, 1 << 1)] {
+        let mut socket = Socket::new(NETLINK_NETFILTER)?;
+        socket.bind_auto()?;
+        let mut request = Batch::default();
+        let flags = NLM_F_REQUEST | NLM_F_ACK;
+        request.message(DELETE, flags, FAMILY_IPV4, 0, |out| {
+            nested(out, TUPLE_ORIG, |out| {
+                nested(out, TUPLE_IP, |out| plain(out, field, &address.octets()));
+            });
+            nested(out, FILTER, |out| {
+                plain(out, FILTER_ORIG_FLAGS, &flag.to_ne_bytes());
+                plain(out, FILTER_REPLY_FLAGS, &0u32.to_ne_bytes());
+            });
+        });
+        socket.send_to(&request.bytes, &SocketAddr::new(0, 0), 0)?;
+        let (bytes, _) = socket.recv_from_full()?;
+        check_acknowledgements(&bytes)?;
+    }
+    Ok(())
 }
 
 /// The names of the IPv4 tables in the calling thread's namespace.
@@ -82,7 +120,7 @@ fn messages(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
 }
 
 /// How many messages of a datagram are acknowledgements.
-fn check_acknowledgements(bytes: &[u8]) -> io::Result<u32> {
+pub(in crate::network) fn check_acknowledgements(bytes: &[u8]) -> io::Result<u32> {
     let acknowledged = messages(bytes).map(|(kind, message)| check_acknowledgement(kind, message));
     acknowledged.sum()
 }

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 
 use super::FAMILY_IPV4;
-use super::attribute::{nested, number, string, value};
+use crate::network::attribute::{nested, number, string, value};
 
 /// One statement of a rule. A rule's statements hold in order, up to the first that doesn't.
 #[derive(Clone, Copy, Debug)]

@@ -22,7 +22,7 @@ use crate::subject::Subject;
 use crate::subject::ours::Ours;
 use crate::sys::copy_page::copy_pages;
 use crate::sys::page_source::PageSource;
-use crate::workload::format::rounds::{Way, interleaved};
+use crate::workload::rounds::{Way, interleaved};
 
 /// Pages of one copy.
 const BATCHES: [u64; 5] = [1, 4, 16, 64, 256];

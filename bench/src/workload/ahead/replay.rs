@@ -22,7 +22,7 @@ use crate::source::Source;
 use crate::subject::ours::Ours;
 use crate::sys::copy_page::copy_pages;
 use crate::sys::page_source::PageSource;
-use crate::workload::format::rounds::{Way, interleaved};
+use crate::workload::rounds::{Way, interleaved};
 
 /// Runs of pages, as guests touch them.
 const ORDER: Order = Order::Runs;

@@ -16,7 +16,7 @@ use crate::report::parts::{Bound, Part};
 use crate::source::Source;
 use crate::subject::Subject;
 use crate::subject::ours::Ours;
-use crate::workload::format::rounds::{Way, interleaved};
+use crate::workload::rounds::{Way, interleaved};
 
 const COUNTS: [u64; 4] = [1, 8, 32, 64];
 /// Pages of an idle session: its page table costs nothing beside it.

@@ -19,7 +19,7 @@ use crate::source::{Source, Words};
 use crate::sys::copy_page::{continue_pages, copy_pages};
 use crate::sys::page_source::PageSource;
 use crate::sys::shared;
-use crate::workload::format::rounds::{Way, interleaved};
+use crate::workload::rounds::{Way, interleaved};
 
 /// Pages of one installation: those of a replay's longest run, and of a default window.
 const BATCHES: [u64; 2] = [64, 16];

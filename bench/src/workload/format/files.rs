@@ -14,10 +14,10 @@ use snapshot_format::{
     PageSize, PublishInfo, Staging, file_name,
 };
 
-use super::rounds::interleaved;
 use crate::aligned::Aligned;
 use crate::config::{Format, PAGE_BYTES};
 use crate::report::parts::{Bound, Part};
+use crate::workload::rounds::interleaved;
 
 /// Builds in the chain that is merged.
 const MERGE_DEPTH: usize = 64;

@@ -11,10 +11,10 @@ use snapshot_format::{
 };
 
 use super::hollow::{self, Generation};
-use super::rounds::interleaved;
 use crate::config::Format;
 use crate::report::parts::{Bound, Part};
 use crate::report::ratio::median;
+use crate::workload::rounds::interleaved;
 
 /// The deep chain's builds.
 const DEPTH: usize = 256;

@@ -4,7 +4,6 @@
 mod files;
 pub(crate) mod hollow;
 mod maps;
-pub(crate) mod rounds;
 
 use std::fmt::{self, Display, Formatter};
 

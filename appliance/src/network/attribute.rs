@@ -1,4 +1,4 @@
-//! Netlink attributes: 16 bits of length, 16 bits of kind, payload, padding to 4 bytes.
+//! Encoding netlink attributes, for nf_tables and traffic control: 16 bits of length, 16 bits of kind, payload, padding to 4 bytes.
 
 const NESTED: u16 = 0x8000;
 

@@ -1,0 +1,269 @@
+//! What a slot holds back: bandwidth, what is left of old connections, IPv6, and addresses that the
+//! host uses itself. In real namespaces: see [`support::net`].
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::time::Duration;
+
+use appliance::network::address::{GUEST, TAP};
+use appliance::network::{Slot, SlotIndex, Slots, namespace};
+use futures_util::TryStreamExt;
+use http_api::wire::NetworkPolicy;
+use support::net::{
+    Net, OUTSIDE, PATIENCE, ask, build, built_slots, egress, end, guest_in, host_and_outside,
+    index, is_root, set_policy, wait_for_slots,
+};
+
+/// How long so many bytes take from a namespace to a listener in another, until the last has
+/// arrived.
+fn transfer(from: &Net, to: &Net, listen: Ipv4Addr, target: SocketAddr, bytes: usize) -> Duration {
+    let port = target.port();
+    let listener = to.run(move || TcpListener::bind((listen, port)).unwrap());
+    let receiving = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut received = 0;
+        let mut buffer = vec![0; 1 << 16];
+        while received < bytes {
+            received += stream.read(&mut buffer).unwrap();
+        }
+        stream.write_all(b"!").unwrap();
+    });
+    let took = from.run(move || {
+        let connect = || TcpStream::connect_timeout(&target, PATIENCE).ok();
+        let mut stream = support::wait_for("a connection", 20 * PATIENCE, connect);
+        let started = std::time::Instant::now();
+        stream.write_all(&vec![7; bytes]).unwrap();
+        stream.read_exact(&mut [0]).unwrap();
+        started.elapsed()
+    });
+    receiving.join().unwrap();
+    took
+}
+
+/// The links of a slot that have a token bucket.
+fn limited_links(slot: &Slot) -> Vec<String> {
+    use rtnetlink::packet_route::tc::TcAttribute;
+    Net::of(slot).run(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = { runtime }.enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (connection, handle, _) = rtnetlink::new_connection().unwrap();
+            let driver = tokio::spawn(connection);
+            let mut limited = Vec::new();
+            for name in [TAP, "veth0"] {
+                let link = index(&handle, name).await as i32;
+                let mut queues = handle.qdisc().get().index(link).execute();
+                while let Some(queue) = queues.try_next().await.unwrap() {
+                    let is_bucket =
+                        |a: &TcAttribute| matches!(a, TcAttribute::Kind(kind) if kind == "tbf");
+                    if queue.header.index == link && queue.attributes.iter().any(is_bucket) {
+                        limited.push(name.to_owned());
+                    }
+                }
+            }
+            driver.abort();
+            limited
+        })
+    })
+}
+
+#[test]
+fn bandwidth_of_one_sandbox_is_limited_both_ways_and_no_longer() {
+    if !is_root("bandwidth_of_one_sandbox_is_limited_both_ways_and_no_longer") {
+        return;
+    }
+    // At 1 MB/s. Bucket and queue take 116 KiB at once; of the rest, no kernel sends more.
+    const KBIT_S: u64 = 8000;
+    const BYTES: usize = 1_500_000;
+    const AT_LEAST: Duration = Duration::from_millis(1300);
+    let (host, outside) = host_and_outside();
+    let (slots, built) = build(&host, "neti", egress(true), 1);
+    let slot = &built[0];
+    let guest = guest_in(slot);
+    assert_eq!(limited_links(slot), Vec::<String>::new());
+    let out = SocketAddr::from((OUTSIDE, 7003));
+    let inward = SocketAddr::from((slot.address, 7004));
+
+    let limits = |egress_kbit_s, ingress_kbit_s| NetworkPolicy {
+        egress_kbit_s,
+        ingress_kbit_s,
+        ..NetworkPolicy::default()
+    };
+    set_policy(&host, &slots, slot, limits(Some(KBIT_S), None));
+    assert_eq!(limited_links(slot), ["veth0"]);
+    let took = transfer(&guest, &outside, OUTSIDE, out, BYTES);
+    assert!(took >= AT_LEAST, "sent in {took:?}");
+
+    set_policy(&host, &slots, slot, limits(None, Some(KBIT_S)));
+    assert_eq!(limited_links(slot), [TAP]);
+    let took = transfer(&host, &guest, GUEST, inward, BYTES);
+    assert!(took >= AT_LEAST, "received in {took:?}");
+
+    // Ten times as much, by a replaced limit, in the time of the first.
+    set_policy(
+        &host,
+        &slots,
+        slot,
+        limits(Some(10 * KBIT_S), Some(10 * KBIT_S)),
+    );
+    assert_eq!(limited_links(slot), [TAP, "veth0"]);
+    let took = transfer(&guest, &outside, OUTSIDE, out, 10 * BYTES);
+    assert!(took >= AT_LEAST, "sent in {took:?}");
+
+    set_policy(&host, &slots, slot, NetworkPolicy::default());
+    assert_eq!(limited_links(slot), Vec::<String>::new());
+    transfer(&guest, &outside, OUTSIDE, out, BYTES);
+    end(&host, slots, &built);
+}
+
+#[test]
+fn limits_of_a_new_sandbox_are_there_and_its_successor_has_none() {
+    if !is_root("limits_of_a_new_sandbox_are_there_and_its_successor_has_none") {
+        return;
+    }
+    let (host, _outside) = host_and_outside();
+    let (slots, _) = build(&host, "netj", egress(true), 0);
+    slots.keep_ready(1, []);
+    wait_for_slots("netj", &[0]);
+    let limited = NetworkPolicy {
+        ingress_kbit_s: Some(64),
+        ..NetworkPolicy::default()
+    };
+    // The first waits in the pool, the second is built for it.
+    for number in [0, 5] {
+        let (one, policy) = (slots.clone(), limited.clone());
+        ask(&host, move || async move {
+            drop(one.take(SlotIndex(number), policy).await.unwrap());
+        });
+        let slot = Slot {
+            index: SlotIndex(number),
+            namespace: namespace::path(&format!("netj-{number}")),
+            address: slots.pool().sandbox_end(SlotIndex(number)),
+        };
+        assert_eq!(limited_links(&slot), [TAP], "slot {number}");
+        let one = slots.clone();
+        ask(&host, move || async move {
+            one.give_back(SlotIndex(number)).await.unwrap();
+        });
+        if built_slots("netj").contains(&number) {
+            assert_eq!(limited_links(&slot), Vec::<String>::new(), "slot {number}");
+        }
+    }
+    end(&host, slots, &[]);
+}
+
+#[test]
+fn no_packet_of_an_old_connection_reaches_the_next_guest() {
+    if !is_root("no_packet_of_an_old_connection_reaches_the_next_guest") {
+        return;
+    }
+    const PORT: u16 = 7005;
+    let (host, outside) = host_and_outside();
+    let (slots, _) = build(&host, "netk", egress(true), 0);
+    slots.keep_ready(1, []);
+    wait_for_slots("netk", &[0]);
+    let take = |slots: &Slots| {
+        let one = slots.clone();
+        ask(&host, || async move {
+            drop(
+                one.take(SlotIndex(0), NetworkPolicy::default())
+                    .await
+                    .unwrap(),
+            );
+        });
+    };
+    take(&slots);
+    let slot = Slot {
+        index: SlotIndex(0),
+        namespace: namespace::path("netk-0"),
+        address: slots.pool().sandbox_end(SlotIndex(0)),
+    };
+    let guest = guest_in(&slot);
+    let peer = outside.run(|| UdpSocket::bind((OUTSIDE, PORT)).unwrap());
+    peer.set_read_timeout(Some(PATIENCE)).unwrap();
+    let inside = guest.run(|| {
+        let socket = UdpSocket::bind((GUEST, PORT)).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket
+    });
+    let back = support::wait_for("a packet of the guest", 20 * PATIENCE, || {
+        inside.send_to(b"out", (OUTSIDE, PORT)).unwrap();
+        peer.recv_from(&mut [0; 8]).ok()
+    });
+    while peer.recv(&mut [0; 8]).is_ok() {}
+    let answered = || {
+        peer.send_to(b"in", back.1).unwrap();
+        inside.recv(&mut [0; 8]).ok()
+    };
+    assert_eq!(answered(), Some(2), "while it runs");
+
+    let one = slots.clone();
+    ask(&host, || async move {
+        one.give_back(SlotIndex(0)).await.unwrap();
+        one.release(SlotIndex(0));
+    });
+    take(&slots);
+    assert_eq!(
+        answered(),
+        None,
+        "a packet for the last guest reached the next one"
+    );
+    end(&host, slots, &[]);
+}
+
+#[test]
+fn there_is_no_ipv6_in_a_slot() {
+    if !is_root("there_is_no_ipv6_in_a_slot") {
+        return;
+    }
+    let (host, _outside) = host_and_outside();
+    let (slots, built) = build(&host, "netl", egress(true), 1);
+    let _guest = guest_in(&built[0]);
+    Net::of(&built[0]).run(|| {
+        let off = |link: &str| {
+            let path = format!("/proc/sys/net/ipv6/conf/{link}/disable_ipv6");
+            std::fs::read_to_string(path).map_or(true, |text| text.trim() == "1")
+        };
+        for link in ["all", "default", "lo", "veth0", TAP] {
+            assert!(off(link), "{link}");
+        }
+        let addresses = std::fs::read_to_string("/proc/thread-self/net/if_inet6");
+        assert_eq!(addresses.unwrap_or_default(), "");
+    });
+    end(&host, slots, &built);
+}
+
+#[test]
+fn a_pool_that_the_host_uses_is_refused_with_the_route_and_the_key() {
+    use appliance::network::range;
+    if !is_root("a_pool_that_the_host_uses_is_refused_with_the_route_and_the_key") {
+        return;
+    }
+    let (host, _outside) = host_and_outside();
+    let (slots, built) = build(&host, "netm", egress(true), 1);
+    let check = |instance: &'static str, pool: &'static str| {
+        host.run(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread();
+            let runtime = { runtime }.enable_all().build().unwrap();
+            let checked = runtime.block_on(range::check(pool.parse().unwrap(), instance));
+            checked.map_err(|error| error.to_string())
+        })
+    };
+    // Its own slots, and the host's default route, are no reason.
+    check("netm", "10.231.0.0/16").unwrap();
+    check("netm", "10.99.0.0/16").unwrap();
+    let error = check("netn", "10.231.0.0/16").unwrap_err();
+    assert!(error.contains("by netm0"), "{error}");
+    let error = check("netm", "198.51.100.128/25").unwrap_err();
+    for part in [
+        "network.pool",
+        "198.51.100.128/25",
+        "198.51.100.0/24",
+        "up0",
+    ] {
+        assert!(error.contains(part), "no {part}: {error}");
+    }
+    end(&host, slots, &built);
+}
