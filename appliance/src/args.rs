@@ -28,6 +28,8 @@ pub enum Command {
         #[arg(default_value = "/etc/thaw/thaw.toml")]
         config: PathBuf,
     },
+    /// Make, list and revoke the tokens that callers send.
+    Token(TokenArgs),
     /// Look at builds on disk.
     #[command(subcommand)]
     Snapshot(SnapshotCommand),
@@ -38,6 +40,51 @@ pub enum Command {
     /// Become a VMM (started by the daemon).
     #[command(hide = true)]
     Launch,
+}
+
+/// `thaw token`
+#[derive(Debug, clap::Args)]
+pub struct TokenArgs {
+    /// Configuration file: tokens are kept in its data_dir.
+    #[arg(long, global = true, default_value = "/etc/thaw/thaw.toml")]
+    pub config: PathBuf,
+    /// As JSON.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: TokenCommand,
+}
+
+/// `thaw token …`
+#[derive(Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Make a token and print it. It is shown this once; only its hash is kept. A daemon that runs
+    /// knows it at once.
+    Create {
+        /// What to call it; a name is made up when absent.
+        #[arg(long)]
+        name: Option<String>,
+        /// What it allows.
+        #[arg(long, value_enum, default_value_t = TokenScope::Full)]
+        scope: TokenScope,
+    },
+    /// Show the names of all tokens.
+    List,
+    /// Remove a token. A daemon that runs refuses it within a second.
+    Revoke {
+        /// Its name.
+        name: String,
+    },
+}
+
+/// What a token allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum TokenScope {
+    /// Everything.
+    Full,
+    /// `GET /metrics` only.
+    Metrics,
 }
 
 /// `thaw snapshot …`

@@ -12,11 +12,12 @@ use envd::protocol::envelope::{Decoder, Frame, MAX_PAYLOAD, encode_message};
 use envd::protocol::{
     self, EndEvent, InitRequest, Output, ProcessConfig, ProcessEvent, StartRequest, StreamMessage,
 };
-use http_api::wire::{ExecRequest, ExecResult};
+use http_api::wire::{ExecRequest, ExecResult, GuestMetrics};
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1;
 use hyper::{Method, Request, Response, body::Incoming};
 use hyper_util::rt::TokioIo;
+use serde::Deserialize;
 use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
@@ -64,10 +65,11 @@ pub enum GuestError {
     TooMuchOutput,
 }
 
-/// The daemon in one guest.
-#[derive(Clone, Copy, Debug)]
+/// The daemon in one guest. It has no `Debug`: its token is a secret.
+#[derive(Clone)]
 pub struct Guest {
     address: SocketAddr,
+    token: Option<String>,
 }
 
 impl Guest {
@@ -76,7 +78,15 @@ impl Guest {
     pub fn at(address: Ipv4Addr) -> Self {
         Self {
             address: SocketAddr::from((address, protocol::PORT)),
+            token: None,
         }
+    }
+
+    /// The same one, which asks callers for this.
+    #[must_use]
+    pub fn with_token(mut self, token: Option<String>) -> Self {
+        self.token = token;
+        self
     }
 
     /// Waits until it answers `/health`.
@@ -127,6 +137,26 @@ impl Guest {
         self.call(Method::POST, &path, Bytes::new(), grace)
             .await
             .map(|_| ())
+    }
+
+    /// How busy and how full it is.
+    ///
+    /// # Errors
+    /// See [`GuestError`].
+    pub async fn metrics(&self, patience: Duration) -> Result<GuestMetrics, GuestError> {
+        let path = protocol::METRICS_PATH;
+        let body = self.call(Method::GET, path, Bytes::new(), patience).await?;
+        let found: Metrics = serde_json::from_slice(&body).map_err(|error| broken(path, error))?;
+        Ok(GuestMetrics {
+            timestamp_s: found.ts,
+            cpu_count: found.cpu_count,
+            cpu_used_percent: found.cpu_used_pct,
+            memory_total_bytes: found.mem_total,
+            memory_used_bytes: found.mem_used,
+            memory_cache_bytes: found.mem_cache,
+            disk_total_bytes: found.disk_total,
+            disk_used_bytes: found.disk_used,
+        })
     }
 
     /// Runs a command and collects its output.
@@ -223,8 +253,12 @@ impl Guest {
     async fn send(
         &self,
         path: &str,
-        request: Request<Full<Bytes>>,
+        mut request: Request<Full<Bytes>>,
     ) -> Result<Response<Incoming>, GuestError> {
+        if let Some(token) = self.token.as_deref().and_then(|token| token.parse().ok()) {
+            let headers = request.headers_mut();
+            headers.insert(protocol::ACCESS_TOKEN_HEADER, token);
+        }
         let stream = self.connect().await.map_err(|error| broken(path, error))?;
         let handshake = http1::handshake(TokioIo::new(stream)).await;
         let (mut sender, connection) = handshake.map_err(|error| broken(path, error))?;
@@ -262,6 +296,19 @@ impl Guest {
             }
         }
     }
+}
+
+/// `GET /metrics` as the guest's daemon answers it; sizes in bytes.
+#[derive(Debug, Deserialize)]
+struct Metrics {
+    ts: u64,
+    cpu_count: u32,
+    cpu_used_pct: f64,
+    mem_total: u64,
+    mem_used: u64,
+    mem_cache: u64,
+    disk_used: u64,
+    disk_total: u64,
 }
 
 /// What a command has said so far.

@@ -17,6 +17,7 @@ use crate::disks::Disks;
 use crate::engines::Engines;
 use crate::network::Slots;
 use crate::template::Templates;
+use crate::tokens::Tokens;
 use crate::vmm::Driver;
 
 /// The host.
@@ -41,6 +42,8 @@ pub struct Host {
     pub store: BuildStore,
     /// What sandboxes can start from.
     pub templates: RwLock<Templates>,
+    /// Tokens of callers.
+    pub tokens: Tokens,
     /// Set once: nothing new is started any more.
     pub draining: AtomicBool,
     /// Builds that exist or soon will, and are in nobody's row yet.

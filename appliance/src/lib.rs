@@ -19,7 +19,9 @@ pub mod config;
 
 pub mod catalogue;
 pub mod integrity;
+pub mod lifetime;
 pub mod template;
+pub mod tokens;
 
 pub mod disks;
 pub mod engines;
@@ -84,6 +86,7 @@ fn run(command: Command) -> Result<ExitCode> {
             println!("{} is fine", config.display());
             Ok(ExitCode::SUCCESS)
         }
+        Command::Token(args) => tools::token(&args),
         Command::Snapshot(command) => tools::snapshot(command),
         Command::Try(args) => selftest::run(&args),
         Command::Engine(EngineArgs { command, by_daemon }) => match (command, by_daemon) {

@@ -86,9 +86,9 @@ async fn apply(
                 .await?;
             return Ok(());
         }
-        Decision::StillPaused => row.state = SandboxState::Paused,
+        Decision::StillPaused => row.enter(SandboxState::Paused, crate::clock::now_ms()),
         Decision::Paused(published) => {
-            row.state = SandboxState::Paused;
+            row.enter(SandboxState::Paused, crate::clock::now_ms());
             row.build = Some(published.id);
             build = Some(describe(store, published.id, published.stored_pages)?);
         }

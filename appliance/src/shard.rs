@@ -9,15 +9,17 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use http_api::ApiError;
-use http_api::ids::{SandboxId, TemplateName};
-use http_api::wire::{MemoryStats, NetworkPolicy, Sandbox, SandboxState, Snapshot};
+use http_api::ids::SandboxId;
+use http_api::wire::{
+    MemoryStats, NetworkPolicy, ResumeSandbox, Sandbox, SandboxState, SetTimeout, Snapshot,
+};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::catalogue::SandboxRow;
 use crate::host::Host;
 use crate::sandbox::state::{Operation, begin};
-use crate::sandbox::{Cell, Job, Owner, Reply};
+use crate::sandbox::{Cell, Job, NewTemplate, Owner, Reply};
 use crate::template::Template;
 
 /// Jobs that one sandbox may have waiting.
@@ -27,16 +29,16 @@ const JOBS_PER_SANDBOX: usize = 16;
 const PAUSES_AT_ONCE: usize = 4;
 
 /// The way to a running guest, for as long as it stays running.
-#[derive(Debug)]
 pub struct Route {
-    /// Where its daemon answers.
+    /// Where it is.
     pub address: Ipv4Addr,
+    /// What its daemon asks callers for.
+    pub access_token: Option<String>,
     /// Tells when it no longer runs.
     pub state: watch::Receiver<SandboxState>,
 }
 
 /// What a shard is asked.
-#[derive(Debug)]
 pub enum Request {
     /// Make a sandbox; its row is in the catalogue.
     Create(Box<SandboxRow>, Box<Template>, Reply<Sandbox>),
@@ -44,12 +46,18 @@ pub enum Request {
     List(Reply<Vec<Sandbox>>),
     /// One.
     Get(SandboxId, Reply<Sandbox>),
+    /// Its row, with what the outside doesn't see.
+    Row(SandboxId, Reply<Box<SandboxRow>>),
+    /// Its changes of state.
+    Watch(SandboxId, Reply<watch::Receiver<SandboxState>>),
     /// To disk.
     Pause(SandboxId, Reply<Sandbox>),
     /// Back.
-    Resume(SandboxId, Reply<Sandbox>),
+    Resume(SandboxId, ResumeSandbox, Reply<Sandbox>),
+    /// Longer or shorter.
+    Timeout(SandboxId, SetTimeout, Reply<Sandbox>),
     /// A template of it.
-    Snapshot(SandboxId, TemplateName, Reply<Snapshot>),
+    Snapshot(SandboxId, NewTemplate, Reply<Snapshot>),
     /// What its memory did.
     Memory(SandboxId, Reply<MemoryStats>),
     /// Let it reach other networks.
@@ -119,8 +127,22 @@ impl Shard {
             Request::Get(id, reply) => {
                 let _ = reply.send(self.find(&id).map(|entry| entry.cell.view()));
             }
+            Request::Row(id, reply) => {
+                let _ = reply.send(self.find(&id).map(|entry| Box::new(entry.cell.row())));
+            }
+            Request::Watch(id, reply) => {
+                let _ = reply.send(self.find(&id).map(|entry| entry.cell.watch()));
+            }
             Request::Pause(id, reply) => self.hand_on(&id, Operation::Pause, reply, Job::Pause),
-            Request::Resume(id, reply) => self.hand_on(&id, Operation::Resume, reply, Job::Resume),
+            Request::Resume(id, request, reply) => {
+                self.hand_on(&id, Operation::Resume, reply, |reply| {
+                    Job::Resume(request, reply)
+                });
+            }
+            Request::Timeout(id, request, reply) => match self.find(&id).and_then(has_room) {
+                Ok(entry) => send(entry, Job::Timeout(request, reply)),
+                Err(error) => drop(reply.send(Err(error))),
+            },
             Request::Snapshot(id, name, reply) => {
                 self.hand_on(&id, Operation::Snapshot, reply, |reply| {
                     Job::Snapshot(name, reply)
@@ -198,6 +220,7 @@ impl Shard {
         begin(entry.cell.state(), Operation::Exec)?;
         Ok(Route {
             address: entry.cell.address(),
+            access_token: entry.cell.row().access_token,
             state: entry.cell.watch(),
         })
     }

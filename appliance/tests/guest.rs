@@ -57,9 +57,12 @@ fn guest_lives_a_whole_life() {
     assert!(made.get("build").is_none(), "{made}");
 
     // A name is taken, a name is unknown.
-    let again = api.post("/v1/sandboxes", &body);
-    assert_eq!(again.body["code"], "exists");
-    again.expect(409);
+    // The same request again is answered with what it made; another one is refused.
+    let again = api.post("/v1/sandboxes", &body).expect(200);
+    assert_eq!(again["execution_id"], made["execution_id"], "{again}");
+    let other = api.post("/v1/sandboxes", &json!({ "id": "one", "template": "base" }));
+    assert_eq!(other.body["code"], "exists");
+    other.expect(409);
     let unknown = json!({ "id": "two", "template": "nothing" });
     api.post("/v1/sandboxes", &unknown).expect(404);
     api.sandbox("two").expect(404);

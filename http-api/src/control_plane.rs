@@ -1,12 +1,15 @@
 //! Whoever answers: the one interface between HTTP and a daemon.
 
 use std::future::Future;
+use std::time::Duration;
 
+use crate::auth::{Scope, TokenHash};
 use crate::ids::{SandboxId, TemplateName};
 use crate::problem::ApiError;
 use crate::wire::{
-    CreateSandbox, CreateSnapshot, ExecRequest, ExecResult, HostInfo, MemoryStats, NetworkPolicy,
-    Sandbox, Snapshot,
+    CreateSandbox, CreateSnapshot, Created, ExecRequest, ExecResult, ForkSandbox, GuestMetrics,
+    HostInfo, MemoryStats, NetworkPolicy, ResumeSandbox, Sandbox, SandboxState, SetTimeout,
+    Snapshot,
 };
 
 /// Whether the daemon takes requests.
@@ -23,14 +26,20 @@ pub enum Readiness {
 pub trait ControlPlane: Clone + Send + Sync + 'static {
     /// Whether requests are taken.
     fn readiness(&self) -> impl Future<Output = Readiness> + Send;
+    /// What a token allows; nothing when there is no such token.
+    fn scope(
+        &self,
+        token: TokenHash,
+    ) -> impl Future<Output = Result<Option<Scope>, ApiError>> + Send;
     /// What this host is.
     fn host(&self) -> impl Future<Output = Result<HostInfo, ApiError>> + Send;
 
-    /// Makes a sandbox and waits until it runs.
+    /// Makes a sandbox and waits until it runs. The same request with the same id a second time
+    /// is answered with the sandbox of the first; another one with that id is refused.
     fn create(
         &self,
         request: CreateSandbox,
-    ) -> impl Future<Output = Result<Sandbox, ApiError>> + Send;
+    ) -> impl Future<Output = Result<Created, ApiError>> + Send;
     /// All sandboxes, by id.
     fn list(&self) -> impl Future<Output = Result<Vec<Sandbox>, ApiError>> + Send;
     /// One sandbox.
@@ -38,7 +47,35 @@ pub trait ControlPlane: Clone + Send + Sync + 'static {
     /// Writes it to disk and ends its process.
     fn pause(&self, id: SandboxId) -> impl Future<Output = Result<Sandbox, ApiError>> + Send;
     /// Brings it back.
-    fn resume(&self, id: SandboxId) -> impl Future<Output = Result<Sandbox, ApiError>> + Send;
+    fn resume(
+        &self,
+        id: SandboxId,
+        request: ResumeSandbox,
+    ) -> impl Future<Output = Result<Sandbox, ApiError>> + Send;
+    /// Waits until it is in one of these states, and says how it is when that is so or the time is
+    /// up.
+    fn wait(
+        &self,
+        id: SandboxId,
+        states: Vec<SandboxState>,
+        patience: Duration,
+    ) -> impl Future<Output = Result<Sandbox, ApiError>> + Send;
+    /// Changes how long it may run.
+    fn set_timeout(
+        &self,
+        id: SandboxId,
+        request: SetTimeout,
+    ) -> impl Future<Output = Result<Sandbox, ApiError>> + Send;
+    /// Makes running copies of it, which go on from where it is; it goes on, too. Each may fail by
+    /// itself.
+    fn fork(
+        &self,
+        id: SandboxId,
+        request: ForkSandbox,
+    ) -> impl Future<Output = Result<Vec<Result<Sandbox, ApiError>>, ApiError>> + Send;
+    /// How busy its guest is.
+    fn metrics(&self, id: SandboxId)
+    -> impl Future<Output = Result<GuestMetrics, ApiError>> + Send;
     /// Runs a command in it and collects the output.
     fn exec(
         &self,

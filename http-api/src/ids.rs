@@ -65,6 +65,20 @@ impl FromStr for SandboxId {
     }
 }
 
+impl SandboxId {
+    /// The id that stands for a caller's key: the same for the same key, always.
+    #[must_use]
+    pub fn of_key(key: &[u8]) -> Self {
+        use sha2::Digest;
+        const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+        let hash = sha2::Sha256::digest(key);
+        let letters = hash
+            .iter()
+            .map(|byte| char::from(ALPHABET[usize::from(byte % 32)]));
+        Self("k".chars().chain(letters).collect())
+    }
+}
+
 impl FromStr for TemplateName {
     type Err = IdError;
 
@@ -118,6 +132,14 @@ mod tests {
         for bad in ["", "1a", "a-b", "A", "a/b", "ä", "..", "a b"] {
             assert!(bad.parse::<SandboxId>().is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_keys_id_is_one_that_a_caller_could_choose() {
+        let id = SandboxId::of_key(b"0f7b-1");
+        assert_eq!(id.as_str().parse::<SandboxId>().as_ref(), Ok(&id));
+        assert_eq!(id, SandboxId::of_key(b"0f7b-1"));
+        assert_ne!(id, SandboxId::of_key(b"0f7b-2"));
     }
 
     #[test]

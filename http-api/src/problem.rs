@@ -24,6 +24,18 @@ pub enum ApiError {
         /// What is wrong with it.
         detail: String,
     },
+    /// No token, or one that nobody knows. 401.
+    #[error("{detail}")]
+    Unauthorized {
+        /// What is missing, and where to get it.
+        detail: String,
+    },
+    /// Who asks is known and may not. 403.
+    #[error("{detail}")]
+    Forbidden {
+        /// Why not.
+        detail: String,
+    },
     /// No such sandbox, template or route. 404.
     #[error("There is no {what} {name:?}")]
     NotFound {
@@ -101,6 +113,8 @@ impl ApiError {
     pub fn status(&self) -> StatusCode {
         match self {
             Self::BadRequest { .. } => StatusCode::BAD_REQUEST,
+            Self::Unauthorized { .. } => StatusCode::UNAUTHORIZED,
+            Self::Forbidden { .. } => StatusCode::FORBIDDEN,
             Self::NotFound { .. } => StatusCode::NOT_FOUND,
             Self::Denied { .. } | Self::Exists { .. } => StatusCode::CONFLICT,
             Self::Corrupt { .. } => StatusCode::UNPROCESSABLE_ENTITY,
@@ -116,6 +130,8 @@ impl ApiError {
     pub fn code(&self) -> &'static str {
         match self {
             Self::BadRequest { .. } => "bad_request",
+            Self::Unauthorized { .. } => "unauthorized",
+            Self::Forbidden { .. } => "forbidden",
             Self::NotFound { .. } => "not_found",
             Self::Denied { .. } => "wrong_state",
             Self::Exists { .. } => "exists",

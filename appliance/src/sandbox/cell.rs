@@ -9,6 +9,7 @@ use tokio::sync::watch;
 
 use super::state::{Denied, Operation, begin};
 use crate::catalogue::SandboxRow;
+use crate::lifetime::Lifetime;
 use crate::network::Pool;
 
 /// A sandbox as seen from outside; shared by its shard and its owner.
@@ -60,7 +61,7 @@ impl Cell {
         let mut row = self.inner.row.lock();
         // A delete that came meanwhile is not undone by what it waits for.
         if row.state != SandboxState::Destroying {
-            row.state = state;
+            row.enter(state, crate::clock::now_ms());
         }
         row.reason = reason;
         self.inner.state.send_replace(row.state);
@@ -86,6 +87,12 @@ impl Cell {
     #[must_use]
     pub fn state(&self) -> SandboxState {
         self.inner.row.lock().state
+    }
+
+    /// How long it may run.
+    #[must_use]
+    pub fn lifetime(&self) -> Lifetime {
+        self.inner.row.lock().lifetime
     }
 
     /// Tells of every change of state.
@@ -128,6 +135,14 @@ impl Cell {
             generation: *self.inner.generation.lock(),
             reason: row.reason,
             labels: row.labels,
+            disk_mb: row.disk_mb,
+            started_at_ms: row.started_at_ms,
+            expires_at_ms: row.lifetime.expires_at_ms,
+            time_left_ms: row.lifetime.left_ms,
+            on_timeout: row.lifetime.on_timeout,
+            auto_resume: row.lifetime.auto_resume,
+            execution_id: row.execution_id,
+            access_token: row.access_token,
         }
     }
 }

@@ -15,6 +15,7 @@ pub mod state;
 
 mod boot;
 mod error;
+mod expiry;
 mod live;
 mod restore;
 pub mod snapshot;
@@ -23,3 +24,4 @@ mod templating;
 pub use cell::Cell;
 pub use error::OperationError;
 pub use owner::{Job, Owner, Reply};
+pub use templating::NewTemplate;

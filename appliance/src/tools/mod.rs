@@ -1,9 +1,10 @@
-//! `thaw snapshot`: builds seen from the command line.
+//! What the command line does without the daemon: `thaw snapshot` and `thaw token`.
 
 mod diff;
 mod inspect;
 mod merge;
 mod progress;
+mod token;
 mod transfer;
 mod verify;
 
@@ -14,6 +15,8 @@ use anyhow::{Context, Result};
 use snapshot_format::{BuildId, BuildStore};
 
 use crate::args::SnapshotCommand;
+
+pub use token::token;
 
 /// Runs one of them.
 ///

@@ -10,5 +10,8 @@ pub mod snapshot;
 pub use exec::{ExecRequest, ExecResult};
 pub use host::{HostInfo, VmmInfo};
 pub use network::{MAX_NETWORKS, NetworkPolicy};
-pub use sandbox::{CreateSandbox, MemoryStats, Sandbox, SandboxState};
+pub use sandbox::{
+    CreateSandbox, Created, ForkSandbox, GuestMetrics, MAX_FORKS, MAX_TIMEOUT_S, MemoryStats,
+    OnTimeout, ResumeSandbox, Sandbox, SandboxState, SetTimeout,
+};
 pub use snapshot::{CreateSnapshot, Snapshot, SnapshotKind};

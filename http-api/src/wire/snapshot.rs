@@ -20,8 +20,9 @@ pub enum SnapshotKind {
 pub struct CreateSnapshot {
     /// The sandbox to take it of, running or paused; it goes on as it was.
     pub sandbox: SandboxId,
-    /// The template's name.
-    pub name: TemplateName,
+    /// The template's name; chosen by the host when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<TemplateName>,
 }
 
 /// One template.
@@ -41,6 +42,12 @@ pub struct Snapshot {
     pub vcpus: u32,
     /// Memory in MiB, likewise.
     pub memory_mb: u32,
+    /// Size of the disk in MiB, used or not.
+    #[serde(default)]
+    pub disk_mb: u64,
+    /// The sandbox that it was taken of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<SandboxId>,
     /// Pages stored by that build itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub diff_pages: Option<u64>,

@@ -1,35 +1,43 @@
 //! The control plane behind the HTTP routes: finds the shard that owns a sandbox and
 //! carries requests there. Holds no state of its own; one per shard, all alike.
 
-use std::collections::BTreeSet;
+mod making;
+mod traffic;
+
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
+use http_api::auth::{Scope, TokenHash};
 use http_api::ids::{SandboxId, TemplateName};
 use http_api::wire::{
-    CreateSandbox, CreateSnapshot, ExecRequest, ExecResult, HostInfo, MemoryStats, NetworkPolicy,
-    Sandbox, SandboxState, Snapshot, SnapshotKind,
+    CreateSandbox, CreateSnapshot, Created, ExecRequest, ExecResult, ForkSandbox, GuestMetrics,
+    HostInfo, MemoryStats, NetworkPolicy, ResumeSandbox, Sandbox, SandboxState, SetTimeout,
+    Snapshot, SnapshotKind,
 };
 use http_api::{ApiError, ControlPlane, Readiness};
-use parking_lot::Mutex;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
 
-use crate::catalogue::{CatalogueError, SandboxRow, builds, sandboxes, templates};
+use crate::catalogue::{CatalogueError, builds, templates};
 use crate::guest::{Guest, GuestError};
 use crate::host::Host;
-use crate::network::SlotIndex;
-use crate::sandbox::Reply;
+use crate::sandbox::{NewTemplate, Reply};
 use crate::shard::{Request, Route};
 use crate::template::{Origin, Template};
+
+/// How long a guest may take to say how busy it is.
+const METRICS_TIME: Duration = Duration::from_secs(10);
+
+use making::Starting;
 
 /// The way to all shards.
 #[derive(Clone)]
 pub struct Gateway {
     host: Arc<Host>,
     shards: Arc<Vec<mpsc::Sender<Request>>>,
-    /// Ids whose creation has begun and which no shard has yet.
-    starting: Arc<Mutex<BTreeSet<SandboxId>>>,
+    starting: Starting,
 }
 
 impl Gateway {
@@ -103,36 +111,6 @@ impl Gateway {
         })
     }
 
-    /// Puts the new sandbox's row into the catalogue, with a free slot.
-    async fn insert(&self, row: SandboxRow) -> Result<SandboxRow, ApiError> {
-        let id = row.id.clone();
-        let slots = self.host.slots.pool().slots();
-        let insert = move |connection: &mut rusqlite::Connection| {
-            if sandboxes::exists(connection, &row.id)? {
-                return Ok(Err(row.id));
-            }
-            Ok(Ok(sandboxes::insert_with_free_slot(
-                connection, row, slots,
-            )?))
-        };
-        match self
-            .host
-            .catalogue
-            .call(insert)
-            .await
-            .map_err(catalogue_failed)?
-        {
-            Err(_) => Err(ApiError::Exists {
-                what: "sandbox",
-                name: id.to_string(),
-            }),
-            Ok(None) => Err(ApiError::Full {
-                detail: format!("All {slots} network slots are taken; delete a sandbox first"),
-            }),
-            Ok(Some(row)) => Ok(row),
-        }
-    }
-
     async fn describe(&self, template: Template) -> Result<Snapshot, ApiError> {
         let mut snapshot = Snapshot {
             name: template.name,
@@ -141,6 +119,8 @@ impl Gateway {
             generation: None,
             vcpus: template.shape.vcpus,
             memory_mb: template.shape.memory_mb,
+            disk_mb: template.disk_mb,
+            sandbox: template.sandbox,
             diff_pages: None,
             created_at_ms: template.created_at_ms,
         };
@@ -160,46 +140,22 @@ impl Gateway {
         Ok(snapshot)
     }
 
-    async fn create_admitted(
-        &self,
-        id: SandboxId,
-        request: CreateSandbox,
-    ) -> Result<Sandbox, ApiError> {
-        let template = self.template(&request.template)?;
-        let shape = template.shape_for(&request)?;
-        let build = match template.origin {
-            Origin::Disk(_) => None,
-            // In the row from the start, so that the build is needed from the start.
-            Origin::Memory(build) => Some(build),
-        };
-        let row = SandboxRow {
-            id,
-            template: request.template,
-            shape,
-            slot: SlotIndex(0),
-            state: SandboxState::Creating,
-            build,
-            reason: None,
-            created_at_ms: crate::clock::now_ms(),
-            env: request.env,
-            labels: request.labels,
-            network: request.network,
-        };
-        let row = self.insert(row).await?;
-        let id = row.id.clone();
-        let create = |reply| Request::Create(Box::new(row), Box::new(template), reply);
-        let created = self.ask(&id, create).await;
-        if created.is_err() {
-            // An owner has removed it already; a request that never reached one has not.
-            let remove =
-                move |connection: &mut rusqlite::Connection| sandboxes::remove(connection, &id);
-            self.host
-                .catalogue
-                .call(remove)
-                .await
-                .map_err(catalogue_failed)?;
-        }
-        created
+    async fn forget_template(&self, name: &TemplateName) -> Result<(), ApiError> {
+        let removed = name.clone();
+        let remove =
+            move |connection: &mut rusqlite::Connection| templates::remove(connection, &removed);
+        self.host
+            .catalogue
+            .call(remove)
+            .await
+            .map_err(catalogue_failed)?;
+        self.host.templates.write().remove(name);
+        self.host.collect_garbage().await.map_err(catalogue_failed)
+    }
+
+    async fn watch(&self, id: &SandboxId) -> Result<watch::Receiver<SandboxState>, ApiError> {
+        self.ask(id, |reply| Request::Watch(id.clone(), reply))
+            .await
     }
 }
 
@@ -222,33 +178,13 @@ impl ControlPlane for Gateway {
         })
     }
 
-    async fn create(&self, request: CreateSandbox) -> Result<Sandbox, ApiError> {
-        self.admit()?;
-        let id = request
-            .id
-            .clone()
-            .unwrap_or_else(crate::clock::new_sandbox_id);
-        if !self.starting.lock().insert(id.clone()) {
-            return Err(ApiError::Exists {
-                what: "sandbox",
-                name: id.to_string(),
-            });
-        }
-        // Its own task: a client that goes away between the row and the shard would
-        // leave a row that nobody owns.
-        let (gateway, starting, owned) = (self.clone(), self.starting.clone(), id.clone());
-        let created = tokio::spawn(async move {
-            let result = gateway.create_admitted(owned.clone(), request).await;
-            starting.lock().remove(&owned);
-            result
-        });
-        created.await.unwrap_or_else(|_| {
-            let detail = "The task that created the sandbox failed".into();
-            Err(ApiError::Failed {
-                code: "internal",
-                detail,
-            })
-        })
+    async fn scope(&self, token: TokenHash) -> Result<Option<Scope>, ApiError> {
+        let scope = self.host.tokens.scope(&self.host.catalogue, token);
+        scope.await.map_err(catalogue_failed)
+    }
+
+    async fn create(&self, request: CreateSandbox) -> Result<Created, ApiError> {
+        self.create_once(request).await
     }
 
     async fn list(&self) -> Result<Vec<Sandbox>, ApiError> {
@@ -265,6 +201,9 @@ impl ControlPlane for Gateway {
             all.extend(answer.await.map_err(|_| stopped())??);
         }
         all.sort_by(|a: &Sandbox, b: &Sandbox| a.id.cmp(&b.id));
+        for sandbox in &mut all {
+            sandbox.access_token = None;
+        }
         Ok(all)
     }
 
@@ -277,18 +216,59 @@ impl ControlPlane for Gateway {
             .await
     }
 
-    async fn resume(&self, id: SandboxId) -> Result<Sandbox, ApiError> {
+    async fn resume(&self, id: SandboxId, request: ResumeSandbox) -> Result<Sandbox, ApiError> {
         self.admit()?;
-        self.ask(&id, |reply| Request::Resume(id.clone(), reply))
+        self.ask(&id, |reply| Request::Resume(id.clone(), request, reply))
             .await
+    }
+
+    async fn wait(
+        &self,
+        id: SandboxId,
+        states: Vec<SandboxState>,
+        patience: Duration,
+    ) -> Result<Sandbox, ApiError> {
+        let mut watch = self.watch(&id).await?;
+        // Gone, there, or out of time: what it is now tells which.
+        let _ = timeout(patience, watch.wait_for(|state| states.contains(state))).await;
+        self.get(id).await
+    }
+
+    async fn set_timeout(&self, id: SandboxId, request: SetTimeout) -> Result<Sandbox, ApiError> {
+        self.ask(&id, |reply| Request::Timeout(id.clone(), request, reply))
+            .await
+    }
+
+    async fn fork(
+        &self,
+        id: SandboxId,
+        request: ForkSandbox,
+    ) -> Result<Vec<Result<Sandbox, ApiError>>, ApiError> {
+        self.admit()?;
+        // In a task of its own: the template goes even when the client does.
+        let gateway = self.clone();
+        let forks = tokio::spawn(async move { gateway.fork_now(id, request).await });
+        forks.await.unwrap_or_else(|_| Err(task_failed()))
+    }
+
+    async fn metrics(&self, id: SandboxId) -> Result<GuestMetrics, ApiError> {
+        let route = self.ask(&id, |reply| Request::Route(id.clone(), reply));
+        let route = route.await?;
+        let guest = Guest::at(route.address).with_token(route.access_token);
+        let metrics = guest.metrics(METRICS_TIME).await;
+        metrics.map_err(|error| ApiError::failed("guest_failed", &error))
     }
 
     async fn exec(&self, id: SandboxId, request: ExecRequest) -> Result<ExecResult, ApiError> {
         let route = self
             .ask(&id, |reply| Request::Route(id.clone(), reply))
             .await?;
-        let Route { address, mut state } = route;
-        let guest = Guest::at(address);
+        let Route {
+            address,
+            access_token,
+            mut state,
+        } = route;
+        let guest = Guest::at(address).with_token(access_token);
         let leaves = state
             .wait_for(|state| !matches!(state, SandboxState::Running | SandboxState::Snapshotting));
         tokio::select! {
@@ -319,26 +299,46 @@ impl ControlPlane for Gateway {
     }
 
     async fn delete(&self, id: SandboxId) -> Result<(), ApiError> {
-        self.ask(&id, |reply| Request::Destroy(id.clone(), reply))
-            .await
+        let mut watch = self.watch(&id).await?;
+        let destroyed = self.ask(&id, |reply| Request::Destroy(id.clone(), reply));
+        match destroyed.await {
+            // Somebody else does; done is when nobody can change it any more.
+            Err(ApiError::Denied {
+                state: SandboxState::Destroying,
+                ..
+            }) => {
+                while watch.changed().await.is_ok() {}
+                Ok(())
+            }
+            destroyed => destroyed,
+        }
     }
 
     async fn create_snapshot(&self, request: CreateSnapshot) -> Result<Snapshot, ApiError> {
         let CreateSnapshot { sandbox, name } = request;
+        let name = name.unwrap_or_else(|| crate::clock::new_template_name("snap"));
         if self.host.templates.read().contains_key(&name) {
             return Err(ApiError::Exists {
                 what: "template",
                 name: name.to_string(),
             });
         }
+        let template = NewTemplate {
+            name,
+            transient: false,
+        };
         self.ask(&sandbox, |reply| {
-            Request::Snapshot(sandbox.clone(), name, reply)
+            Request::Snapshot(sandbox.clone(), template, reply)
         })
         .await
     }
 
     async fn list_snapshots(&self) -> Result<Vec<Snapshot>, ApiError> {
-        let templates: Vec<Template> = self.host.templates.read().values().cloned().collect();
+        let seen = |template: &&Template| !template.transient;
+        let templates: Vec<Template> = {
+            let all = self.host.templates.read();
+            all.values().filter(seen).cloned().collect()
+        };
         let mut snapshots = Vec::with_capacity(templates.len());
         for template in templates {
             snapshots.push(self.describe(template).await?);
@@ -360,16 +360,14 @@ impl ControlPlane for Gateway {
                 detail,
             });
         }
-        let removed = name.clone();
-        let remove =
-            move |connection: &mut rusqlite::Connection| templates::remove(connection, &removed);
-        self.host
-            .catalogue
-            .call(remove)
-            .await
-            .map_err(catalogue_failed)?;
-        self.host.templates.write().remove(&name);
-        self.host.collect_garbage().await.map_err(catalogue_failed)
+        self.forget_template(&name).await
+    }
+}
+
+fn task_failed() -> ApiError {
+    ApiError::Failed {
+        code: "internal",
+        detail: "The task that did it failed".into(),
     }
 }
 
