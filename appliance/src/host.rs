@@ -15,6 +15,7 @@ use snapshot_format::{BuildId, BuildStore, FormatError};
 use crate::catalogue::{Catalogue, CatalogueError, builds};
 use crate::disks::Disks;
 use crate::engines::Engines;
+use crate::events::Events;
 use crate::network::Slots;
 use crate::template::Templates;
 use crate::tokens::Tokens;
@@ -42,6 +43,8 @@ pub struct Host {
     pub store: BuildStore,
     /// What sandboxes can start from.
     pub templates: RwLock<Templates>,
+    /// What happened, for whoever listens.
+    pub events: Events,
     /// Tokens of callers.
     pub tokens: Tokens,
     /// Set once: nothing new is started any more.

@@ -18,6 +18,7 @@ pub mod clock;
 pub mod config;
 
 pub mod catalogue;
+pub mod events;
 pub mod integrity;
 pub mod lifetime;
 pub mod template;
@@ -30,6 +31,7 @@ pub mod network;
 pub mod vmm;
 
 pub mod host;
+pub mod inventory;
 pub mod reconcile;
 pub mod recovery;
 pub mod sandbox;

@@ -23,6 +23,7 @@ use crate::claim::Claim;
 use crate::config::Config;
 use crate::disks::Disks;
 use crate::engines::{Engines, topology};
+use crate::events::Events;
 use crate::gateway::Gateway;
 use crate::host::Host;
 use crate::network::Slots;
@@ -96,7 +97,8 @@ pub fn run(config: &Config) -> Result<()> {
     main.block_on(async {
         wait_for_signal().await?;
         tracing::info!("Stopping: pausing what runs");
-        gateway.drain().await;
+        gateway.pause_all().await;
+        host.events.close();
         anyhow::Ok(())
     })?;
     // Listeners end, gateways with them, then mailboxes, then shards.
@@ -137,6 +139,7 @@ async fn assemble(config: &Config) -> Result<(Arc<Host>, Vec<Cell>)> {
     catalogue
         .call(|connection| templates::remove_transient(connection))
         .await?;
+    let events = Events::open(&config.catalogue()).context("Opening the catalogue for events")?;
     let store = BuildStore::open_or_create(&config.data_dir.join("builds"))
         .context("Opening the store of builds")?;
     let driver = pick_driver(config).await?;
@@ -145,7 +148,7 @@ async fn assemble(config: &Config) -> Result<(Arc<Host>, Vec<Cell>)> {
     let network = &config.network;
     let slots = Slots::start(&config.instance, network.pool, network.egress())
         .context("Setting the host's rules for network slots; is nftables in this kernel?")?;
-    let rows = recovery::recover(config, &catalogue, &store, &slots).await?;
+    let rows = recovery::recover(config, &catalogue, &store, &slots, &events).await?;
     slots.keep_ready(network.ready_slots, rows.iter().map(|row| row.slot));
     let engines = Engines::start(&config.run_dir, &topology::nodes(), &config.engine)
         .context("Starting the engines")?;
@@ -173,7 +176,12 @@ async fn assemble(config: &Config) -> Result<(Arc<Host>, Vec<Cell>)> {
             }
             None => None,
         };
-        cells.push(Cell::new(row, generation, config.network.pool));
+        cells.push(Cell::new(
+            row,
+            generation,
+            config.network.pool,
+            events.clone(),
+        ));
     }
     let host = Arc::new(Host {
         data_dir: config.data_dir.clone(),
@@ -186,6 +194,7 @@ async fn assemble(config: &Config) -> Result<(Arc<Host>, Vec<Cell>)> {
         disks,
         store,
         templates: RwLock::new(all),
+        events,
         tokens: Tokens::default(),
         draining: AtomicBool::new(false),
         unrecorded: Mutex::default(),

@@ -168,7 +168,9 @@ impl Shard {
 
     fn create(&mut self, row: SandboxRow, template: Template, reply: Reply<Sandbox>) {
         let generation = None;
-        let cell = Cell::new(row, generation, self.host.slots.pool());
+        let events = self.host.events.clone();
+        let cell = Cell::new(row, generation, self.host.slots.pool(), events);
+        cell.announce();
         let owner = Owner::new(self.host.clone(), cell.clone());
         self.adopt(cell, |jobs| owner.create(template, reply, jobs));
     }

@@ -1,15 +1,18 @@
 //! Whoever answers: the one interface between HTTP and a daemon.
 
 use std::future::Future;
+use std::pin::Pin;
 use std::time::Duration;
+
+use futures_util::Stream;
 
 use crate::auth::{Scope, TokenHash};
 use crate::ids::{SandboxId, TemplateName};
 use crate::problem::ApiError;
 use crate::wire::{
-    CreateSandbox, CreateSnapshot, Created, ExecRequest, ExecResult, ForkSandbox, GuestMetrics,
-    HostInfo, MemoryStats, NetworkPolicy, ResumeSandbox, Sandbox, SandboxState, SetTimeout,
-    Snapshot,
+    CreateSandbox, CreateSnapshot, Created, Drained, Event, ExecRequest, ExecResult, ForkSandbox,
+    GuestMetrics, HostInfo, MemoryStats, NetworkPolicy, ResumeSandbox, Sandbox, SandboxState,
+    SetTimeout, Snapshot,
 };
 
 /// Whether the daemon takes requests.
@@ -20,6 +23,9 @@ pub enum Readiness {
     /// It does not, and why.
     NotReady(String),
 }
+
+/// Events as they happen.
+pub type EventStream = Pin<Box<dyn Stream<Item = Event> + Send>>;
 
 /// The operations behind the routes. An operation goes on when its client goes away:
 /// implementations must not tie their work to the life of the returned future.
@@ -33,6 +39,16 @@ pub trait ControlPlane: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Result<Option<Scope>, ApiError>> + Send;
     /// What this host is.
     fn host(&self) -> impl Future<Output = Result<HostInfo, ApiError>> + Send;
+
+    /// Takes no new work and writes everything that runs to disk.
+    fn drain(&self) -> impl Future<Output = Result<Drained, ApiError>> + Send;
+    /// Takes work again.
+    fn undrain(&self) -> impl Future<Output = Result<(), ApiError>> + Send;
+    /// What happens from now on, or has happened since an event. Ends with the daemon.
+    fn events(
+        &self,
+        after: Option<u64>,
+    ) -> impl Future<Output = Result<EventStream, ApiError>> + Send;
 
     /// Makes a sandbox and waits until it runs. The same request with the same id a second time
     /// is answered with the sandbox of the first; another one with that id is refused.

@@ -23,13 +23,16 @@ pub mod problem;
 pub mod server;
 
 mod control_plane;
+mod processes;
 mod router;
 mod routes;
+mod stream;
 
 pub mod e2b;
 pub mod traffic;
 
-pub use control_plane::{ControlPlane, Readiness};
+pub use control_plane::{ControlPlane, EventStream, Readiness};
 pub use problem::ApiError;
+pub use processes::{FileContent, ProcessStream, Processes};
 pub use router::{router, routes};
 pub use traffic::{Traffic, Way};

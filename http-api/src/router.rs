@@ -14,16 +14,24 @@ use crate::body::MAX_BODY_BYTES;
 use crate::control_plane::ControlPlane;
 use crate::e2b;
 use crate::problem::ApiError;
-use crate::routes::{health, sandboxes, snapshots};
+use crate::processes::Processes;
+use crate::routes::{events, health, inside, sandboxes, snapshots};
+use crate::stream::{exec, pty};
 
 /// Method, path, and what answers.
 pub(crate) type Table<C> = Vec<(&'static str, &'static str, MethodRouter<C>)>;
 
-fn native<C: ControlPlane>() -> Table<C> {
+fn native<C: ControlPlane + Processes>() -> Table<C> {
+    // A file may have any size.
+    let write = || put(inside::write::<C>).layer(DefaultBodyLimit::disable());
+    let signal = "/v1/sandboxes/{id}/processes/{pid}/signal";
     vec![
         ("GET", "/livez", get(health::livez)),
         ("GET", "/readyz", get(health::readyz::<C>)),
         ("GET", "/v1/host", get(health::host::<C>)),
+        ("POST", "/v1/host/drain", post(health::drain::<C>)),
+        ("DELETE", "/v1/host/drain", delete(health::undrain::<C>)),
+        ("GET", "/v1/events", get(events::events::<C>)),
         ("GET", "/v1/sandboxes", get(sandboxes::list::<C>)),
         ("POST", "/v1/sandboxes", post(sandboxes::create::<C>)),
         ("GET", "/v1/sandboxes/{id}", get(sandboxes::get::<C>)),
@@ -60,6 +68,25 @@ fn native<C: ControlPlane>() -> Table<C> {
         ),
         (
             "GET",
+            "/v1/sandboxes/{id}/exec/stream",
+            get(exec::exec::<C>),
+        ),
+        ("GET", "/v1/sandboxes/{id}/pty", get(pty::pty::<C>)),
+        (
+            "GET",
+            "/v1/sandboxes/{id}/processes",
+            get(inside::processes::<C>),
+        ),
+        ("POST", signal, post(inside::signal::<C>)),
+        ("GET", "/v1/sandboxes/{id}/files", get(inside::read::<C>)),
+        ("PUT", "/v1/sandboxes/{id}/files", write()),
+        (
+            "GET",
+            "/v1/sandboxes/{id}/files/list",
+            get(inside::list::<C>),
+        ),
+        (
+            "GET",
             "/v1/sandboxes/{id}/memory",
             get(sandboxes::memory::<C>),
         ),
@@ -84,7 +111,7 @@ fn native<C: ControlPlane>() -> Table<C> {
     ]
 }
 
-fn table<C: ControlPlane>() -> Table<C> {
+fn table<C: ControlPlane + Processes>() -> Table<C> {
     let mut table = native();
     table.extend(e2b::table());
     table
@@ -92,13 +119,13 @@ fn table<C: ControlPlane>() -> Table<C> {
 
 /// Method and path of every route there is.
 #[must_use]
-pub fn routes<C: ControlPlane>() -> Vec<(&'static str, &'static str)> {
+pub fn routes<C: ControlPlane + Processes>() -> Vec<(&'static str, &'static str)> {
     let routes = table::<C>().into_iter();
     routes.map(|(method, path, _)| (method, path)).collect()
 }
 
 /// The whole API over one control plane, for a listener that lets in whom `access` says.
-pub fn router<C: ControlPlane>(control: C, access: Access) -> Router {
+pub fn router<C: ControlPlane + Processes>(control: C, access: Access) -> Router {
     let mut router = Router::new();
     for (_method, path, answer) in table::<C>() {
         router = router.route(path, answer);

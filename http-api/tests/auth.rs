@@ -18,7 +18,14 @@ use tower::ServiceExt;
 fn routes() -> Vec<(&'static str, String)> {
     http_api::routes::<Fake>()
         .iter()
-        .map(|(method, path)| (*method, path.replace("{id}", "a").replace("{name}", "t")))
+        .map(|(method, path)| {
+            (
+                *method,
+                path.replace("{id}", "a")
+                    .replace("{name}", "t")
+                    .replace("{pid}", "7"),
+            )
+        })
         .collect()
 }
 

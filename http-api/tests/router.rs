@@ -70,8 +70,10 @@ async fn send(fake: Fake, method: &str, path: &str, body: impl Into<Body>) -> An
 }
 
 /// All routes behind the control plane, each with a body that is good.
-const ROUTES: [(&str, &str, &str); 18] = [
+const ROUTES: [(&str, &str, &str); 25] = [
     ("GET", "/v1/host", ""),
+    ("POST", "/v1/host/drain", ""),
+    ("DELETE", "/v1/host/drain", ""),
     ("GET", "/v1/sandboxes", ""),
     ("POST", "/v1/sandboxes", r#"{"template":"base"}"#),
     ("GET", "/v1/sandboxes/a", ""),
@@ -83,6 +85,15 @@ const ROUTES: [(&str, &str, &str); 18] = [
     ("POST", "/v1/sandboxes/a/fork", ""),
     ("GET", "/v1/sandboxes/a/metrics", ""),
     ("POST", "/v1/sandboxes/a/exec", r#"{"cmd":"true"}"#),
+    ("GET", "/v1/sandboxes/a/processes", ""),
+    (
+        "POST",
+        "/v1/sandboxes/a/processes/7/signal",
+        r#"{"signal":"SIGTERM"}"#,
+    ),
+    ("GET", "/v1/sandboxes/a/files?path=%2Fx", ""),
+    ("PUT", "/v1/sandboxes/a/files?path=%2Fx", "content"),
+    ("GET", "/v1/sandboxes/a/files/list?path=%2F", ""),
     ("GET", "/v1/sandboxes/a/memory", ""),
     ("PUT", "/v1/sandboxes/a/network", "{}"),
     ("GET", "/v1/snapshots", ""),
@@ -96,13 +107,16 @@ async fn every_route_answers_with_its_status_and_json() {
     for (method, path, body) in ROUTES {
         let answer = send(Fake::default(), method, path, body).await;
         let expected = match (method, path) {
-            ("DELETE", _) => 204,
+            ("DELETE", _) | (_, "/v1/sandboxes/a/processes/7/signal") => 204,
             ("POST", "/v1/sandboxes" | "/v1/snapshots" | "/v1/sandboxes/a/fork") => 201,
             _ => 200,
         };
         assert_eq!(answer.status.as_u16(), expected, "{method} {path}");
         if expected == 204 {
             assert_eq!(answer.text, "", "{method} {path}");
+        } else if path == "/v1/sandboxes/a/files?path=%2Fx" && method == "GET" {
+            assert_eq!(answer.content_type, "application/octet-stream");
+            assert_eq!(answer.text, "/x");
         } else {
             assert_eq!(answer.content_type, "application/json", "{method} {path}");
             answer.json();
@@ -473,4 +487,55 @@ async fn forks_fail_one_by_one() {
         .json();
     assert_eq!(forks["sandboxes"].as_array().unwrap().len(), 2, "{forks}");
     assert_eq!(forks["errors"][0]["code"], "capacity_exhausted", "{forks}");
+}
+
+#[tokio::test]
+async fn events_go_on_from_the_last_one_seen() {
+    let stream = |path: &'static str, last: Option<&'static str>| async move {
+        let mut request = Request::builder().uri(path);
+        if let Some(last) = last {
+            request = request.header("last-event-id", last);
+        }
+        let request = request.body(Body::empty()).unwrap();
+        let router = router(Fake::default(), Access::open());
+        let response = router.oneshot(request).await.unwrap();
+        let status = response.status().as_u16();
+        let kind = response.headers()["content-type"].clone();
+        let text = response.into_body().collect().await.unwrap().to_bytes();
+        (status, kind, String::from_utf8(text.to_vec()).unwrap())
+    };
+    let (status, kind, text) = stream("/v1/events", Some("7")).await;
+    assert_eq!(
+        (status, &kind),
+        (200, &header::HeaderValue::from_static("text/event-stream"))
+    );
+    let first = text.split("\n\n").next().unwrap();
+    let (head, data) = first.split_once("data: ").unwrap();
+    assert_eq!(head, "id: 8\nevent: state\n");
+    let data: Value = serde_json::from_str(data).unwrap();
+    let expected = json!({
+        "id": 8, "at_ms": 5, "kind": "state", "sandbox": "two", "state": "paused",
+    });
+    assert_eq!(data, expected);
+    let (_, _, text) = stream("/v1/events?after=7&sandbox=one", None).await;
+    let ids: Vec<&str> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("id: "))
+        .collect();
+    assert_eq!(ids, ["9"], "{text}");
+    assert_eq!(stream("/v1/events", Some("x")).await.0, 400);
+    assert_eq!(stream("/v1/events?since=1", None).await.0, 400);
+}
+
+#[tokio::test]
+async fn a_list_takes_filters_it_knows() {
+    let get = |path: &'static str| send(Fake::default(), "GET", path, "");
+    assert_eq!(get("/v1/sandboxes?state=running").await.json(), json!([]));
+    assert_eq!(
+        get("/v1/sandboxes?state=paused&limit=1").await.json()[0]["id"],
+        "a"
+    );
+    let refused = get("/v1/sandboxes?stat=running").await;
+    assert_eq!(refused.status, StatusCode::BAD_REQUEST);
+    assert_eq!(refused.problem()["field"], "stat");
 }

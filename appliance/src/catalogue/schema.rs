@@ -50,6 +50,15 @@ CREATE TABLE tokens (
     scope         TEXT NOT NULL,
     created_at_ms INTEGER NOT NULL
 ) STRICT;
+CREATE TABLE events (
+    id            INTEGER PRIMARY KEY AUTOINCREMENT,
+    at_ms         INTEGER NOT NULL,
+    kind          TEXT NOT NULL,
+    sandbox       TEXT NOT NULL,
+    state         TEXT,
+    execution_id  TEXT,
+    reason        TEXT
+) STRICT;
 CREATE TABLE builds (
     id            TEXT PRIMARY KEY,
     generation    INTEGER NOT NULL,
@@ -66,7 +75,8 @@ CREATE TABLE build_uses (
 /// From version 1: sandboxes may reach what they like.
 const SECOND: &str = "ALTER TABLE sandboxes ADD COLUMN network TEXT NOT NULL DEFAULT '{}'";
 
-/// From version 2: sandboxes end by themselves and have secrets, callers have tokens.
+/// From version 2: sandboxes end by themselves and have secrets, callers have tokens, and what
+/// happens is written down.
 const THIRD: &str = "
 ALTER TABLE sandboxes ADD COLUMN lifetime TEXT NOT NULL DEFAULT '{}';
 ALTER TABLE sandboxes ADD COLUMN request TEXT NOT NULL DEFAULT '';
@@ -83,6 +93,15 @@ CREATE TABLE tokens (
     hash          BLOB NOT NULL UNIQUE,
     scope         TEXT NOT NULL,
     created_at_ms INTEGER NOT NULL
+) STRICT;
+CREATE TABLE events (
+    id            INTEGER PRIMARY KEY AUTOINCREMENT,
+    at_ms         INTEGER NOT NULL,
+    kind          TEXT NOT NULL,
+    sandbox       TEXT NOT NULL,
+    state         TEXT,
+    execution_id  TEXT,
+    reason        TEXT
 ) STRICT;
 ";
 

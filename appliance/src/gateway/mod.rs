@@ -1,9 +1,11 @@
 //! The control plane behind the HTTP routes: finds the shard that owns a sandbox and
 //! carries requests there. Holds no state of its own; one per shard, all alike.
 
+mod inside;
 mod making;
 mod traffic;
 
+use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -12,17 +14,18 @@ use std::time::Duration;
 use http_api::auth::{Scope, TokenHash};
 use http_api::ids::{SandboxId, TemplateName};
 use http_api::wire::{
-    CreateSandbox, CreateSnapshot, Created, ExecRequest, ExecResult, ForkSandbox, GuestMetrics,
-    HostInfo, MemoryStats, NetworkPolicy, ResumeSandbox, Sandbox, SandboxState, SetTimeout,
-    Snapshot, SnapshotKind,
+    CreateSandbox, CreateSnapshot, Created, Drained, ExecRequest, ExecResult, ForkSandbox,
+    GuestMetrics, HostInfo, HostStatus, Left, MemoryStats, NetworkPolicy, ResumeSandbox, Sandbox,
+    SandboxState, SetTimeout, Snapshot, SnapshotKind,
 };
-use http_api::{ApiError, ControlPlane, Readiness};
+use http_api::{ApiError, ControlPlane, EventStream, Readiness};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use crate::catalogue::{CatalogueError, builds, templates};
 use crate::guest::{Guest, GuestError};
 use crate::host::Host;
+use crate::inventory;
 use crate::sandbox::{NewTemplate, Reply};
 use crate::shard::{Request, Route};
 use crate::template::{Origin, Template};
@@ -51,8 +54,8 @@ impl Gateway {
         }
     }
 
-    /// Pauses everything; for the daemon's end.
-    pub async fn drain(&self) {
+    /// Takes no new work and pauses everything; for the daemon's end, and for who drains a host.
+    pub async fn pause_all(&self) {
         self.host.draining.store(true, Ordering::Release);
         let mut answers = Vec::new();
         for shard in self.shards.iter() {
@@ -168,14 +171,72 @@ impl ControlPlane for Gateway {
     }
 
     async fn host(&self) -> Result<HostInfo, ApiError> {
+        let all = self.list().await?;
+        let mut states = BTreeMap::new();
+        let mut capacity = inventory::room(&self.host.data_dir);
+        capacity.slots_total = u64::from(self.host.slots.pool().slots());
+        capacity.slots_used = all.len() as u64;
+        for sandbox in &all {
+            *states.entry(sandbox.state.to_string()).or_default() += 1;
+            if !matches!(sandbox.state, SandboxState::Paused | SandboxState::Failed) {
+                capacity.vcpus_allocated += u64::from(sandbox.vcpus);
+                capacity.memory_allocated_mb += u64::from(sandbox.memory_mb);
+            }
+        }
+        let draining = self.host.draining.load(Ordering::Acquire);
+        let seen = |template: &&Template| !template.transient;
         Ok(HostInfo {
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            status: if draining {
+                HostStatus::Draining
+            } else {
+                HostStatus::Ready
+            },
+            kernel: inventory::kernel(),
             vmm: self.host.driver.info().clone(),
             disks: self.host.disks.reason.clone(),
             shards: self.shards.len(),
             engines: self.host.engines.count(),
-            sandboxes: self.list().await?.len(),
+            sandboxes: all.len(),
+            states,
+            templates: self.host.templates.read().values().filter(seen).count(),
+            cpu: inventory::cpu(),
+            nodes: inventory::nodes(),
+            hugepages: inventory::hugepages(),
+            capacity,
         })
+    }
+
+    async fn drain(&self) -> Result<Drained, ApiError> {
+        let running = self.list().await?.into_iter();
+        let was_paused = |sandbox: &Sandbox| sandbox.state == SandboxState::Paused;
+        let before: Vec<SandboxId> = running.filter(was_paused).map(|s| s.id).collect();
+        // In a task of its own: it goes on when the client goes away.
+        let gateway = self.clone();
+        let paused = tokio::spawn(async move { gateway.pause_all().await });
+        paused.await.map_err(|_| task_failed())?;
+        let mut drained = Drained::default();
+        for sandbox in self.list().await? {
+            match sandbox.state {
+                SandboxState::Paused if before.contains(&sandbox.id) => {}
+                SandboxState::Paused => drained.paused.push(sandbox.id),
+                state => drained.left.push(Left {
+                    id: sandbox.id,
+                    state,
+                    reason: sandbox.reason,
+                }),
+            }
+        }
+        Ok(drained)
+    }
+
+    async fn undrain(&self) -> Result<(), ApiError> {
+        self.host.draining.store(false, Ordering::Release);
+        Ok(())
+    }
+
+    async fn events(&self, after: Option<u64>) -> Result<EventStream, ApiError> {
+        Ok(self.host.events.stream(self.host.catalogue.clone(), after))
     }
 
     async fn scope(&self, token: TokenHash) -> Result<Option<Scope>, ApiError> {
@@ -269,22 +330,12 @@ impl ControlPlane for Gateway {
             mut state,
         } = route;
         let guest = Guest::at(address).with_token(access_token);
-        let leaves = state
-            .wait_for(|state| !matches!(state, SandboxState::Running | SandboxState::Snapshotting));
         tokio::select! {
             result = guest.exec(&request) => result.map_err(|error| exec_failed(&error)),
-            left = leaves => {
-                let state = left.map_or(SandboxState::Destroying, |state| *state);
-                let detail = match state {
-                    SandboxState::Pausing | SandboxState::Paused => {
-                        "The sandbox was paused; the command goes on when it is resumed, but the \
-                         rest of its output is lost"
-                            .to_owned()
-                    }
-                    state => format!("The sandbox is {state} now, and the command went with it"),
-                };
-                Err(ApiError::Denied { state, detail })
-            }
+            state = gone(&mut state) => Err(ApiError::Denied {
+                state,
+                detail: left_in(state),
+            }),
         }
     }
 
@@ -361,6 +412,26 @@ impl ControlPlane for Gateway {
             });
         }
         self.forget_template(&name).await
+    }
+}
+
+/// Waits until a sandbox no longer runs, and says what it is then.
+async fn gone(state: &mut watch::Receiver<SandboxState>) -> SandboxState {
+    let runs =
+        |state: &SandboxState| matches!(state, SandboxState::Running | SandboxState::Snapshotting);
+    let left = state.wait_for(|state| !runs(state)).await;
+    left.map_or(SandboxState::Destroying, |state| *state)
+}
+
+/// What is told to whoever listens to a command of a sandbox that no longer runs.
+fn left_in(state: SandboxState) -> String {
+    match state {
+        SandboxState::Pausing | SandboxState::Paused => {
+            "The sandbox was paused; the command goes on when it is resumed, but the rest of its \
+             output is lost"
+                .to_owned()
+        }
+        state => format!("The sandbox is {state} now, and the command went with it"),
     }
 }
 

@@ -57,10 +57,7 @@ fn way(route: Route) -> Way {
     Way {
         address: route.address.into(),
         left: Box::pin(async move {
-            let runs = |state: &SandboxState| {
-                matches!(state, SandboxState::Running | SandboxState::Snapshotting)
-            };
-            let _ = state.wait_for(|state| !runs(state)).await;
+            super::gone(&mut state).await;
         }),
     }
 }

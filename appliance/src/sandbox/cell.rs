@@ -3,12 +3,13 @@
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use http_api::wire::{Sandbox, SandboxState};
+use http_api::wire::{EventKind, Sandbox, SandboxState};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::state::{Denied, Operation, begin};
 use crate::catalogue::SandboxRow;
+use crate::events::{Events, Happened};
 use crate::lifetime::Lifetime;
 use crate::network::Pool;
 
@@ -25,12 +26,13 @@ struct Inner {
     address: Ipv4Addr,
     state: watch::Sender<SandboxState>,
     gone: watch::Sender<bool>,
+    events: Events,
 }
 
 impl Cell {
     /// A sandbox as its row says.
     #[must_use]
-    pub fn new(row: SandboxRow, generation: Option<u32>, pool: Pool) -> Self {
+    pub fn new(row: SandboxRow, generation: Option<u32>, pool: Pool, events: Events) -> Self {
         let address = pool.sandbox_end(row.slot);
         let state = watch::Sender::new(row.state);
         let inner = Inner {
@@ -39,6 +41,7 @@ impl Cell {
             address,
             state,
             gone: watch::Sender::new(false),
+            events,
         };
         Self {
             inner: Arc::new(inner),
@@ -52,7 +55,7 @@ impl Cell {
     pub fn begin(&self, operation: Operation) -> Result<(), Denied> {
         let mut row = self.inner.row.lock();
         row.state = begin(row.state, operation)?;
-        self.inner.state.send_replace(row.state);
+        self.show(&row);
         Ok(())
     }
 
@@ -64,7 +67,30 @@ impl Cell {
             row.enter(state, crate::clock::now_ms());
         }
         row.reason = reason;
-        self.inner.state.send_replace(row.state);
+        self.show(&row);
+    }
+
+    /// Tells of a state, if it is another one. Called under the row's lock, so that states are told
+    /// in their order.
+    fn show(&self, row: &SandboxRow) {
+        if self.inner.state.send_replace(row.state) != row.state {
+            self.tell(EventKind::State, row, row.reason.clone());
+        }
+    }
+
+    /// Tells that it exists: its first state is no change of one.
+    pub fn announce(&self) {
+        self.tell(EventKind::State, &self.inner.row.lock(), None);
+    }
+
+    fn tell(&self, kind: EventKind, row: &SandboxRow, reason: Option<String>) {
+        self.inner.events.tell(Happened {
+            kind,
+            sandbox: row.id.to_string(),
+            state: (kind == EventKind::State).then_some(row.state),
+            execution_id: row.execution_id.clone(),
+            reason,
+        });
     }
 
     /// Changes what the row says besides its state.
@@ -107,9 +133,11 @@ impl Cell {
         self.inner.address
     }
 
-    /// Nothing of it is left.
-    pub fn set_gone(&self) {
+    /// Nothing of it is left, and why.
+    pub fn set_gone(&self, reason: &str) {
         self.inner.gone.send_replace(true);
+        let row = self.inner.row.lock();
+        self.tell(EventKind::Deleted, &row, Some(reason.to_owned()));
     }
 
     /// Whether nothing of it is left.

@@ -63,7 +63,7 @@ impl Owner {
         }
         tracing::info!(sandbox_id = %id, ?on_timeout, "Its time is up");
         if on_timeout == OnTimeout::Kill {
-            self.destroy().await;
+            self.destroy("Its time was up").await;
             return true;
         }
         if let Err(error) = self.pause().await {

@@ -86,7 +86,7 @@ impl Owner {
             }
             Err(error) => {
                 let error = error.into_api("The sandbox was not created");
-                self.forget().await;
+                self.forget(&error.to_string()).await;
                 let _ = reply.send(Err(error));
                 refuse_all(jobs, &row.id);
             }
@@ -162,7 +162,7 @@ impl Owner {
                     let _ = reply.send(result);
                 }
                 Some(Job::Destroy(reply)) => {
-                    self.destroy().await;
+                    self.destroy("It was asked for").await;
                     let _ = reply.send(Ok(()));
                     return refuse_all(jobs, &self.cell.row().id);
                 }
@@ -326,17 +326,17 @@ impl Owner {
         Ok(stats)
     }
 
-    pub(super) async fn destroy(&mut self) {
+    pub(super) async fn destroy(&mut self, reason: &str) {
         let row = self.cell.row();
         if let Some(live) = self.live.take() {
             give_back(&self.host, &row, Some(live)).await;
         }
-        self.forget().await;
-        tracing::info!(sandbox_id = %row.id, "Deleted");
+        self.forget(reason).await;
+        tracing::info!(sandbox_id = %row.id, reason, "Deleted");
     }
 
     /// The last of it: its row, and the builds that only it needed.
-    async fn forget(&self) {
+    async fn forget(&self, reason: &str) {
         let id = self.cell.row().id;
         let removed = id.clone();
         let remove =
@@ -346,7 +346,7 @@ impl Owner {
         } else {
             self.host.slots.release(self.cell.row().slot);
         }
-        self.cell.set_gone();
+        self.cell.set_gone(reason);
         self.collect_garbage().await;
     }
 

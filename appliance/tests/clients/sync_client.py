@@ -121,8 +121,8 @@ def access(box):
 
 
 def pause_and_connect(box):
-    counter = "i=0; while :; do i=$((i+1)); echo $i > /home/user/count; sleep 0.05; done"
-    handle = box.commands.run(counter, background=True)
+    counter = "i=0; while :; do i=$((i+1)); echo $i > n; mv n count; sleep 0.05; done"
+    handle = box.commands.run(counter, background=True, cwd="/home/user")
     read = lambda of: int(of.files.read("/home/user/count").strip() or 0)
     wait_for(lambda: box.files.exists("/home/user/count") and read(box) > 3, "it counts")
     before = read(box)

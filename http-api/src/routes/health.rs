@@ -2,10 +2,11 @@
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::StatusCode;
 
 use crate::control_plane::{ControlPlane, Readiness};
 use crate::problem::ApiError;
-use crate::wire::HostInfo;
+use crate::wire::{Drained, HostInfo};
 
 /// Answers as long as a thread of the daemon runs.
 pub(crate) async fn livez() -> &'static str {
@@ -25,4 +26,19 @@ pub(crate) async fn host<C: ControlPlane>(
     State(control): State<C>,
 ) -> Result<Json<HostInfo>, ApiError> {
     control.host().await.map(Json)
+}
+
+/// No new work, and everything that runs to disk; answered when that is done.
+pub(crate) async fn drain<C: ControlPlane>(
+    State(control): State<C>,
+) -> Result<Json<Drained>, ApiError> {
+    control.drain().await.map(Json)
+}
+
+/// Work again.
+pub(crate) async fn undrain<C: ControlPlane>(
+    State(control): State<C>,
+) -> Result<StatusCode, ApiError> {
+    control.undrain().await?;
+    Ok(StatusCode::NO_CONTENT)
 }

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Query, State};
-use axum::http::StatusCode;
+use axum::extract::{Query, RawQuery, State};
+use axum::http::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
 
+use super::listing::Filter;
 use super::{Segment, name};
 use crate::body::JsonBody;
 use crate::control_plane::ControlPlane;
@@ -19,8 +20,11 @@ use crate::wire::{
 
 pub(crate) async fn list<C: ControlPlane>(
     State(control): State<C>,
-) -> Result<Json<Vec<Sandbox>>, ApiError> {
-    control.list().await.map(Json)
+    query: RawQuery,
+) -> Result<(HeaderMap, Json<Vec<Sandbox>>), ApiError> {
+    let filter = Filter::read(&query)?;
+    let (headers, page) = filter.page(control.list().await?);
+    Ok((headers, Json(page)))
 }
 
 pub(crate) async fn create<C: ControlPlane>(

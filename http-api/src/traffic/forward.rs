@@ -129,7 +129,14 @@ async fn exchange(
     request: Request,
     target: &Target,
 ) -> Result<(hyper::Response<Incoming>, Running), Answer> {
-    let broken = |_| Answer::broken(target, "does not speak HTTP");
+    let broken = |error: hyper::Error| {
+        let what = if error.is_parse() {
+            "does not speak HTTP"
+        } else {
+            "closed the connection before it answered"
+        };
+        Answer::broken(target, what)
+    };
     let (mut sender, connection): (SendRequest<Body>, _) = http1::handshake(TokioIo::new(stream))
         .await
         .map_err(broken)?;

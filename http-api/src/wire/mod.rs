@@ -1,14 +1,19 @@
 //! What travels: requests refuse unknown fields (a typo is an error, not a default),
 //! answers may gain fields.
 
+pub mod event;
 pub mod exec;
 pub mod host;
 pub mod network;
+pub mod process;
 pub mod sandbox;
 pub mod snapshot;
 
+pub use event::{Event, EventKind};
 pub use exec::{ExecRequest, ExecResult};
-pub use host::{HostInfo, VmmInfo};
+pub use host::{
+    Capacity, CpuInfo, Drained, HostInfo, HostStatus, Hugepages, Left, NumaNode, VmmInfo,
+};
 pub use network::{MAX_NETWORKS, NetworkPolicy};
 pub use sandbox::{
     CreateSandbox, Created, ForkSandbox, GuestMetrics, MAX_FORKS, MAX_TIMEOUT_S, MemoryStats,

@@ -5,14 +5,25 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use axum::body::Body;
+use futures_util::{StreamExt, stream};
 use http_api::auth::{Scope, TokenHash};
 use http_api::ids::{SandboxId, TemplateName};
-use http_api::wire::{
-    CreateSandbox, CreateSnapshot, Created, ExecRequest, ExecResult, ForkSandbox, GuestMetrics,
-    HostInfo, MemoryStats, NetworkPolicy, OnTimeout, ResumeSandbox, Sandbox, SandboxState,
-    SetTimeout, Snapshot, SnapshotKind, VmmInfo,
+use http_api::wire::process::{
+    FileEntry, FilePlace, ProcessInfo, ProcessOutput, Signal, StartProcess, TerminalSize, Which,
+    WrittenFile,
 };
-use http_api::{ApiError, ControlPlane, Readiness};
+use http_api::wire::{
+    Capacity, CpuInfo, CreateSandbox, CreateSnapshot, Created, Drained, Event, EventKind,
+    ExecRequest, ExecResult, ForkSandbox, GuestMetrics, HostInfo, HostStatus, MemoryStats,
+    NetworkPolicy, OnTimeout, ResumeSandbox, Sandbox, SandboxState, SetTimeout, Snapshot,
+    SnapshotKind, VmmInfo,
+};
+use http_api::{
+    ApiError, ControlPlane, EventStream, FileContent, ProcessStream, Processes, Readiness,
+};
+use http_body_util::BodyExt;
+use tokio::sync::watch;
 
 /// A token for everything.
 pub(crate) const FULL: &str = "e2b_full";
@@ -24,6 +35,8 @@ pub(crate) const METRICS: &str = "e2b_metrics";
 pub(crate) struct Fake {
     pub(crate) error: Option<ApiError>,
     pub(crate) not_ready: Option<&'static str>,
+    /// The process that was last sent a signal.
+    pub(crate) killed: watch::Sender<u32>,
 }
 
 impl Fake {
@@ -96,6 +109,14 @@ impl ControlPlane for Fake {
     async fn host(&self) -> Result<HostInfo, ApiError> {
         self.answer(HostInfo {
             version: "0".into(),
+            status: HostStatus::Ready,
+            kernel: "6".into(),
+            states: BTreeMap::new(),
+            templates: 1,
+            cpu: CpuInfo::default(),
+            nodes: vec![],
+            hugepages: vec![],
+            capacity: Capacity::default(),
             vmm: VmmInfo {
                 name: "fake".into(),
                 version: "1".into(),
@@ -107,6 +128,25 @@ impl ControlPlane for Fake {
             engines: 1,
             sandboxes: 0,
         })
+    }
+    async fn drain(&self) -> Result<Drained, ApiError> {
+        self.answer(Drained::default())
+    }
+    async fn undrain(&self) -> Result<(), ApiError> {
+        self.answer(())
+    }
+    async fn events(&self, after: Option<u64>) -> Result<EventStream, ApiError> {
+        let event = move |n: u64| Event {
+            id: after.unwrap_or(100) + n,
+            at_ms: 5,
+            kind: EventKind::State,
+            sandbox: Some(["one", "two"][n as usize % 2].into()),
+            state: Some(SandboxState::Paused),
+            execution_id: None,
+            reason: None,
+        };
+        self.answer(())?;
+        Ok(Box::pin(stream::iter((1..=3).map(event))))
     }
     async fn create(&self, request: CreateSandbox) -> Result<Created, ApiError> {
         let existed = request.id.as_ref().is_some_and(|id| id.as_str() == "there");
@@ -210,5 +250,93 @@ impl ControlPlane for Fake {
     }
     async fn delete_snapshot(&self, _: TemplateName) -> Result<(), ApiError> {
         self.answer(())
+    }
+}
+
+impl Processes for Fake {
+    async fn start(&self, _: SandboxId, process: StartProcess) -> Result<ProcessStream, ApiError> {
+        self.answer(())?;
+        if process.cmd == "absent" {
+            return Err(ApiError::BadRequest {
+                field: "cmd".into(),
+                detail: "no such program".into(),
+            });
+        }
+        let said = match process.terminal {
+            Some(size) => ProcessOutput::Terminal(format!("{} {}", size.rows, size.cols).into()),
+            None => ProcessOutput::Stdout(process.args.join(" ").into()),
+        };
+        let first = stream::iter([ProcessOutput::Started { pid: 7 }, said]);
+        if process.cmd == "sleep" {
+            // Until it is told to end.
+            let mut killed = self.killed.subscribe();
+            let end = stream::once(async move {
+                let _ = killed.wait_for(|pid| *pid != 0).await;
+                exit(-1)
+            });
+            return Ok(Box::pin(first.chain(end)));
+        }
+        Ok(Box::pin(first.chain(stream::iter([exit(3)]))))
+    }
+    async fn find(&self, _: SandboxId, which: Which) -> Result<ProcessStream, ApiError> {
+        let again = [ProcessOutput::Started { pid: 8 }, exit(0)];
+        match which {
+            Which::Tag(tag) if tag == "mine" => Ok(Box::pin(stream::iter(again))),
+            other => Err(ApiError::NotFound {
+                what: "process",
+                name: format!("{other:?}"),
+            }),
+        }
+    }
+    async fn input(&self, _: SandboxId, _: Which, _: bool, _: Vec<u8>) -> Result<(), ApiError> {
+        self.answer(())
+    }
+    async fn resize(&self, _: SandboxId, _: Which, _: TerminalSize) -> Result<(), ApiError> {
+        self.answer(())
+    }
+    async fn signal(&self, _: SandboxId, which: Which, _: Signal) -> Result<(), ApiError> {
+        let pid = match which {
+            Which::Pid(pid) => pid,
+            Which::Tag(_) => 7,
+        };
+        self.killed.send_replace(pid);
+        self.answer(())
+    }
+    async fn processes(&self, _: SandboxId) -> Result<Vec<ProcessInfo>, ApiError> {
+        self.answer(vec![ProcessInfo {
+            pid: 7,
+            cmd: "sleep".into(),
+            args: vec!["9".into()],
+            cwd: None,
+            tag: None,
+        }])
+    }
+    async fn read_file(&self, _: SandboxId, place: FilePlace) -> Result<FileContent, ApiError> {
+        self.answer(())?;
+        Ok(FileContent {
+            length: Some(place.path.len() as u64),
+            body: place.path.into(),
+        })
+    }
+    async fn write_file(
+        &self,
+        _: SandboxId,
+        place: FilePlace,
+        content: Body,
+    ) -> Result<WrittenFile, ApiError> {
+        let bytes = content.collect().await.unwrap().to_bytes();
+        self.answer(WrittenFile {
+            path: format!("{}: {}", place.path, bytes.len()),
+        })
+    }
+    async fn list_files(&self, _: SandboxId, _: FilePlace) -> Result<Vec<FileEntry>, ApiError> {
+        self.answer(vec![])
+    }
+}
+
+fn exit(exit_code: i32) -> ProcessOutput {
+    ProcessOutput::Exit {
+        exit_code,
+        status: "over".into(),
     }
 }
