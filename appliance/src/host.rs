@@ -16,6 +16,7 @@ use crate::catalogue::{Catalogue, CatalogueError, builds};
 use crate::disks::Disks;
 use crate::engines::Engines;
 use crate::events::Events;
+use crate::metrics::Metrics;
 use crate::network::Slots;
 use crate::template::Templates;
 use crate::tokens::Tokens;
@@ -45,6 +46,8 @@ pub struct Host {
     pub templates: RwLock<Templates>,
     /// What happened, for whoever listens.
     pub events: Events,
+    /// Numbers for Prometheus.
+    pub metrics: Metrics,
     /// Tokens of callers.
     pub tokens: Tokens,
     /// Set once: nothing new is started any more.

@@ -26,6 +26,7 @@ use crate::engines::{Engines, topology};
 use crate::events::Events;
 use crate::gateway::Gateway;
 use crate::host::Host;
+use crate::metrics::Metrics;
 use crate::network::Slots;
 use crate::recovery;
 use crate::sandbox::Cell;
@@ -195,6 +196,7 @@ async fn assemble(config: &Config) -> Result<(Arc<Host>, Vec<Cell>)> {
         store,
         templates: RwLock::new(all),
         events,
+        metrics: Metrics::default(),
         tokens: Tokens::default(),
         draining: AtomicBool::new(false),
         unrecorded: Mutex::default(),

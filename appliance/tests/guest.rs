@@ -505,6 +505,13 @@ fn guest_host_is_drained_and_says_what_happened_across_restarts() {
     assert_eq!(created[1]["execution_id"], first["execution_id"]);
     let host = api.get("/v1/host").expect(200);
     assert_eq!(host["status"], "ready");
+    let numbers = text(&api.get("/metrics").expect(200));
+    let created = "thaw_operation_seconds_count{operation=\"create\",outcome=\"ok\"} 1\n";
+    assert!(numbers.contains(created), "{numbers}");
+    assert!(
+        numbers.contains("thaw_sandboxes{state=\"running\"} 1\n"),
+        "{numbers}"
+    );
     assert_eq!(host["states"], json!({ "running": 1 }));
     assert_eq!(host["capacity"]["memory_allocated_mb"], 256, "{host}");
     assert!(host["cpu"]["threads"].as_u64().unwrap() > 0, "{host}");

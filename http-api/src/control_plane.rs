@@ -40,6 +40,8 @@ pub trait ControlPlane: Clone + Send + Sync + 'static {
     /// What this host is.
     fn host(&self) -> impl Future<Output = Result<HostInfo, ApiError>> + Send;
 
+    /// Numbers for Prometheus, as OpenMetrics text.
+    fn prometheus(&self) -> impl Future<Output = Result<String, ApiError>> + Send;
     /// Takes no new work and writes everything that runs to disk.
     fn drain(&self) -> impl Future<Output = Result<Drained, ApiError>> + Send;
     /// Takes work again.

@@ -30,6 +30,11 @@ pub enum IdError {
     },
 }
 
+/// What a sandbox's id looks like, for readers of the API's document.
+pub(crate) const SANDBOX_ID: &str = "^[a-z][a-z0-9]{0,56}$";
+/// What a template's name looks like.
+pub(crate) const TEMPLATE_NAME: &str = "^[a-z][a-z0-9._-]{0,62}$";
+
 /// A sandbox's id: lowercase letters and digits, starting with a letter, at most 57
 /// characters, so that `{port}-{id}` is one DNS label.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -94,7 +99,17 @@ impl FromStr for TemplateName {
 }
 
 macro_rules! name_type {
-    ($type:ident) => {
+    ($type:ident, $pattern:ident) => {
+        impl schemars::JsonSchema for $type {
+            fn schema_name() -> std::borrow::Cow<'static, str> {
+                stringify!($type).into()
+            }
+
+            fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+                schemars::json_schema!({ "type": "string", "pattern": $pattern })
+            }
+        }
+
         impl $type {
             /// The name itself.
             #[must_use]
@@ -118,8 +133,8 @@ macro_rules! name_type {
     };
 }
 
-name_type!(SandboxId);
-name_type!(TemplateName);
+name_type!(SandboxId, SANDBOX_ID);
+name_type!(TemplateName, TEMPLATE_NAME);
 
 #[cfg(test)]
 mod tests {

@@ -23,6 +23,7 @@ pub mod problem;
 pub mod server;
 
 mod control_plane;
+mod openapi;
 mod processes;
 mod router;
 mod routes;
@@ -32,6 +33,7 @@ pub mod e2b;
 pub mod traffic;
 
 pub use control_plane::{ControlPlane, EventStream, Readiness};
+pub use openapi::document as openapi;
 pub use problem::ApiError;
 pub use processes::{FileContent, ProcessStream, Processes};
 pub use router::{router, routes};

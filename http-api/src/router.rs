@@ -28,6 +28,9 @@ fn native<C: ControlPlane + Processes>() -> Table<C> {
     vec![
         ("GET", "/livez", get(health::livez)),
         ("GET", "/readyz", get(health::readyz::<C>)),
+        ("GET", "/metrics", get(health::metrics::<C>)),
+        ("GET", "/openapi.json", get(health::openapi)),
+        ("GET", "/docs", get(health::docs)),
         ("GET", "/v1/host", get(health::host::<C>)),
         ("POST", "/v1/host/drain", post(health::drain::<C>)),
         ("DELETE", "/v1/host/drain", delete(health::undrain::<C>)),

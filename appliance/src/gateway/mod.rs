@@ -26,6 +26,7 @@ use crate::catalogue::{CatalogueError, builds, templates};
 use crate::guest::{Guest, GuestError};
 use crate::host::Host;
 use crate::inventory;
+use crate::metrics::Timed;
 use crate::sandbox::{NewTemplate, Reply};
 use crate::shard::{Request, Route};
 use crate::template::{Origin, Template};
@@ -207,6 +208,11 @@ impl ControlPlane for Gateway {
         })
     }
 
+    async fn prometheus(&self) -> Result<String, ApiError> {
+        let text = self.host.metrics.text(&self.host().await?);
+        text.map_err(|error| ApiError::failed("internal", &error))
+    }
+
     async fn drain(&self) -> Result<Drained, ApiError> {
         let running = self.list().await?.into_iter();
         let was_paused = |sandbox: &Sandbox| sandbox.state == SandboxState::Paused;
@@ -245,7 +251,8 @@ impl ControlPlane for Gateway {
     }
 
     async fn create(&self, request: CreateSandbox) -> Result<Created, ApiError> {
-        self.create_once(request).await
+        let create = self.create_once(request);
+        self.host.metrics.time(Timed::Create, create).await
     }
 
     async fn list(&self) -> Result<Vec<Sandbox>, ApiError> {
@@ -273,14 +280,14 @@ impl ControlPlane for Gateway {
     }
 
     async fn pause(&self, id: SandboxId) -> Result<Sandbox, ApiError> {
-        self.ask(&id, |reply| Request::Pause(id.clone(), reply))
-            .await
+        let pause = self.ask(&id, |reply| Request::Pause(id.clone(), reply));
+        self.host.metrics.time(Timed::Pause, pause).await
     }
 
     async fn resume(&self, id: SandboxId, request: ResumeSandbox) -> Result<Sandbox, ApiError> {
         self.admit()?;
-        self.ask(&id, |reply| Request::Resume(id.clone(), request, reply))
-            .await
+        let resume = self.ask(&id, |reply| Request::Resume(id.clone(), request, reply));
+        self.host.metrics.time(Timed::Resume, resume).await
     }
 
     async fn wait(
@@ -308,7 +315,10 @@ impl ControlPlane for Gateway {
         self.admit()?;
         // In a task of its own: the template goes even when the client does.
         let gateway = self.clone();
-        let forks = tokio::spawn(async move { gateway.fork_now(id, request).await });
+        let forks = tokio::spawn(async move {
+            let fork = gateway.fork_now(id, request);
+            gateway.host.metrics.time(Timed::Fork, fork).await
+        });
         forks.await.unwrap_or_else(|_| Err(task_failed()))
     }
 
@@ -351,8 +361,8 @@ impl ControlPlane for Gateway {
 
     async fn delete(&self, id: SandboxId) -> Result<(), ApiError> {
         let mut watch = self.watch(&id).await?;
-        let destroyed = self.ask(&id, |reply| Request::Destroy(id.clone(), reply));
-        match destroyed.await {
+        let destroy = self.ask(&id, |reply| Request::Destroy(id.clone(), reply));
+        match self.host.metrics.time(Timed::Delete, destroy).await {
             // Somebody else does; done is when nobody can change it any more.
             Err(ApiError::Denied {
                 state: SandboxState::Destroying,
@@ -378,10 +388,10 @@ impl ControlPlane for Gateway {
             name,
             transient: false,
         };
-        self.ask(&sandbox, |reply| {
+        let snapshot = self.ask(&sandbox, |reply| {
             Request::Snapshot(sandbox.clone(), template, reply)
-        })
-        .await
+        });
+        self.host.metrics.time(Timed::Snapshot, snapshot).await
     }
 
     async fn list_snapshots(&self) -> Result<Vec<Snapshot>, ApiError> {

@@ -10,6 +10,7 @@ use crate::shard::{Request, Route};
 
 impl Traffic for Gateway {
     async fn way(&self, id: SandboxId) -> Result<Way, ApiError> {
+        self.host.metrics.traffic.inc();
         let deadline = Instant::now() + self.host.boot_timeout;
         loop {
             let route = self.ask(&id, |reply| Request::Route(id.clone(), reply));
@@ -29,8 +30,11 @@ impl Traffic for Gateway {
                         return Err(ApiError::Denied { state, detail });
                     }
                     match self.resume(id.clone(), ResumeSandbox::default()).await {
+                        Ok(_) => {
+                            self.host.metrics.woken.inc();
+                        }
                         // Another request was faster, or it was paused again: look.
-                        Ok(_) | Err(ApiError::Denied { .. }) => {}
+                        Err(ApiError::Denied { .. }) => {}
                         Err(error) => return Err(error),
                     }
                 }

@@ -62,6 +62,7 @@ impl Owner {
             return false;
         }
         tracing::info!(sandbox_id = %id, ?on_timeout, "Its time is up");
+        self.host.metrics.expired.inc();
         if on_timeout == OnTimeout::Kill {
             self.destroy("Its time was up").await;
             return true;

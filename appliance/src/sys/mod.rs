@@ -3,3 +3,4 @@
 pub mod readiness;
 pub mod reflink;
 pub mod tap;
+pub mod terminal;

@@ -3,6 +3,8 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::IntoResponse;
 
 use crate::control_plane::{ControlPlane, Readiness};
 use crate::problem::ApiError;
@@ -41,4 +43,22 @@ pub(crate) async fn undrain<C: ControlPlane>(
 ) -> Result<StatusCode, ApiError> {
     control.undrain().await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// The API for programs.
+pub(crate) async fn openapi() -> Json<serde_json::Value> {
+    Json(crate::openapi::document())
+}
+
+/// The API for people.
+pub(crate) async fn docs() -> impl IntoResponse {
+    crate::openapi::page()
+}
+
+/// Numbers for Prometheus.
+pub(crate) async fn metrics<C: ControlPlane>(
+    State(control): State<C>,
+) -> Result<impl IntoResponse, ApiError> {
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    Ok(([(CONTENT_TYPE, kind)], control.prometheus().await?))
 }

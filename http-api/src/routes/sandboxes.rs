@@ -6,6 +6,7 @@ use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, RawQuery, State};
 use axum::http::{HeaderMap, StatusCode};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::listing::Filter;
@@ -87,7 +88,7 @@ pub(crate) async fn set_timeout<C: ControlPlane>(
 }
 
 /// Forks that were made, and what became of the others.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct Forks {
     sandboxes: Vec<Sandbox>,
     errors: Vec<Problem>,

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::SandboxState;
 use crate::ids::SandboxId;
 
 /// The VMM that this host drives.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct VmmInfo {
     /// `qemu`, later others.
     pub name: String,
@@ -21,7 +22,7 @@ pub struct VmmInfo {
 }
 
 /// Whether a scheduler should send work here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum HostStatus {
     /// Yes.
@@ -31,7 +32,7 @@ pub enum HostStatus {
 }
 
 /// The processors, as the kernel says.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CpuInfo {
     /// The model's name.
     pub model: String,
@@ -42,7 +43,7 @@ pub struct CpuInfo {
 }
 
 /// One NUMA node.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NumaNode {
     /// The kernel's number.
     pub node: u32,
@@ -51,7 +52,7 @@ pub struct NumaNode {
 }
 
 /// Pages of one size that are set aside.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Hugepages {
     /// Of one, in KiB.
     pub page_kib: u64,
@@ -62,7 +63,7 @@ pub struct Hugepages {
 }
 
 /// What there is, and what is taken.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Capacity {
     /// Memory of the host, in MiB.
     pub memory_total_mb: u64,
@@ -83,7 +84,7 @@ pub struct Capacity {
 }
 
 /// `GET /v1/host`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct HostInfo {
     /// Version of the daemon.
     pub version: String,
@@ -116,7 +117,7 @@ pub struct HostInfo {
 }
 
 /// `POST /v1/host/drain`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Drained {
     /// Sandboxes that are paused now.
     pub paused: Vec<SandboxId>,
@@ -125,7 +126,7 @@ pub struct Drained {
 }
 
 /// A sandbox that was not paused.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Left {
     /// Which.
     pub id: SandboxId,

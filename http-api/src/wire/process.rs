@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Size of a terminal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TerminalSize {
     /// Columns.
     pub cols: u16,
@@ -69,7 +70,7 @@ pub enum Which {
 }
 
 /// One process of `GET /v1/sandboxes/{id}/processes`: those that callers started.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ProcessInfo {
     /// Its number in the guest.
     pub pid: u32,
@@ -87,7 +88,7 @@ pub struct ProcessInfo {
 }
 
 /// What can be sent to a process and all of its group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Signal {
     /// Its terminal is gone.
     #[serde(rename = "SIGHUP")]
@@ -113,7 +114,7 @@ pub enum Signal {
 }
 
 /// `POST /v1/sandboxes/{id}/processes/{pid}/signal`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SendSignal {
     /// Which.
@@ -121,7 +122,7 @@ pub struct SendSignal {
 }
 
 /// `?path=&user=` of file requests.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FilePlace {
     /// Where; relative to the user's home.
@@ -132,7 +133,7 @@ pub struct FilePlace {
 }
 
 /// One entry of a directory.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FileEntry {
     /// Its name in the directory.
     pub name: String,
@@ -157,7 +158,7 @@ pub struct FileEntry {
 }
 
 /// `PUT /v1/sandboxes/{id}/files`: what was written.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct WrittenFile {
     /// Its absolute path.
     pub path: String,

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::NetworkPolicy;
 use crate::ids::{SandboxId, TemplateName};
 
 /// Where a sandbox is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SandboxState {
     /// Being made; not usable yet.
@@ -54,7 +55,7 @@ impl SandboxState {
 }
 
 /// What becomes of a sandbox whose time is up.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnTimeout {
     /// It is deleted.
@@ -68,7 +69,7 @@ pub enum OnTimeout {
 pub const MAX_TIMEOUT_S: u64 = 366 * 24 * 3600;
 
 /// `POST /v1/sandboxes`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateSandbox {
     /// What to start from.
@@ -112,7 +113,7 @@ pub struct Created {
 }
 
 /// `POST /v1/sandboxes/{id}/resume`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ResumeSandbox {
     /// How long it may run from now on, in seconds; what it had left when absent.
@@ -121,12 +122,13 @@ pub struct ResumeSandbox {
 }
 
 /// `POST /v1/sandboxes/{id}/timeout`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SetTimeout {
     /// How long it may run from now on, in seconds; `null` for ever. A paused one has this time
     /// when it is resumed. Mandatory: nobody gets for ever by leaving it out.
     #[serde(deserialize_with = "Option::deserialize")]
+    #[schemars(required)]
     pub timeout_s: Option<u64>,
     /// Leave it as it is if it has longer already.
     #[serde(default)]
@@ -134,7 +136,7 @@ pub struct SetTimeout {
 }
 
 /// `POST /v1/sandboxes/{id}/fork`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ForkSandbox {
     /// How many, 1 to [`MAX_FORKS`].
@@ -153,7 +155,7 @@ const fn one() -> u32 {
 }
 
 /// `GET /v1/sandboxes/{id}/metrics`: how busy and how full the guest is, as it says itself.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct GuestMetrics {
     /// Unix seconds.
     pub timestamp_s: u64,
@@ -174,7 +176,7 @@ pub struct GuestMetrics {
 }
 
 /// One sandbox.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Sandbox {
     /// Its id.
     pub id: SandboxId,
@@ -234,7 +236,7 @@ pub struct Sandbox {
 }
 
 /// `GET /v1/sandboxes/{id}/memory`: what its memory did since it was last resumed.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct MemoryStats {
     /// Pages of the guest.
     pub guest_pages: u64,

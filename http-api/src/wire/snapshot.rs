@@ -1,11 +1,12 @@
 //! Snapshots and the templates they become, on the wire.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{SandboxId, TemplateName};
 
 /// What a template starts a sandbox from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SnapshotKind {
     /// A disk: its sandboxes boot.
@@ -15,7 +16,7 @@ pub enum SnapshotKind {
 }
 
 /// `POST /v1/snapshots`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateSnapshot {
     /// The sandbox to take it of, running or paused; it goes on as it was.
@@ -26,7 +27,7 @@ pub struct CreateSnapshot {
 }
 
 /// One template.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Snapshot {
     /// The name sandboxes are created from.
     pub name: TemplateName,

@@ -129,6 +129,9 @@ impl ControlPlane for Fake {
             sandboxes: 0,
         })
     }
+    async fn prometheus(&self) -> Result<String, ApiError> {
+        self.answer("thaw_draining 0\n# EOF\n".into())
+    }
     async fn drain(&self) -> Result<Drained, ApiError> {
         self.answer(Drained::default())
     }
