@@ -58,7 +58,8 @@ async fn status(access: Access, peer: Peer, route: (&str, &str), header: (&str, 
     let body = response.into_body().collect().await.unwrap().to_bytes();
     if matches!(status, 401 | 403) {
         let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
-        let native = path.starts_with("/v1/") || path == "/metrics";
+        let others = ["/metrics", "/openapi.json", "/docs"];
+        let native = path.starts_with("/v1/") || others.contains(&path);
         // Each kind of client is told in its own words.
         assert_eq!(
             kind.unwrap() == "application/problem+json",

@@ -7,6 +7,7 @@ mod shell;
 mod table;
 mod top;
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -128,14 +129,10 @@ pub async fn create(args: &CreateArgs) -> Result<ExitCode> {
     )
 }
 
-fn pairs(list: &[(String, String)]) -> Value {
-    list.iter()
-        .cloned()
-        .collect::<std::collections::BTreeMap<_, _>>()
-        .into_iter()
-        .map(|(key, value)| (key, Value::String(value)))
-        .collect::<serde_json::Map<_, _>>()
-        .into()
+/// The last one of a key counts.
+fn pairs(list: &[(String, String)]) -> BTreeMap<&str, &str> {
+    let pairs = list.iter();
+    pairs.map(|(key, value)| (&**key, &**value)).collect()
 }
 
 /// `thaw pause`
