@@ -25,6 +25,12 @@ pub enum ApiError {
         /// What is wrong with it.
         detail: String,
     },
+    /// The request took too long to arrive. 408.
+    #[error("{detail}")]
+    Late {
+        /// What did.
+        detail: String,
+    },
     /// No token, or one that nobody knows. 401.
     #[error("{detail}")]
     Unauthorized {
@@ -114,6 +120,7 @@ impl ApiError {
     pub fn status(&self) -> StatusCode {
         match self {
             Self::BadRequest { .. } => StatusCode::BAD_REQUEST,
+            Self::Late { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::Unauthorized { .. } => StatusCode::UNAUTHORIZED,
             Self::Forbidden { .. } => StatusCode::FORBIDDEN,
             Self::NotFound { .. } => StatusCode::NOT_FOUND,
@@ -131,6 +138,7 @@ impl ApiError {
     pub fn code(&self) -> &'static str {
         match self {
             Self::BadRequest { .. } => "bad_request",
+            Self::Late { .. } => "request_timeout",
             Self::Unauthorized { .. } => "unauthorized",
             Self::Forbidden { .. } => "forbidden",
             Self::NotFound { .. } => "not_found",

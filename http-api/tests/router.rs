@@ -588,3 +588,23 @@ async fn the_document_is_there_to_be_read() {
     let document = send(Fake::default(), "GET", "/openapi.json", "").await;
     assert_eq!(document.json(), http_api::openapi());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_does_not_arrive_is_given_up() {
+    let begun = futures_util::stream::once(async { Ok::<_, std::io::Error>("{") });
+    let body = futures_util::StreamExt::chain(begun, futures_util::stream::pending());
+    for path in ["/v1/sandboxes", "/v2/sandboxes"] {
+        let body =
+            Body::from_stream(futures_util::stream::pending::<Result<&str, std::io::Error>>());
+        let late = send(Fake::default(), "POST", path, body).await;
+        assert_eq!(late.status, StatusCode::REQUEST_TIMEOUT, "{path}");
+    }
+    let late = send(
+        Fake::default(),
+        "POST",
+        "/v1/sandboxes",
+        Body::from_stream(body),
+    )
+    .await;
+    assert_eq!(late.problem()["code"], "request_timeout");
+}
