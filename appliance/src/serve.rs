@@ -35,6 +35,8 @@ use crate::template::{Template, Templates};
 use crate::tokens::Tokens;
 use crate::vmm::{Driver, launch, qemu};
 
+/// Requests for what runs in sandboxes that one shard passes on at the same time.
+const STREAMS: usize = 4096;
 /// Requests that one shard may have waiting.
 const MAILBOX: usize = 1024;
 
@@ -377,7 +379,7 @@ async fn serve_http(
     }
     for listener in sockets.traffic {
         let listener = TcpListener::from_std(listener)?;
-        let router = http_api::traffic::traffic(gateway.clone());
+        let router = http_api::traffic::traffic(gateway.clone(), STREAMS);
         servers.spawn(serve(listener, router, limits, until_stopped()));
     }
     if let Some(listener) = sockets.unix {

@@ -74,7 +74,7 @@ async fn proxy() -> Proxy {
     };
     let listener = TcpListener::bind((HERE, 0)).await.unwrap();
     let port = listener.local_addr().unwrap().port();
-    let router = traffic(host.clone());
+    let router = traffic(host.clone(), 2);
     let limits = ConnectionLimits::default();
     tokio::spawn(serve(listener, router, limits, std::future::pending()));
     Proxy { port, host }
@@ -372,7 +372,7 @@ async fn who_never_ends_his_head_is_let_go() {
     };
     tokio::spawn(serve(
         listener,
-        traffic(host),
+        traffic(host, 2),
         limits,
         std::future::pending(),
     ));
@@ -393,4 +393,36 @@ async fn who_never_ends_his_head_is_let_go() {
     let _ = within(big.read_to_end(&mut answer)).await;
     let answer = String::from_utf8_lossy(&answer);
     assert!(answer.starts_with("HTTP/1.1 431"), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn as_many_streams_as_there_may_be_are_passed_on() {
+    let proxy = proxy().await;
+    let mut open = Vec::new();
+    for _ in 0..2 {
+        let port = guest(|mut stream| async move {
+            read_until(&mut stream, "\r\n\r\n").await;
+            let head = "HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nbegun";
+            stream.write_all(head.as_bytes()).await.unwrap();
+            let _ = stream.read_u8().await;
+        })
+        .await;
+        let head = format!("GET / HTTP/1.1\r\nhost: {port}-one.thaw.test\r\n\r\n");
+        let mut client = proxy.send(&head).await;
+        read_until(&mut client, "begun").await;
+        open.push(client);
+    }
+    let refused = proxy.ask("one", 80, "/").await;
+    assert_eq!(
+        (refused.status, &*refused.headers["retry-after"]),
+        (429, "1")
+    );
+    // Whoever goes away makes room.
+    open.clear();
+    let freed = async {
+        while proxy.ask("gone", 80, "/").await.status != 502 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    within(freed).await;
 }

@@ -35,6 +35,12 @@ impl Answer {
         Self { status, body }
     }
 
+    /// There are as many requests as there may be.
+    pub(super) fn busy() -> Self {
+        let message = "The host passes on as many requests as it may; try again";
+        Self::new(StatusCode::TOO_MANY_REQUESTS, None, message)
+    }
+
     /// There is none, or none that runs.
     pub(super) fn not_found(id: &str) -> Self {
         let message = "The sandbox was not found";

@@ -15,6 +15,7 @@ use hyper_util::rt::TokioIo;
 use percent_encoding::percent_decode_str;
 use tokio::io::copy_bidirectional;
 use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::answer::Answer;
@@ -36,6 +37,7 @@ const FIRST_BYTE: Duration = Duration::from_secs(600);
 pub(super) async fn forward(
     traffic: &impl Traffic,
     mut request: Request,
+    place: OwnedSemaphorePermit,
 ) -> Result<Response, Answer> {
     let target = target(request.headers(), request.uri())?;
     let path = request.uri().path();
@@ -69,7 +71,7 @@ pub(super) async fn forward(
                     () = splice(client_side, guest_side) => {}
                     () = left => {}
                 }
-                drop(connection);
+                drop((connection, place));
             });
         }
         let protocol = headers::upgrade(response.headers());
@@ -80,7 +82,7 @@ pub(super) async fn forward(
     let (mut head, body) = response.into_parts();
     head.version = Version::HTTP_11;
     headers::strip(&mut head.headers, None);
-    let body = Body::new(Guarded::new(body, left, connection));
+    let body = Body::new(Guarded::new(body, left, connection, place));
     Ok(Response::from_parts(head, body))
 }
 

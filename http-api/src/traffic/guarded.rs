@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 
 use axum::body::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinHandle;
 
 /// A task that ends when nobody wants it any more.
@@ -30,6 +31,8 @@ pub(super) struct Guarded {
     left: Pin<Box<dyn Future<Output = ()> + Send>>,
     /// Drives the connection that the body comes from.
     _connection: Running,
+    /// One of those that may be under way.
+    _place: OwnedSemaphorePermit,
 }
 
 impl Guarded {
@@ -37,11 +40,13 @@ impl Guarded {
         body: Incoming,
         left: Pin<Box<dyn Future<Output = ()> + Send>>,
         connection: Running,
+        place: OwnedSemaphorePermit,
     ) -> Self {
         Self {
             body,
             left,
             _connection: connection,
+            _place: place,
         }
     }
 }

@@ -22,10 +22,12 @@ mod target;
 use std::future::Future;
 use std::net::IpAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::response::Response;
+use tokio::sync::Semaphore;
 
 use crate::ids::SandboxId;
 use crate::problem::ApiError;
@@ -48,13 +50,23 @@ pub trait Traffic: Clone + Send + Sync + 'static {
     fn is_host_only(&self, port: u16, path: &str) -> bool;
 }
 
-/// The sandbox listener: every request is for a sandbox.
-pub fn traffic<T: Traffic>(traffic: T) -> Router {
-    Router::new().fallback(pass::<T>).with_state(traffic)
+/// The sandbox listener: every request is for a sandbox. At most `streams` of them are under way at
+/// the same time, upgraded connections included; further ones are a 429.
+pub fn traffic<T: Traffic>(traffic: T, streams: usize) -> Router {
+    let places = Arc::new(Semaphore::new(streams));
+    Router::new()
+        .fallback(pass::<T>)
+        .with_state((traffic, places))
 }
 
-async fn pass<T: Traffic>(State(traffic): State<T>, request: Request) -> Response {
-    match forward::forward(&traffic, request).await {
+async fn pass<T: Traffic>(
+    State((traffic, places)): State<(T, Arc<Semaphore>)>,
+    request: Request,
+) -> Response {
+    let Ok(place) = places.try_acquire_owned() else {
+        return answer::Answer::busy().into_response();
+    };
+    match forward::forward(&traffic, request, place).await {
         Ok(response) => response,
         Err(answer) => answer.into_response(),
     }
