@@ -28,7 +28,59 @@ pub enum Command {
         #[arg(default_value = "/etc/thaw/thaw.toml")]
         config: PathBuf,
     },
-    /// Look at builds on disk.
+    /// List sandboxes.
+    Ls(LsArgs),
+    /// Create a sandbox and print its id.
+    Create(CreateArgs),
+    /// Run a command in a sandbox; its exit status becomes this program's.
+    Exec(ExecArgs),
+    /// Open a terminal in a sandbox.
+    Shell(ShellArgs),
+    /// Write a sandbox to disk and end its process.
+    Pause(One),
+    /// Bring a sandbox back.
+    Resume(ResumeArgs),
+    /// Make running copies of a sandbox and print their ids.
+    Fork(ForkArgs),
+    /// Remove sandboxes.
+    Rm {
+        /// Their ids.
+        #[arg(required = true)]
+        ids: Vec<String>,
+        /// Which daemon.
+        #[command(flatten)]
+        at: At,
+    },
+    /// Show what the memory of running sandboxes does, live.
+    Top(TopArgs),
+    /// Print what happens, as it happens.
+    Events(EventsArgs),
+    /// Show what the host is, has and does.
+    Host(HostArgs),
+    /// Take no new work and pause all that runs.
+    Drain {
+        /// Take work again.
+        #[arg(long)]
+        undo: bool,
+        /// Which daemon.
+        #[command(flatten)]
+        at: At,
+    },
+    /// Print the API as an OpenAPI document.
+    Openapi,
+    /// Print what makes a shell complete these commands.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Write manual pages into a directory.
+    Man {
+        /// The directory, which is made if need be.
+        dir: PathBuf,
+    },
+    /// Make, list and revoke the tokens that callers send.
+    Token(TokenArgs),
+    /// Make, list and remove templates of sandboxes, and look at builds on disk.
     #[command(subcommand)]
     Snapshot(SnapshotCommand),
     /// Play a sandbox's whole life on this machine and show what it cost.
@@ -40,9 +92,274 @@ pub enum Command {
     Launch,
 }
 
+/// `thaw token`
+#[derive(Debug, clap::Args)]
+pub struct TokenArgs {
+    /// Configuration file: tokens are kept in its data_dir.
+    #[arg(long, global = true, default_value = "/etc/thaw/thaw.toml")]
+    pub config: PathBuf,
+    /// As JSON.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: TokenCommand,
+}
+
+/// `thaw token …`
+#[derive(Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Make a token and print it. It is shown this once; only its hash is kept. A daemon that runs
+    /// knows it at once.
+    Create {
+        /// What to call it; a name is made up when absent.
+        #[arg(long)]
+        name: Option<String>,
+        /// What it allows.
+        #[arg(long, value_enum, default_value_t = TokenScope::Full)]
+        scope: TokenScope,
+    },
+    /// Show the names of all tokens.
+    List,
+    /// Remove a token. A daemon that runs refuses it within a second.
+    Revoke {
+        /// Its name.
+        name: String,
+    },
+}
+
+/// What a token allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum TokenScope {
+    /// Everything.
+    Full,
+    /// `GET /metrics` only.
+    Metrics,
+}
+
+/// Which daemon, and how its answer is printed.
+#[derive(Clone, Debug, clap::Args)]
+pub struct At {
+    /// The daemon's Unix socket.
+    #[arg(long, env = "THAW_SOCKET", default_value = "/run/thaw/api.sock")]
+    pub socket: PathBuf,
+    /// As JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `thaw ls`
+#[derive(Debug, clap::Args)]
+pub struct LsArgs {
+    /// Only in these states, with commas between them.
+    #[arg(long)]
+    pub state: Option<String>,
+    /// Only with this label; may be repeated.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub label: Vec<String>,
+    /// Which daemon.
+    #[command(flatten)]
+    pub at: At,
+}
+
+/// What becomes of a sandbox whose time is up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum OnTimeout {
+    /// It is removed.
+    Kill,
+    /// It is paused.
+    Pause,
+}
+
+impl OnTimeout {
+    /// As the API calls it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Kill => "kill",
+            Self::Pause => "pause",
+        }
+    }
+}
+
+/// `KEY=VALUE`.
+fn pair(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("KEY=VALUE is needed")?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+/// `thaw create`
+#[derive(Debug, clap::Args)]
+pub struct CreateArgs {
+    /// What to start from.
+    pub template: String,
+    /// The id to give it.
+    #[arg(long)]
+    pub id: Option<String>,
+    /// Virtual CPUs.
+    #[arg(long)]
+    pub vcpus: Option<u32>,
+    /// Memory in MiB.
+    #[arg(long, value_name = "MIB")]
+    pub memory_mb: Option<u32>,
+    /// Environment of its processes; may be repeated.
+    #[arg(long, short, value_name = "KEY=VALUE", value_parser = pair)]
+    pub env: Vec<(String, String)>,
+    /// A note; may be repeated.
+    #[arg(long, short, value_name = "KEY=VALUE", value_parser = pair)]
+    pub label: Vec<(String, String)>,
+    /// How long it may run, in seconds.
+    #[arg(long, value_name = "SECONDS")]
+    pub timeout_s: Option<u64>,
+    /// What becomes of it then.
+    #[arg(long, value_enum, default_value_t = OnTimeout::Kill)]
+    pub on_timeout: OnTimeout,
+    /// Let traffic bring it back while it is paused.
+    #[arg(long)]
+    pub auto_resume: bool,
+    /// Let it reach nothing outside.
+    #[arg(long)]
+    pub no_internet: bool,
+    /// Which daemon.
+    #[command(flatten)]
+    pub at: At,
+}
+
+/// `thaw exec`
+#[derive(Debug, clap::Args)]
+pub struct ExecArgs {
+    /// The sandbox.
+    pub id: String,
+    /// Who runs it.
+    #[arg(long, short)]
+    pub user: Option<String>,
+    /// Where.
+    #[arg(long, short = 'C')]
+    pub cwd: Option<String>,
+    /// Which daemon.
+    #[command(flatten)]
+    pub at: At,
+    /// The program and its arguments.
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<String>,
+}
+
+/// `thaw shell`
+#[derive(Debug, clap::Args)]
+pub struct ShellArgs {
+    /// The sandbox.
+    pub id: String,
+    /// Who.
+    #[arg(long, short)]
+    pub user: Option<String>,
+    /// Which daemon.
+    #[command(flatten)]
+    pub at: At,
+    /// Something other than the shell.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<String>,
+}
+
+/// Commands on one sandbox.
+#[derive(Debug, clap::Args)]
+pub struct One {
+    /// The sandbox.
+    pub id: String,
+    /// Which daemon.
+    #[command(flatten)]
+    pub at: At,
+}
+
+/// `thaw resume`
+#[derive(Debug, clap::Args)]
+pub struct ResumeArgs {
+    /// The sandbox.
+    pub id: String,
+    /// How long it may run from now on, in seconds; what it had left when absent.
+    #[arg(long, value_name = "SECONDS")]
+    pub timeout_s: Option<u64>,
+    /// Which daemon.
+    #[command(flatten)]
+    pub at: At,
+}
+
+/// `thaw fork`
+#[derive(Debug, clap::Args)]
+pub struct ForkArgs {
+    /// The sandbox.
+    pub id: String,
+    /// How many.
+    #[arg(long, short = 'n', default_value_t = 1)]
+    pub count: u32,
+    /// How long each may run, in seconds.
+    #[arg(long, value_name = "SECONDS")]
+    pub timeout_s: Option<u64>,
+    /// Which daemon.
+    #[command(flatten)]
+    pub at: At,
+}
+
+/// `thaw snapshot create`
+#[derive(Debug, clap::Args)]
+pub struct NewSnapshotArgs {
+    /// The sandbox, which goes on.
+    pub sandbox: String,
+    /// The template's name; one is made up when absent.
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Which daemon.
+    #[command(flatten)]
+    pub at: At,
+}
+
+/// `thaw top`
+#[derive(Debug, clap::Args)]
+pub struct TopArgs {
+    /// How often, in milliseconds.
+    #[arg(long, value_name = "MS", default_value_t = 1000)]
+    pub interval_ms: u64,
+    /// Look once and end, as when standard output is no terminal.
+    #[arg(long)]
+    pub once: bool,
+    /// Which daemon.
+    #[command(flatten)]
+    pub at: At,
+}
+
+/// `thaw events`
+#[derive(Debug, clap::Args)]
+pub struct EventsArgs {
+    /// Those after this one first, instead of from now on.
+    #[arg(long, value_name = "ID")]
+    pub after: Option<u64>,
+    /// Which daemon.
+    #[command(flatten)]
+    pub at: At,
+}
+
+/// `thaw host`
+#[derive(Debug, clap::Args)]
+pub struct HostArgs {
+    /// Which daemon.
+    #[command(flatten)]
+    pub at: At,
+}
+
 /// `thaw snapshot …`
 #[derive(Debug, Subcommand)]
 pub enum SnapshotCommand {
+    /// Make a template of a sandbox, and print its name.
+    Create(NewSnapshotArgs),
+    /// List templates.
+    Ls(At),
+    /// Remove a template. Sandboxes made of it stay.
+    Rm {
+        /// Its name.
+        name: String,
+        /// Which daemon.
+        #[command(flatten)]
+        at: At,
+    },
     /// Show what a build holds.
     Inspect {
         /// Its directory.

@@ -6,19 +6,21 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use http_api::problem::Problem;
 use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
 use hyper::client::conn::http1;
-use hyper::{Method, Request};
+use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 use tokio::net::UnixStream;
+use tokio_tungstenite::{WebSocketStream, client_async, tungstenite};
 
 /// Why a request was not met.
 #[derive(Debug, Error)]
 pub enum ClientError {
     /// Nobody listens there.
-    #[error("No daemon answers on {}; is it running?", socket.display())]
+    #[error("No daemon answers on {}; is it running? --socket or THAW_SOCKET name another one", socket.display())]
     Connect {
         /// The socket.
         socket: PathBuf,
@@ -105,17 +107,67 @@ impl Client {
         serde_json::from_slice(answer).map_err(|error| broken(path, error))
     }
 
+    /// A WebSocket on one of the API's routes.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn socket(&self, path: &str) -> Result<WebSocketStream<UnixStream>, ClientError> {
+        let stream = self.connect().await?;
+        match client_async(format!("ws://thaw{path}"), stream).await {
+            Ok((socket, _)) => Ok(socket),
+            Err(tungstenite::Error::Http(response)) => {
+                let body = response.into_body().unwrap_or_default();
+                Err(refused(path, &body))
+            }
+            Err(error) => Err(broken(path, error)),
+        }
+    }
+
+    /// `GET` of an answer that does not end.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn stream(&self, path: &str) -> Result<Response<Incoming>, ClientError> {
+        let response = self.send(Method::GET, path, Bytes::new()).await?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let collected = response.into_body().collect().await;
+        let bytes = collected.map_err(|error| broken(path, error))?.to_bytes();
+        Err(refused(path, &bytes))
+    }
+
+    async fn connect(&self) -> Result<UnixStream, ClientError> {
+        let stream = UnixStream::connect(&self.socket).await;
+        stream.map_err(|source| ClientError::Connect {
+            socket: self.socket.clone(),
+            source,
+        })
+    }
+
     async fn exchange(
         &self,
         method: Method,
         path: &str,
         body: Bytes,
     ) -> Result<Bytes, ClientError> {
-        let stream = UnixStream::connect(&self.socket).await;
-        let stream = stream.map_err(|source| ClientError::Connect {
-            socket: self.socket.clone(),
-            source,
-        })?;
+        let response = self.send(method, path, body).await?;
+        let status = response.status();
+        let collected = response.into_body().collect().await;
+        let bytes = collected.map_err(|error| broken(path, error))?.to_bytes();
+        if status.is_success() {
+            return Ok(bytes);
+        }
+        Err(refused(path, &bytes))
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<Response<Incoming>, ClientError> {
+        let stream = self.connect().await?;
         let handshake = http1::handshake(TokioIo::new(stream)).await;
         let (mut sender, connection) = handshake.map_err(|error| broken(path, error))?;
         tokio::spawn(connection);
@@ -126,18 +178,18 @@ impl Client {
             .header("content-type", "application/json")
             .body(Full::new(body))
             .map_err(|error| broken(path, error))?;
-        let response = sender
+        sender
             .send_request(request)
             .await
-            .map_err(|error| broken(path, error))?;
-        let status = response.status();
-        let collected = response.into_body().collect().await;
-        let bytes = collected.map_err(|error| broken(path, error))?.to_bytes();
-        if status.is_success() {
-            return Ok(bytes);
-        }
-        let problem = serde_json::from_slice(&bytes).map_err(|error| broken(path, error))?;
-        Err(ClientError::Refused(Box::new(problem)))
+            .map_err(|error| broken(path, error))
+    }
+}
+
+/// The daemon's own words, if they are.
+fn refused(path: &str, body: &[u8]) -> ClientError {
+    match serde_json::from_slice(body) {
+        Ok(problem) => ClientError::Refused(Box::new(problem)),
+        Err(error) => broken(path, error),
     }
 }
 

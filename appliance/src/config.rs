@@ -74,9 +74,12 @@ pub struct Config {
     /// Threads that own sandboxes; one per CPU when absent.
     #[serde(default)]
     pub shards: Option<usize>,
-    /// Listeners.
+    /// Listeners of the API.
     #[serde(default)]
     pub api: ApiConfig,
+    /// Listeners for what runs in sandboxes.
+    #[serde(default)]
+    pub traffic: TrafficConfig,
     /// Slots.
     #[serde(default)]
     pub network: NetworkConfig,
@@ -98,17 +101,44 @@ pub struct Config {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ApiConfig {
-    /// TCP addresses; loopback only, because there is no authentication on them.
+    /// TCP addresses. Those that are not loopback ask for a token in any case.
     pub listen: Vec<SocketAddr>,
+    /// Whether loopback addresses ask for one, too.
+    pub require_token: bool,
     /// Unix socket; `api.sock` in the run directory when absent.
     pub socket: Option<PathBuf>,
+    /// Users who may use it besides root and the daemon's own, by number. Others need a token.
+    pub users: Vec<u32>,
+}
+
+/// `[traffic]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrafficConfig {
+    /// TCP addresses on which ports of sandboxes are reached.
+    pub listen: Vec<SocketAddr>,
+    /// Whether they may be other than loopback: whoever reaches those reaches every port that
+    /// programs in sandboxes open, and reads along if the network lets him. The guests' own daemons
+    /// ask for their token all the same.
+    pub public: bool,
+}
+
+impl Default for TrafficConfig {
+    fn default() -> Self {
+        Self {
+            listen: vec![SocketAddr::from(([127, 0, 0, 1], 3002))],
+            public: false,
+        }
+    }
 }
 
 impl Default for ApiConfig {
     fn default() -> Self {
         Self {
             listen: vec![SocketAddr::from(([127, 0, 0, 1], 3000))],
+            require_token: false,
             socket: None,
+            users: Vec::new(),
         }
     }
 }
@@ -397,13 +427,17 @@ impl Config {
         if self.shards == Some(0) {
             return Err(("shards".into(), "is 0; at least one is needed".into()));
         }
-        for address in &self.api.listen {
-            if !address.ip().is_loopback() {
+        for address in &self.traffic.listen {
+            if !address.ip().is_loopback() && !self.traffic.public {
                 let problem = format!(
-                    "has {address}, which is not loopback; TCP has no authentication here, so put \
-                     a proxy with one in front, or use the Unix socket"
+                    "has {address}, which is not loopback; set traffic.public if whoever reaches it \
+                     may reach the ports that programs in sandboxes open"
                 );
-                return Err(("api.listen".into(), problem));
+                return Err(("traffic.listen".into(), problem));
+            }
+            if self.api.listen.contains(address) {
+                let problem = format!("has {address}, which api.listen has, too");
+                return Err(("traffic.listen".into(), problem));
             }
         }
         let window = self.engine.window_pages;
@@ -471,6 +505,12 @@ impl Config {
             .socket
             .clone()
             .unwrap_or_else(|| self.run_dir.join("api.sock"))
+    }
+
+    /// The catalogue's file.
+    #[must_use]
+    pub fn catalogue(&self) -> PathBuf {
+        self.data_dir.join("catalogue.db")
     }
 
     /// The preload library.
@@ -544,7 +584,8 @@ mod tests {
                 "run_dir = \"/run/a-path-that-is-too-long-for-sockets\"",
                 "run_dir",
             ),
-            ("[api]\nlisten = [\"0.0.0.0:80\"]", "api.listen"),
+            ("[traffic]\nlisten = [\"0.0.0.0:80\"]", "traffic.listen"),
+            ("[traffic]\nlisten = [\"127.0.0.1:3000\"]", "api.listen"),
             ("[engine]\nwindow_pages = 3", "engine.window_pages"),
             ("[engine]\nspin_us = 5000", "engine.spin_us"),
             ("[engine]\nrecord_ms = 0", "engine.record_ms"),

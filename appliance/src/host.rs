@@ -16,8 +16,11 @@ use crate::catalogue::{Catalogue, CatalogueError, builds};
 use crate::config::EngineConfig;
 use crate::disks::Disks;
 use crate::engines::Engines;
+use crate::events::Events;
+use crate::metrics::Metrics;
 use crate::network::Slots;
 use crate::template::Templates;
+use crate::tokens::Tokens;
 use crate::vmm::Driver;
 
 /// The host.
@@ -48,6 +51,12 @@ pub struct Host {
     pub store: BuildStore,
     /// What sandboxes can start from.
     pub templates: RwLock<Templates>,
+    /// What happened, for whoever listens.
+    pub events: Events,
+    /// Numbers for Prometheus.
+    pub metrics: Metrics,
+    /// Tokens of callers.
+    pub tokens: Tokens,
     /// Set once: nothing new is started any more.
     pub draining: AtomicBool,
     /// Builds that exist or soon will, and are in nobody's row yet.

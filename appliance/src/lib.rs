@@ -18,8 +18,11 @@ pub mod clock;
 pub mod config;
 
 pub mod catalogue;
+pub mod events;
 pub mod integrity;
+pub mod lifetime;
 pub mod template;
+pub mod tokens;
 
 pub mod disks;
 pub mod engines;
@@ -28,6 +31,8 @@ pub mod network;
 pub mod vmm;
 
 pub mod host;
+pub mod inventory;
+pub mod metrics;
 pub mod reconcile;
 pub mod recovery;
 pub mod sandbox;
@@ -36,6 +41,7 @@ pub mod gateway;
 pub mod serve;
 pub mod shard;
 
+pub mod cli;
 pub mod client;
 pub mod engine_serve;
 pub mod selftest;
@@ -84,6 +90,22 @@ fn run(command: Command) -> Result<ExitCode> {
             println!("{} is fine", config.display());
             Ok(ExitCode::SUCCESS)
         }
+        Command::Ls(args) => cli::run(cli::ls(&args)),
+        Command::Create(args) => cli::run(cli::create(&args)),
+        Command::Exec(args) => cli::run(cli::exec(&args)),
+        Command::Shell(args) => cli::run(cli::shell(&args)),
+        Command::Pause(args) => cli::run(cli::pause(&args)),
+        Command::Resume(args) => cli::run(cli::resume(&args)),
+        Command::Fork(args) => cli::run(cli::fork(&args)),
+        Command::Rm { ids, at } => cli::run(cli::rm(&at, &ids)),
+        Command::Top(args) => cli::run(cli::top(&args)),
+        Command::Events(args) => cli::run(cli::events(&args)),
+        Command::Host(args) => cli::run(cli::host(&args)),
+        Command::Drain { undo, at } => cli::run(cli::drain(&at, undo)),
+        Command::Openapi => tools::openapi(),
+        Command::Completions { shell } => tools::completions(shell),
+        Command::Man { dir } => tools::man(&dir),
+        Command::Token(args) => tools::token(&args),
         Command::Snapshot(command) => tools::snapshot(command),
         Command::Try(args) => selftest::run(&args),
         Command::Engine(EngineArgs { command, by_daemon }) => match (command, by_daemon) {

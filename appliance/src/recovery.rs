@@ -1,12 +1,12 @@
 //! Carries out what [`reconcile`] decides, before the daemon takes any request.
 
 use anyhow::{Context, Result};
-use http_api::ids::SandboxId;
-use http_api::wire::SandboxState;
+use http_api::wire::{EventKind, SandboxState};
 use snapshot_format::BuildStore;
 
 use crate::catalogue::{Catalogue, SandboxRow, builds, sandboxes};
 use crate::config::Config;
+use crate::events::{Events, Happened};
 use crate::network::{Slots, slots};
 use crate::reconcile::{self, Decision};
 use crate::sandbox::snapshot::describe;
@@ -20,6 +20,7 @@ pub async fn recover(
     catalogue: &Catalogue,
     store: &BuildStore,
     slots: &Slots,
+    events: &Events,
 ) -> Result<Vec<SandboxRow>> {
     for slot in slots::existing(&config.instance).context("Looking for slots")? {
         let name = crate::network::address::namespace(&config.instance, slot);
@@ -65,7 +66,10 @@ pub async fn recover(
     let unrecorded = reconcile::find_unrecorded(store, |id| known.contains(&id))
         .context("Looking for builds that were not recorded")?;
     for (id, decision) in reconcile::plan(&rows, &unrecorded) {
-        apply(catalogue, store, &rows, id, decision).await?;
+        let row = rows.iter().find(|row| row.id == id).cloned();
+        if let Some(row) = row {
+            apply(catalogue, store, events, row, decision).await?;
+        }
     }
     Ok(catalogue
         .call(|connection| sandboxes::all(connection))
@@ -75,12 +79,17 @@ pub async fn recover(
 async fn apply(
     catalogue: &Catalogue,
     store: &BuildStore,
-    rows: &[SandboxRow],
-    id: SandboxId,
+    events: &Events,
+    mut row: SandboxRow,
     decision: Decision,
 ) -> Result<()> {
-    let Some(mut row) = rows.iter().find(|row| row.id == id).cloned() else {
-        return Ok(());
+    let id = row.id.clone();
+    let mut happened = Happened {
+        kind: EventKind::State,
+        sandbox: id.to_string(),
+        state: None,
+        execution_id: row.execution_id.clone(),
+        reason: None,
     };
     let mut build = None;
     match decision {
@@ -90,11 +99,14 @@ async fn apply(
             catalogue
                 .call(move |connection| sandboxes::remove(connection, &id))
                 .await?;
+            happened.kind = EventKind::Deleted;
+            happened.reason = Some("The daemon ended while it was made or removed".into());
+            events.tell(happened);
             return Ok(());
         }
-        Decision::StillPaused => row.state = SandboxState::Paused,
+        Decision::StillPaused => row.enter(SandboxState::Paused, crate::clock::now_ms()),
         Decision::Paused(published) => {
-            row.state = SandboxState::Paused;
+            row.enter(SandboxState::Paused, crate::clock::now_ms());
             row.build = Some(published.id);
             build = Some(describe(store, published.id, published.stored_pages)?);
         }
@@ -104,9 +116,13 @@ async fn apply(
         }
     }
     tracing::warn!(sandbox_id = %row.id, state = %row.state, reason = row.reason, "Recovered");
+    happened.state = Some(row.state);
+    happened.reason = row.reason.clone();
     let store_it = move |connection: &mut rusqlite::Connection| match &build {
         Some(build) => builds::put_with_sandbox(connection, build, &row),
         None => sandboxes::put(connection, &row),
     };
-    Ok(catalogue.call(store_it).await?)
+    catalogue.call(store_it).await?;
+    events.tell(happened);
+    Ok(())
 }

@@ -9,6 +9,8 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use http_api::auth::Access;
+use http_api::server::{ConnectionLimits, serve};
 use parking_lot::{Mutex, RwLock};
 use snapshot_format::BuildStore;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -16,20 +18,25 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
-use crate::catalogue::{Catalogue, builds, templates};
+use crate::catalogue::{Catalogue, builds, templates, tokens};
 use crate::claim::Claim;
 use crate::config::Config;
 use crate::disks::Disks;
 use crate::engines::{Engines, topology};
+use crate::events::Events;
 use crate::gateway::Gateway;
 use crate::host::Host;
+use crate::metrics::Metrics;
 use crate::network::{Slots, range};
 use crate::recovery;
 use crate::sandbox::Cell;
 use crate::shard::{Request, Shard};
 use crate::template::{Template, Templates};
+use crate::tokens::Tokens;
 use crate::vmm::{Driver, launch, qemu};
 
+/// Requests for what runs in sandboxes that one shard passes on at the same time.
+const STREAMS: usize = 4096;
 /// Requests that one shard may have waiting.
 const MAILBOX: usize = 1024;
 
@@ -86,6 +93,7 @@ pub fn run(config: &Config) -> Result<()> {
         engines = host.engines.count(),
         workers = host.waiting,
         listen = ?config.api.listen,
+        traffic = ?config.traffic.listen,
         socket = %config.api_socket().display(),
         "Ready"
     );
@@ -93,7 +101,8 @@ pub fn run(config: &Config) -> Result<()> {
     main.block_on(async {
         wait_for_signal().await?;
         tracing::info!("Stopping: pausing what runs");
-        gateway.drain().await;
+        gateway.pause_all().await;
+        host.events.close();
         anyhow::Ok(())
     })?;
     // Listeners end, gateways with them, then mailboxes, then shards.
@@ -128,8 +137,13 @@ async fn wait_for_signal() -> io::Result<()> {
 async fn assemble(config: &Config) -> Result<(Arc<Host>, Vec<Cell>)> {
     check_userfaultfd()?;
     launch::prepare_host().context("Preparing /run for VMM disks; is it writable?")?;
-    let catalogue = Catalogue::open(&config.data_dir.join("catalogue.db"))
+    let catalogue = Catalogue::open(&config.catalogue())
         .with_context(|| format!("Opening the catalogue in {}", config.data_dir.display()))?;
+    check_tokens(config, &catalogue).await?;
+    catalogue
+        .call(|connection| templates::remove_transient(connection))
+        .await?;
+    let events = Events::open(&config.catalogue()).context("Opening the catalogue for events")?;
     let store = BuildStore::open_or_create(&config.data_dir.join("builds"))
         .context("Opening the store of builds")?;
     let driver = pick_driver(config).await?;
@@ -142,7 +156,7 @@ async fn assemble(config: &Config) -> Result<(Arc<Host>, Vec<Cell>)> {
         .context("Choosing addresses for network slots")?;
     let slots = Slots::start(&config.instance, network.pool, network.egress())
         .context("Setting the host's rules for network slots; is nftables in this kernel?")?;
-    let rows = recovery::recover(config, &catalogue, &store, &slots).await?;
+    let rows = recovery::recover(config, &catalogue, &store, &slots, &events).await?;
     slots.keep_ready(network.ready_slots, rows.iter().map(|row| row.slot));
     let (run_dir, mut engine) = (config.run_dir.clone(), config.engine.clone());
     let calibrating = tokio::task::spawn_blocking(move || {
@@ -176,7 +190,12 @@ async fn assemble(config: &Config) -> Result<(Arc<Host>, Vec<Cell>)> {
             }
             None => None,
         };
-        cells.push(Cell::new(row, generation, config.network.pool));
+        cells.push(Cell::new(
+            row,
+            generation,
+            config.network.pool,
+            events.clone(),
+        ));
     }
     let host = Arc::new(Host {
         data_dir: config.data_dir.clone(),
@@ -192,11 +211,30 @@ async fn assemble(config: &Config) -> Result<(Arc<Host>, Vec<Cell>)> {
         disks,
         store,
         templates: RwLock::new(all),
+        events,
+        metrics: Metrics::default(),
+        tokens: Tokens::default(),
         draining: AtomicBool::new(false),
         unrecorded: Mutex::default(),
     });
     host.collect_garbage().await?;
     Ok((host, cells))
+}
+
+/// An address that others reach is of no use to anybody without a token, and looks as if it were.
+async fn check_tokens(config: &Config, catalogue: &Catalogue) -> Result<()> {
+    let open = |address: &&SocketAddr| !address.ip().is_loopback();
+    let Some(address) = config.api.listen.iter().find(open) else {
+        return Ok(());
+    };
+    let all = catalogue.call(|connection| tokens::all(connection)).await?;
+    if all.is_empty() {
+        bail!(
+            "api.listen has {address}, which is not loopback and asks for a token, but there is \
+             none; make one with `thaw token create` first"
+        );
+    }
+    Ok(())
 }
 
 fn check_writable(dir: &Path) -> Result<()> {
@@ -237,7 +275,12 @@ async fn pick_driver(config: &Config) -> Result<Arc<dyn Driver>> {
 
 /// The sockets one shard listens on.
 struct Sockets {
-    tcp: Vec<std::net::TcpListener>,
+    /// The API's, and whether a token is asked for there.
+    tcp: Vec<(std::net::TcpListener, bool)>,
+    /// Those for what runs in sandboxes.
+    traffic: Vec<std::net::TcpListener>,
+    /// Who needs no token on the Unix socket.
+    users: Arc<[u32]>,
     unix: Option<std::os::unix::net::UnixListener>,
 }
 
@@ -245,25 +288,44 @@ struct Sockets {
 fn bind_all(config: &Config) -> Result<Vec<Sockets>> {
     let path = config.api_socket();
     let mut unix = Some(bind_unix(&path)?);
+    let own = nix::unistd::geteuid().as_raw();
+    let users: Arc<[u32]> = config.api.users.iter().copied().chain([0, own]).collect();
     let mut all = Vec::new();
     for shard in 0..config.shard_count() {
-        let mut tcp = Vec::new();
-        for address in &config.api.listen {
-            // The first one shares its port with nobody outside this process.
-            if shard == 0 {
-                bind_tcp(*address, false).map(drop).with_context(|| {
-                    format!("{address} can't be listened on; is another daemon running there? Set api.listen")
-                })?;
-            }
-            let listener = bind_tcp(*address, true);
-            tcp.push(listener.with_context(|| format!("Listening on {address}"))?);
-        }
+        let (api, traffic) = (&config.api, &config.traffic);
+        let asks = |address: &SocketAddr| api.require_token || !address.ip().is_loopback();
+        let tcp = bind_each(&api.listen, shard == 0, "api.listen")?;
+        let asking = api.listen.iter().map(asks);
         all.push(Sockets {
-            tcp,
+            tcp: tcp.into_iter().zip(asking).collect(),
+            traffic: bind_each(&traffic.listen, shard == 0, "traffic.listen")?,
+            users: users.clone(),
             unix: unix.take(),
         });
     }
     Ok(all)
+}
+
+/// A shard's listeners on all addresses of a key.
+fn bind_each(
+    addresses: &[SocketAddr],
+    first: bool,
+    key: &str,
+) -> Result<Vec<std::net::TcpListener>> {
+    let mut listeners = Vec::new();
+    for address in addresses {
+        // The first one shares its port with nobody outside this process.
+        if first {
+            bind_tcp(*address, false).map(drop).with_context(|| {
+                format!(
+                    "{address} can't be listened on; is another daemon running there? Set {key}"
+                )
+            })?;
+        }
+        let listener = bind_tcp(*address, true);
+        listeners.push(listener.with_context(|| format!("Listening on {address}"))?);
+    }
+    Ok(listeners)
 }
 
 fn bind_tcp(address: SocketAddr, shared: bool) -> io::Result<std::net::TcpListener> {
@@ -292,6 +354,8 @@ fn bind_unix(path: &Path) -> Result<std::os::unix::net::UnixListener> {
     let _ = fs::remove_file(path);
     let listener = std::os::unix::net::UnixListener::bind(path)
         .with_context(|| format!("Socket {} can't be made; set api.socket", path.display()))?;
+    // Anybody may connect; who may do something is decided by who the kernel says it is.
+    fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o666))?;
     listener.set_nonblocking(true)?;
     Ok(listener)
 }
@@ -302,25 +366,42 @@ async fn serve_http(
     gateway: Gateway,
     stopping: watch::Receiver<bool>,
 ) -> io::Result<()> {
-    let router = http_api::router(gateway);
-    let mut servers = tokio::task::JoinSet::new();
-    let until_stopped = |mut stopping: watch::Receiver<bool>| async move {
-        let _ = stopping.wait_for(|stop| *stop).await;
+    let limits = ConnectionLimits::default();
+    let router = |require_token| {
+        let users = sockets.users.clone();
+        let access = Access {
+            require_token,
+            users,
+        };
+        http_api::router(gateway.clone(), access)
     };
-    for listener in sockets.tcp {
+    let until_stopped = || {
+        let mut stopping = stopping.clone();
+        async move {
+            let _ = stopping.wait_for(|stop| *stop).await;
+        }
+    };
+    let mut servers = tokio::task::JoinSet::new();
+    for (listener, require_token) in sockets.tcp {
         let listener = TcpListener::from_std(listener)?;
-        let serving = axum::serve(listener, router.clone())
-            .with_graceful_shutdown(until_stopped(stopping.clone()));
-        servers.spawn(async move { serving.await });
+        servers.spawn(serve(
+            listener,
+            router(require_token),
+            limits,
+            until_stopped(),
+        ));
+    }
+    for listener in sockets.traffic {
+        let listener = TcpListener::from_std(listener)?;
+        let router = http_api::traffic::traffic(gateway.clone(), STREAMS);
+        servers.spawn(serve(listener, router, limits, until_stopped()));
     }
     if let Some(listener) = sockets.unix {
         let listener = UnixListener::from_std(listener)?;
-        let serving = axum::serve(listener, router.clone())
-            .with_graceful_shutdown(until_stopped(stopping.clone()));
-        servers.spawn(async move { serving.await });
+        servers.spawn(serve(listener, router(true), limits, until_stopped()));
     }
-    drop(router);
-    until_stopped(stopping).await;
+    until_stopped().await;
+    drop(gateway);
     // Idle connections don't hold the daemon up for ever.
     let finished = async { while servers.join_next().await.is_some() {} };
     let _ = tokio::time::timeout(Duration::from_secs(5), finished).await;

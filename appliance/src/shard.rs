@@ -9,15 +9,18 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use http_api::ApiError;
-use http_api::ids::{SandboxId, TemplateName};
-use http_api::wire::{DiskStats, MemoryStats, NetworkPolicy, Sandbox, SandboxState, Snapshot};
+use http_api::ids::SandboxId;
+use http_api::wire::{
+    DiskStats, MemoryStats, NetworkPolicy, ResumeSandbox, Sandbox, SandboxState, SetTimeout,
+    Snapshot,
+};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::catalogue::SandboxRow;
 use crate::host::Host;
 use crate::sandbox::state::{Operation, begin};
-use crate::sandbox::{Cell, Connection, Job, Owner, Reply};
+use crate::sandbox::{Cell, Connection, Job, NewTemplate, Owner, Reply};
 use crate::template::Template;
 
 /// Jobs that one sandbox may have waiting.
@@ -27,18 +30,34 @@ const JOBS_PER_SANDBOX: usize = 16;
 const PAUSES_AT_ONCE: usize = 4;
 
 /// The way to a running guest, for as long as it stays running.
-#[derive(Debug)]
 pub struct Route {
-    /// Where its daemon answers.
+    /// Where it is.
     pub address: Ipv4Addr,
+    /// What its daemon asks callers for.
+    pub access_token: Option<String>,
     /// Tells when it no longer runs.
     pub state: watch::Receiver<SandboxState>,
     /// Tells when it has to be left; counted until it is dropped.
     pub connection: Connection,
 }
 
+impl Route {
+    /// Waits until the guest has to be left, and says what its sandbox is then. A pause says when:
+    /// what ends soon has time to.
+    pub async fn left(&mut self) -> SandboxState {
+        use SandboxState::{Destroying, Pausing, Running, Snapshotting};
+        let stays = |state: &SandboxState| matches!(state, Running | Snapshotting | Pausing);
+        let now = self.state.clone();
+        tokio::select! {
+            left = self.state.wait_for(|state| !stays(state)) => {
+                left.map_or(Destroying, |state| *state)
+            }
+            () = self.connection.closed() => *now.borrow(),
+        }
+    }
+}
+
 /// What a shard is asked.
-#[derive(Debug)]
 pub enum Request {
     /// Make a sandbox; its row is in the catalogue.
     Create(Box<SandboxRow>, Box<Template>, Reply<Sandbox>),
@@ -46,12 +65,18 @@ pub enum Request {
     List(Reply<Vec<Sandbox>>),
     /// One.
     Get(SandboxId, Reply<Sandbox>),
+    /// Its row, with what the outside doesn't see.
+    Row(SandboxId, Reply<Box<SandboxRow>>),
+    /// Its changes of state.
+    Watch(SandboxId, Reply<watch::Receiver<SandboxState>>),
     /// To disk.
     Pause(SandboxId, Reply<Sandbox>),
     /// Back.
-    Resume(SandboxId, Reply<Sandbox>),
+    Resume(SandboxId, ResumeSandbox, Reply<Sandbox>),
+    /// Longer or shorter.
+    Timeout(SandboxId, SetTimeout, Reply<Sandbox>),
     /// A template of it.
-    Snapshot(SandboxId, TemplateName, Reply<Snapshot>),
+    Snapshot(SandboxId, NewTemplate, Reply<Snapshot>),
     /// What its memory did.
     Memory(SandboxId, Reply<MemoryStats>),
     /// What its disk takes.
@@ -123,8 +148,22 @@ impl Shard {
             Request::Get(id, reply) => {
                 let _ = reply.send(self.find(&id).map(|entry| entry.cell.view()));
             }
+            Request::Row(id, reply) => {
+                let _ = reply.send(self.find(&id).map(|entry| Box::new(entry.cell.row())));
+            }
+            Request::Watch(id, reply) => {
+                let _ = reply.send(self.find(&id).map(|entry| entry.cell.watch()));
+            }
             Request::Pause(id, reply) => self.hand_on(&id, Operation::Pause, reply, Job::Pause),
-            Request::Resume(id, reply) => self.hand_on(&id, Operation::Resume, reply, Job::Resume),
+            Request::Resume(id, request, reply) => {
+                self.hand_on(&id, Operation::Resume, reply, |reply| {
+                    Job::Resume(request, reply)
+                });
+            }
+            Request::Timeout(id, request, reply) => match self.find(&id).and_then(has_room) {
+                Ok(entry) => send(entry, Job::Timeout(request, reply)),
+                Err(error) => drop(reply.send(Err(error))),
+            },
             Request::Snapshot(id, name, reply) => {
                 self.hand_on(&id, Operation::Snapshot, reply, |reply| {
                     Job::Snapshot(name, reply)
@@ -154,7 +193,9 @@ impl Shard {
 
     fn create(&mut self, row: SandboxRow, template: Template, reply: Reply<Sandbox>) {
         let generation = None;
-        let cell = Cell::new(row, generation, self.host.slots.pool());
+        let events = self.host.events.clone();
+        let cell = Cell::new(row, generation, self.host.slots.pool(), events);
+        cell.announce();
         let owner = Owner::new(self.host.clone(), cell.clone());
         self.adopt(cell, |jobs| owner.create(template, reply, jobs));
     }
@@ -206,6 +247,7 @@ impl Shard {
         begin(entry.cell.state(), Operation::Exec)?;
         Ok(Route {
             address: entry.cell.address(),
+            access_token: entry.cell.row().access_token,
             state: entry.cell.watch(),
             connection: entry.cell.connections().open(),
         })

@@ -1,10 +1,10 @@
 //! Templates: what a sandbox can start from.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use http_api::ApiError;
-use http_api::ids::TemplateName;
+use http_api::ids::{SandboxId, TemplateName};
 use http_api::wire::CreateSandbox;
 use snapshot_format::BuildId;
 
@@ -37,6 +37,20 @@ pub struct Template {
     pub origin: Origin,
     /// Unix milliseconds; zero for those of the configuration.
     pub created_at_ms: u64,
+    /// The sandbox it was taken of, if it was.
+    pub sandbox: Option<SandboxId>,
+    /// What the guest's daemon in its memory asks callers for.
+    pub access_token: Option<String>,
+    /// Size of its disk in MiB.
+    pub disk_mb: u64,
+    /// A fork's, which nobody sees.
+    pub transient: bool,
+}
+
+/// The size of a file in MiB, begun ones counted; 0 for one that is not there.
+#[must_use]
+pub fn size_mb(path: &Path) -> u64 {
+    std::fs::metadata(path).map_or(0, |found| found.len().div_ceil(1 << 20))
 }
 
 impl From<&TemplateConfig> for Template {
@@ -55,6 +69,10 @@ impl From<&TemplateConfig> for Template {
                 size_mb: config.disk_size_mb,
             },
             created_at_ms: 0,
+            sandbox: None,
+            access_token: None,
+            disk_mb: config.disk_size_mb.unwrap_or_else(|| size_mb(&config.disk)),
+            transient: false,
         }
     }
 }
@@ -66,6 +84,10 @@ impl From<TemplateRow> for Template {
             shape: row.shape,
             origin: Origin::Memory(row.build),
             created_at_ms: row.created_at_ms,
+            sandbox: row.sandbox,
+            access_token: row.access_token,
+            disk_mb: row.disk_mb,
+            transient: row.transient,
         }
     }
 }
@@ -125,6 +147,10 @@ mod tests {
             },
             origin,
             created_at_ms: 0,
+            sandbox: None,
+            access_token: None,
+            disk_mb: 0,
+            transient: false,
         }
     }
 

@@ -57,9 +57,12 @@ fn guest_lives_a_whole_life() {
     assert!(made.get("build").is_none(), "{made}");
 
     // A name is taken, a name is unknown.
-    let again = api.post("/v1/sandboxes", &body);
-    assert_eq!(again.body["code"], "exists");
-    again.expect(409);
+    // The same request again is answered with what it made; another one is refused.
+    let again = api.post("/v1/sandboxes", &body).expect(200);
+    assert_eq!(again["execution_id"], made["execution_id"], "{again}");
+    let other = api.post("/v1/sandboxes", &json!({ "id": "one", "template": "base" }));
+    assert_eq!(other.body["code"], "exists");
+    other.expect(409);
     let unknown = json!({ "id": "two", "template": "nothing" });
     api.post("/v1/sandboxes", &unknown).expect(404);
     api.sandbox("two").expect(404);
@@ -473,6 +476,79 @@ fn guest_is_paused_when_the_daemon_stops_and_comes_back_after_it() {
         assert_eq!(hash, work.memory(), "{id}");
     }
     api.delete_all();
+    assert_eq!(place.leftovers(), Vec::<String>::new());
+    daemon.stop();
+}
+
+#[test]
+fn guest_host_is_drained_and_says_what_happened_across_restarts() {
+    let test = "guest_host_is_drained_and_says_what_happened_across_restarts";
+    let inputs = match needs::for_guests() {
+        Ok(inputs) => inputs,
+        Err(reason) => return skip(test, &reason),
+    };
+    let _turn = needs::one_at_a_time();
+    let (place, daemon) = start("tdrain", 45, &inputs);
+    let api = &daemon.api;
+    let states = |events: &[Value]| {
+        let said = events.iter().map(|event| match event["kind"].as_str() {
+            Some("state") => text(&event["state"]),
+            _ => text(&event["kind"]),
+        });
+        said.collect::<Vec<_>>()
+    };
+
+    let first = api.create("one", "base");
+    let created = api.events(0, 2);
+    assert_eq!(states(&created), ["creating", "running"], "{created:?}");
+    assert_eq!(created[1]["sandbox"], "one");
+    assert_eq!(created[1]["execution_id"], first["execution_id"]);
+    let host = api.get("/v1/host").expect(200);
+    assert_eq!(host["status"], "ready");
+    let numbers = text(&api.get("/metrics").expect(200));
+    let created = "thaw_operation_seconds_count{operation=\"create\",outcome=\"ok\"} 1\n";
+    assert!(numbers.contains(created), "{numbers}");
+    assert!(
+        numbers.contains("thaw_sandboxes{state=\"running\"} 1\n"),
+        "{numbers}"
+    );
+    assert_eq!(host["states"], json!({ "running": 1 }));
+    assert_eq!(host["capacity"]["memory_allocated_mb"], 256, "{host}");
+    assert!(host["cpu"]["threads"].as_u64().unwrap() > 0, "{host}");
+
+    // Drained: everything is on disk, nothing new is taken, and it can be undone.
+    let drained = api.post("/v1/host/drain", &json!({})).expect(200);
+    assert_eq!(drained, json!({ "paused": ["one"], "left": [] }));
+    assert_eq!(api.get("/v1/host").expect(200)["status"], "draining");
+    api.get("/readyz").expect(503);
+    api.resume("one").expect(503);
+    api.post("/v1/sandboxes", &json!({ "template": "base" }))
+        .expect(503);
+    api.delete("/v1/host/drain").expect(204);
+    let resumed = api.resume("one").expect(200);
+    assert_ne!(
+        resumed["execution_id"], first["execution_id"],
+        "another run"
+    );
+
+    // Stopped and started again: who was away is told what he missed.
+    let last = api.events(2, 4);
+    assert_eq!(states(&last), ["pausing", "paused", "resuming", "running"]);
+    let last = last[3]["id"].as_u64().unwrap();
+    daemon.stop();
+    let daemon = Daemon::start(&place);
+    daemon.api.destroy("one");
+    let missed = daemon.api.events(last, 4);
+    assert_eq!(
+        states(&missed),
+        ["pausing", "paused", "destroying", "deleted"]
+    );
+    assert_eq!(missed[3]["reason"], "It was asked for", "{missed:?}");
+    let ids: Vec<u64> = missed
+        .iter()
+        .map(|event| event["id"].as_u64().unwrap())
+        .collect();
+    assert_eq!(ids, (last + 1..=last + 4).collect::<Vec<_>>());
     assert_eq!(place.leftovers(), Vec::<String>::new());
     daemon.stop();
 }

@@ -1,13 +1,19 @@
 //! Request bodies: JSON with a limit, and a 400 that names the field.
 
+use std::time::Duration;
+
 use axum::body::Bytes;
 use axum::extract::{FromRequest, Request};
 use serde::de::DeserializeOwned;
+use tokio::time::timeout;
 
 use crate::problem::ApiError;
 
 /// The longest body of a control request.
 pub const MAX_BODY_BYTES: usize = 1 << 20;
+
+/// How long such a body may take to arrive.
+const BODY_TIME: Duration = Duration::from_secs(30);
 
 /// A JSON body. An empty one counts as `{}`, so that requests without a mandatory
 /// field need none.
@@ -18,8 +24,11 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for JsonBody<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        let bytes = Bytes::from_request(request, state)
-            .await
+        let arrived = timeout(BODY_TIME, Bytes::from_request(request, state)).await;
+        let bytes = arrived
+            .map_err(|_| ApiError::Late {
+                detail: format!("The body did not arrive within {} s", BODY_TIME.as_secs()),
+            })?
             .map_err(|rejection| ApiError::BadRequest {
                 field: "body".into(),
                 detail: rejection.body_text(),

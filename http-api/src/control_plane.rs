@@ -1,12 +1,18 @@
 //! Whoever answers: the one interface between HTTP and a daemon.
 
 use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
 
+use futures_util::Stream;
+
+use crate::auth::{Scope, TokenHash};
 use crate::ids::{SandboxId, TemplateName};
 use crate::problem::ApiError;
 use crate::wire::{
-    CreateSandbox, CreateSnapshot, DiskStats, ExecRequest, ExecResult, HostInfo, MemoryStats,
-    NetworkPolicy, Sandbox, Snapshot,
+    CreateSandbox, CreateSnapshot, Created, DiskStats, Drained, Event, ExecRequest, ExecResult,
+    ForkSandbox, GuestMetrics, HostInfo, MemoryStats, NetworkPolicy, ResumeSandbox, Sandbox,
+    SandboxState, SetTimeout, Snapshot,
 };
 
 /// Whether the daemon takes requests.
@@ -18,19 +24,40 @@ pub enum Readiness {
     NotReady(String),
 }
 
+/// Events as they happen.
+pub type EventStream = Pin<Box<dyn Stream<Item = Event> + Send>>;
+
 /// The operations behind the routes. An operation goes on when its client goes away:
 /// implementations must not tie their work to the life of the returned future.
 pub trait ControlPlane: Clone + Send + Sync + 'static {
     /// Whether requests are taken.
     fn readiness(&self) -> impl Future<Output = Readiness> + Send;
+    /// What a token allows; nothing when there is no such token.
+    fn scope(
+        &self,
+        token: TokenHash,
+    ) -> impl Future<Output = Result<Option<Scope>, ApiError>> + Send;
     /// What this host is.
     fn host(&self) -> impl Future<Output = Result<HostInfo, ApiError>> + Send;
 
-    /// Makes a sandbox and waits until it runs.
+    /// Numbers for Prometheus, as OpenMetrics text.
+    fn prometheus(&self) -> impl Future<Output = Result<String, ApiError>> + Send;
+    /// Takes no new work and writes everything that runs to disk.
+    fn drain(&self) -> impl Future<Output = Result<Drained, ApiError>> + Send;
+    /// Takes work again.
+    fn undrain(&self) -> impl Future<Output = Result<(), ApiError>> + Send;
+    /// What happens from now on, or has happened since an event. Ends with the daemon.
+    fn events(
+        &self,
+        after: Option<u64>,
+    ) -> impl Future<Output = Result<EventStream, ApiError>> + Send;
+
+    /// Makes a sandbox and waits until it runs. The same request with the same id a second time
+    /// is answered with the sandbox of the first; another one with that id is refused.
     fn create(
         &self,
         request: CreateSandbox,
-    ) -> impl Future<Output = Result<Sandbox, ApiError>> + Send;
+    ) -> impl Future<Output = Result<Created, ApiError>> + Send;
     /// All sandboxes, by id.
     fn list(&self) -> impl Future<Output = Result<Vec<Sandbox>, ApiError>> + Send;
     /// One sandbox.
@@ -38,7 +65,35 @@ pub trait ControlPlane: Clone + Send + Sync + 'static {
     /// Writes it to disk and ends its process.
     fn pause(&self, id: SandboxId) -> impl Future<Output = Result<Sandbox, ApiError>> + Send;
     /// Brings it back.
-    fn resume(&self, id: SandboxId) -> impl Future<Output = Result<Sandbox, ApiError>> + Send;
+    fn resume(
+        &self,
+        id: SandboxId,
+        request: ResumeSandbox,
+    ) -> impl Future<Output = Result<Sandbox, ApiError>> + Send;
+    /// Waits until it is in one of these states, and says how it is when that is so or the time is
+    /// up.
+    fn wait(
+        &self,
+        id: SandboxId,
+        states: Vec<SandboxState>,
+        patience: Duration,
+    ) -> impl Future<Output = Result<Sandbox, ApiError>> + Send;
+    /// Changes how long it may run.
+    fn set_timeout(
+        &self,
+        id: SandboxId,
+        request: SetTimeout,
+    ) -> impl Future<Output = Result<Sandbox, ApiError>> + Send;
+    /// Makes running copies of it, which go on from where it is; it goes on, too. Each may fail by
+    /// itself.
+    fn fork(
+        &self,
+        id: SandboxId,
+        request: ForkSandbox,
+    ) -> impl Future<Output = Result<Vec<Result<Sandbox, ApiError>>, ApiError>> + Send;
+    /// How busy its guest is.
+    fn metrics(&self, id: SandboxId)
+    -> impl Future<Output = Result<GuestMetrics, ApiError>> + Send;
     /// Runs a command in it and collects the output.
     fn exec(
         &self,

@@ -30,6 +30,11 @@ pub enum IdError {
     },
 }
 
+/// What a sandbox's id looks like, for readers of the API's document.
+pub(crate) const SANDBOX_ID: &str = "^[a-z][a-z0-9]{0,56}$";
+/// What a template's name looks like.
+pub(crate) const TEMPLATE_NAME: &str = "^[a-z][a-z0-9._-]{0,62}$";
+
 /// A sandbox's id: lowercase letters and digits, starting with a letter, at most 57
 /// characters, so that `{port}-{id}` is one DNS label.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -65,6 +70,20 @@ impl FromStr for SandboxId {
     }
 }
 
+impl SandboxId {
+    /// The id that stands for a caller's key: the same for the same key, always.
+    #[must_use]
+    pub fn of_key(key: &[u8]) -> Self {
+        use sha2::Digest;
+        const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+        let hash = sha2::Sha256::digest(key);
+        let letters = hash
+            .iter()
+            .map(|byte| char::from(ALPHABET[usize::from(byte % 32)]));
+        Self("k".chars().chain(letters).collect())
+    }
+}
+
 impl FromStr for TemplateName {
     type Err = IdError;
 
@@ -80,7 +99,17 @@ impl FromStr for TemplateName {
 }
 
 macro_rules! name_type {
-    ($type:ident) => {
+    ($type:ident, $pattern:ident) => {
+        impl schemars::JsonSchema for $type {
+            fn schema_name() -> std::borrow::Cow<'static, str> {
+                stringify!($type).into()
+            }
+
+            fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+                schemars::json_schema!({ "type": "string", "pattern": $pattern })
+            }
+        }
+
         impl $type {
             /// The name itself.
             #[must_use]
@@ -104,8 +133,8 @@ macro_rules! name_type {
     };
 }
 
-name_type!(SandboxId);
-name_type!(TemplateName);
+name_type!(SandboxId, SANDBOX_ID);
+name_type!(TemplateName, TEMPLATE_NAME);
 
 #[cfg(test)]
 mod tests {
@@ -118,6 +147,14 @@ mod tests {
         for bad in ["", "1a", "a-b", "A", "a/b", "ä", "..", "a b"] {
             assert!(bad.parse::<SandboxId>().is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_keys_id_is_one_that_a_caller_could_choose() {
+        let id = SandboxId::of_key(b"0f7b-1");
+        assert_eq!(id.as_str().parse::<SandboxId>().as_ref(), Ok(&id));
+        assert_eq!(id, SandboxId::of_key(b"0f7b-1"));
+        assert_ne!(id, SandboxId::of_key(b"0f7b-2"));
     }
 
     #[test]

@@ -5,20 +5,36 @@
 //! ([`body`], [`ids`]), and reaches the [`ControlPlane`], whoever implements it. Every
 //! error leaves as `application/problem+json` ([`problem`]).
 //!
+//! The same control plane answers E2B's clients in their words ([`e2b`]), and what runs inside
+//! sandboxes is reached through a listener of its own ([`traffic`]). Who may ask is decided before
+//! any route ([`auth`]); what a connection may cost, before any request ([`server`]).
+//!
 //! # Architecture invariant
 //! Knows no VMM, no file, no thread of the daemon. Whatever can be refused by looking
 //! at the request alone is refused here; whatever needs state is refused by the
 //! [`ControlPlane`], with an error of [`problem::ApiError`]'s kinds.
 
-pub mod body;
 pub mod ids;
-pub mod problem;
 pub mod wire;
 
+pub mod auth;
+pub mod body;
+pub mod problem;
+pub mod server;
+
 mod control_plane;
+mod openapi;
+mod processes;
 mod router;
 mod routes;
+mod stream;
 
-pub use control_plane::{ControlPlane, Readiness};
+pub mod e2b;
+pub mod traffic;
+
+pub use control_plane::{ControlPlane, EventStream, Readiness};
+pub use openapi::document as openapi;
 pub use problem::ApiError;
-pub use router::router;
+pub use processes::{FileContent, ProcessStream, Processes};
+pub use router::{router, routes};
+pub use traffic::{Traffic, Way};

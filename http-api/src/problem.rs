@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -22,6 +23,24 @@ pub enum ApiError {
         /// The offending field or parameter, as the caller wrote it.
         field: String,
         /// What is wrong with it.
+        detail: String,
+    },
+    /// The request took too long to arrive. 408.
+    #[error("{detail}")]
+    Late {
+        /// What did.
+        detail: String,
+    },
+    /// No token, or one that nobody knows. 401.
+    #[error("{detail}")]
+    Unauthorized {
+        /// What is missing, and where to get it.
+        detail: String,
+    },
+    /// Who asks is known and may not. 403.
+    #[error("{detail}")]
+    Forbidden {
+        /// Why not.
         detail: String,
     },
     /// No such sandbox, template or route. 404.
@@ -101,6 +120,9 @@ impl ApiError {
     pub fn status(&self) -> StatusCode {
         match self {
             Self::BadRequest { .. } => StatusCode::BAD_REQUEST,
+            Self::Late { .. } => StatusCode::REQUEST_TIMEOUT,
+            Self::Unauthorized { .. } => StatusCode::UNAUTHORIZED,
+            Self::Forbidden { .. } => StatusCode::FORBIDDEN,
             Self::NotFound { .. } => StatusCode::NOT_FOUND,
             Self::Denied { .. } | Self::Exists { .. } => StatusCode::CONFLICT,
             Self::Corrupt { .. } => StatusCode::UNPROCESSABLE_ENTITY,
@@ -116,6 +138,9 @@ impl ApiError {
     pub fn code(&self) -> &'static str {
         match self {
             Self::BadRequest { .. } => "bad_request",
+            Self::Late { .. } => "request_timeout",
+            Self::Unauthorized { .. } => "unauthorized",
+            Self::Forbidden { .. } => "forbidden",
             Self::NotFound { .. } => "not_found",
             Self::Denied { .. } => "wrong_state",
             Self::Exists { .. } => "exists",
@@ -150,7 +175,7 @@ impl ApiError {
 }
 
 /// A problem document.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Problem {
     /// The status in words.
     pub title: String,

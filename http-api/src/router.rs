@@ -1,62 +1,163 @@
 //! All routes, and the answer to everything that is none.
+//!
+//! The routes are a table, so that a test can walk them.
 
 use axum::Router;
-use axum::extract::DefaultBodyLimit;
+use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::{Method, Uri};
-use axum::routing::{get, post, put};
+use axum::middleware::from_fn_with_state;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, delete, get, post, put};
 
+use crate::auth::{self, Access};
 use crate::body::MAX_BODY_BYTES;
 use crate::control_plane::ControlPlane;
+use crate::e2b;
 use crate::problem::ApiError;
-use crate::routes::{health, sandboxes, snapshots};
+use crate::processes::Processes;
+use crate::routes::{events, health, inside, sandboxes, snapshots};
+use crate::stream::{exec, pty};
 
-/// The whole API over one control plane.
-pub fn router<C: ControlPlane>(control: C) -> Router {
-    Router::new()
-        .route("/livez", get(health::livez))
-        .route("/readyz", get(health::readyz::<C>))
-        .route("/v1/host", get(health::host::<C>))
-        .route(
-            "/v1/sandboxes",
-            get(sandboxes::list::<C>).post(sandboxes::create::<C>),
-        )
-        .route(
+/// Method, path, and what answers.
+pub(crate) type Table<C> = Vec<(&'static str, &'static str, MethodRouter<C>)>;
+
+fn native<C: ControlPlane + Processes>() -> Table<C> {
+    // A file may have any size.
+    let write = || put(inside::write::<C>).layer(DefaultBodyLimit::disable());
+    let signal = "/v1/sandboxes/{id}/processes/{pid}/signal";
+    vec![
+        ("GET", "/livez", get(health::livez)),
+        ("GET", "/readyz", get(health::readyz::<C>)),
+        ("GET", "/metrics", get(health::metrics::<C>)),
+        ("GET", "/openapi.json", get(health::openapi)),
+        ("GET", "/docs", get(health::docs)),
+        ("GET", "/v1/host", get(health::host::<C>)),
+        ("POST", "/v1/host/drain", post(health::drain::<C>)),
+        ("DELETE", "/v1/host/drain", delete(health::undrain::<C>)),
+        ("GET", "/v1/events", get(events::events::<C>)),
+        ("GET", "/v1/sandboxes", get(sandboxes::list::<C>)),
+        ("POST", "/v1/sandboxes", post(sandboxes::create::<C>)),
+        ("GET", "/v1/sandboxes/{id}", get(sandboxes::get::<C>)),
+        (
+            "DELETE",
             "/v1/sandboxes/{id}",
-            get(sandboxes::get::<C>).delete(sandboxes::delete::<C>),
-        )
-        .route("/v1/sandboxes/{id}/pause", post(sandboxes::pause::<C>))
-        .route("/v1/sandboxes/{id}/resume", post(sandboxes::resume::<C>))
-        .route("/v1/sandboxes/{id}/exec", post(sandboxes::exec::<C>))
-        .route("/v1/sandboxes/{id}/memory", get(sandboxes::memory::<C>))
-        .route("/v1/sandboxes/{id}/disk", get(sandboxes::disk::<C>))
-        .route(
+            delete(sandboxes::delete::<C>),
+        ),
+        (
+            "POST",
+            "/v1/sandboxes/{id}/pause",
+            post(sandboxes::pause::<C>),
+        ),
+        (
+            "POST",
+            "/v1/sandboxes/{id}/resume",
+            post(sandboxes::resume::<C>),
+        ),
+        ("GET", "/v1/sandboxes/{id}/wait", get(sandboxes::wait::<C>)),
+        (
+            "POST",
+            "/v1/sandboxes/{id}/timeout",
+            post(sandboxes::set_timeout::<C>),
+        ),
+        (
+            "POST",
+            "/v1/sandboxes/{id}/fork",
+            post(sandboxes::fork::<C>),
+        ),
+        (
+            "POST",
+            "/v1/sandboxes/{id}/exec",
+            post(sandboxes::exec::<C>),
+        ),
+        (
+            "GET",
+            "/v1/sandboxes/{id}/exec/stream",
+            get(exec::exec::<C>),
+        ),
+        ("GET", "/v1/sandboxes/{id}/pty", get(pty::pty::<C>)),
+        (
+            "GET",
+            "/v1/sandboxes/{id}/processes",
+            get(inside::processes::<C>),
+        ),
+        ("POST", signal, post(inside::signal::<C>)),
+        ("GET", "/v1/sandboxes/{id}/files", get(inside::read::<C>)),
+        ("PUT", "/v1/sandboxes/{id}/files", write()),
+        (
+            "GET",
+            "/v1/sandboxes/{id}/files/list",
+            get(inside::list::<C>),
+        ),
+        (
+            "GET",
+            "/v1/sandboxes/{id}/memory",
+            get(sandboxes::memory::<C>),
+        ),
+        ("GET", "/v1/sandboxes/{id}/disk", get(sandboxes::disk::<C>)),
+        (
+            "GET",
+            "/v1/sandboxes/{id}/metrics",
+            get(sandboxes::metrics::<C>),
+        ),
+        (
+            "PUT",
             "/v1/sandboxes/{id}/network",
             put(sandboxes::set_network::<C>),
-        )
-        .route(
-            "/v1/snapshots",
-            get(snapshots::list::<C>).post(snapshots::create::<C>),
-        )
-        .route(
+        ),
+        ("GET", "/v1/snapshots", get(snapshots::list::<C>)),
+        ("POST", "/v1/snapshots", post(snapshots::create::<C>)),
+        ("GET", "/v1/snapshots/{name}", get(snapshots::get::<C>)),
+        (
+            "DELETE",
             "/v1/snapshots/{name}",
-            get(snapshots::get::<C>).delete(snapshots::delete::<C>),
-        )
+            delete(snapshots::delete::<C>),
+        ),
+    ]
+}
+
+fn table<C: ControlPlane + Processes>() -> Table<C> {
+    let mut table = native();
+    table.extend(e2b::table());
+    table
+}
+
+/// Method and path of every route there is.
+#[must_use]
+pub fn routes<C: ControlPlane + Processes>() -> Vec<(&'static str, &'static str)> {
+    let routes = table::<C>().into_iter();
+    routes.map(|(method, path, _)| (method, path)).collect()
+}
+
+/// The whole API over one control plane, for a listener that lets in whom `access` says.
+pub fn router<C: ControlPlane + Processes>(control: C, access: Access) -> Router {
+    let mut router = Router::new();
+    for (_method, path, answer) in table::<C>() {
+        router = router.route(path, answer);
+    }
+    router
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .layer(from_fn_with_state(
+            (control.clone(), access),
+            auth::guard::<C>,
+        ))
         .with_state(control)
 }
 
-async fn no_route(uri: Uri) -> ApiError {
-    ApiError::NotFound {
-        what: "route",
-        name: uri.path().to_owned(),
-    }
+async fn no_route(request: Request) -> Response {
+    absent(request.uri(), request.uri().path().to_owned())
 }
 
-async fn no_method(method: Method, uri: Uri) -> ApiError {
-    ApiError::NotFound {
-        what: "route",
-        name: format!("{method} {}", uri.path()),
+async fn no_method(method: Method, uri: Uri) -> Response {
+    absent(&uri, format!("{method} {}", uri.path()))
+}
+
+fn absent(uri: &Uri, name: String) -> Response {
+    let what = "route";
+    let error = ApiError::NotFound { what, name };
+    if e2b::speaks(uri.path()) {
+        return e2b::Refusal(error).into_response();
     }
+    error.into_response()
 }

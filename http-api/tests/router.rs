@@ -1,162 +1,18 @@
 //! Every route over a control plane that only plays: what a request becomes, what its answer
 //! looks like, and what leaves when it is refused.
 
-use std::collections::BTreeMap;
+mod support;
 
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode, header};
+use http_api::auth::Access;
 use http_api::body::MAX_BODY_BYTES;
-use http_api::ids::{SandboxId, TemplateName};
-use http_api::wire::{
-    CreateSandbox, CreateSnapshot, DiskStats, ExecRequest, ExecResult, HostInfo, MemoryStats,
-    NetworkPolicy, Sandbox, SandboxState, Snapshot, SnapshotKind, VmmInfo,
-};
-use http_api::{ApiError, ControlPlane, Readiness, router};
+use http_api::wire::SandboxState;
+use http_api::{ApiError, router};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
+use support::Fake;
 use tower::ServiceExt;
-
-/// Answers everything with fixed values, or everything with one error.
-#[derive(Clone, Default)]
-struct Fake {
-    error: Option<ApiError>,
-    not_ready: Option<&'static str>,
-}
-
-impl Fake {
-    fn refusing(error: ApiError) -> Self {
-        let error = Some(error);
-        Self {
-            error,
-            ..Self::default()
-        }
-    }
-
-    fn answer<T>(&self, value: T) -> Result<T, ApiError> {
-        self.error.clone().map_or(Ok(value), Err)
-    }
-}
-
-fn sandbox(id: SandboxId, state: SandboxState) -> Sandbox {
-    Sandbox {
-        id,
-        state,
-        template: "base".parse().unwrap(),
-        vcpus: 1,
-        memory_mb: 256,
-        address: "10.0.0.1".into(),
-        created_at_ms: 5,
-        build: None,
-        generation: None,
-        reason: None,
-        labels: BTreeMap::new(),
-        network: NetworkPolicy::default(),
-    }
-}
-
-fn snapshot(name: TemplateName) -> Snapshot {
-    Snapshot {
-        name,
-        kind: SnapshotKind::Memory,
-        build: Some("ab".repeat(16)),
-        generation: Some(2),
-        vcpus: 1,
-        memory_mb: 256,
-        diff_pages: Some(7),
-        created_at_ms: 5,
-    }
-}
-
-impl ControlPlane for Fake {
-    async fn readiness(&self) -> Readiness {
-        self.not_ready.map_or(Readiness::Ready, |reason| {
-            Readiness::NotReady(reason.to_owned())
-        })
-    }
-    async fn host(&self) -> Result<HostInfo, ApiError> {
-        self.answer(HostInfo {
-            version: "0".into(),
-            vmm: VmmInfo {
-                name: "fake".into(),
-                version: "1".into(),
-                accelerator: "none".into(),
-                reason: "a test".into(),
-            },
-            disks: "none".into(),
-            shards: 1,
-            engines: 1,
-            workers: "block".to_owned(),
-            sandboxes: 0,
-        })
-    }
-    async fn create(&self, request: CreateSandbox) -> Result<Sandbox, ApiError> {
-        let id = request.id.unwrap_or_else(|| "chosen".parse().unwrap());
-        let mut made = sandbox(id, SandboxState::Running);
-        made.template = request.template;
-        made.vcpus = request.vcpus.unwrap_or(1);
-        made.memory_mb = request.memory_mb.unwrap_or(256);
-        made.labels = request.labels;
-        made.network = request.network;
-        self.answer(made)
-    }
-    async fn list(&self) -> Result<Vec<Sandbox>, ApiError> {
-        self.answer(vec![sandbox("a".parse().unwrap(), SandboxState::Paused)])
-    }
-    async fn get(&self, id: SandboxId) -> Result<Sandbox, ApiError> {
-        self.answer(sandbox(id, SandboxState::Running))
-    }
-    async fn pause(&self, id: SandboxId) -> Result<Sandbox, ApiError> {
-        self.answer(sandbox(id, SandboxState::Paused))
-    }
-    async fn resume(&self, id: SandboxId) -> Result<Sandbox, ApiError> {
-        self.answer(sandbox(id, SandboxState::Running))
-    }
-    async fn exec(&self, id: SandboxId, request: ExecRequest) -> Result<ExecResult, ApiError> {
-        self.answer(ExecResult {
-            exit_code: 3,
-            status: "exit status 3".into(),
-            stdout: format!("{id}: {} {:?}", request.cmd, request.args),
-            stderr: format!("{} ms", request.timeout_ms),
-        })
-    }
-    async fn set_network(&self, id: SandboxId, policy: NetworkPolicy) -> Result<Sandbox, ApiError> {
-        let mut changed = sandbox(id, SandboxState::Running);
-        changed.network = policy;
-        self.answer(changed)
-    }
-    async fn disk(&self, _: SandboxId) -> Result<DiskStats, ApiError> {
-        self.answer(DiskStats {
-            backend: "reflink".into(),
-            size_bytes: 1 << 30,
-            stored_bytes: 4096,
-            ..DiskStats::default()
-        })
-    }
-    async fn memory(&self, _: SandboxId) -> Result<MemoryStats, ApiError> {
-        self.answer(MemoryStats {
-            guest_pages: 65_536,
-            page_bytes: 4096,
-            faults: 9,
-            fault_us_p99: 12.5,
-            ..MemoryStats::default()
-        })
-    }
-    async fn delete(&self, _: SandboxId) -> Result<(), ApiError> {
-        self.answer(())
-    }
-    async fn create_snapshot(&self, request: CreateSnapshot) -> Result<Snapshot, ApiError> {
-        self.answer(snapshot(request.name))
-    }
-    async fn list_snapshots(&self) -> Result<Vec<Snapshot>, ApiError> {
-        self.answer(vec![snapshot("t".parse().unwrap())])
-    }
-    async fn get_snapshot(&self, name: TemplateName) -> Result<Snapshot, ApiError> {
-        self.answer(snapshot(name))
-    }
-    async fn delete_snapshot(&self, _: TemplateName) -> Result<(), ApiError> {
-        self.answer(())
-    }
-}
 
 struct Answer {
     status: StatusCode,
@@ -196,7 +52,7 @@ async fn send(fake: Fake, method: &str, path: &str, body: impl Into<Body>) -> An
         .uri(path)
         .body(body.into())
         .unwrap();
-    let response = router(fake).oneshot(request).await.unwrap();
+    let response = router(fake, Access::open()).oneshot(request).await.unwrap();
     let text_of = |name| {
         let value = response.headers().get(name)?;
         Some(value.to_str().unwrap().to_owned())
@@ -214,15 +70,30 @@ async fn send(fake: Fake, method: &str, path: &str, body: impl Into<Body>) -> An
 }
 
 /// All routes behind the control plane, each with a body that is good.
-const ROUTES: [(&str, &str, &str); 15] = [
+const ROUTES: [(&str, &str, &str); 26] = [
     ("GET", "/v1/host", ""),
+    ("POST", "/v1/host/drain", ""),
+    ("DELETE", "/v1/host/drain", ""),
     ("GET", "/v1/sandboxes", ""),
     ("POST", "/v1/sandboxes", r#"{"template":"base"}"#),
     ("GET", "/v1/sandboxes/a", ""),
     ("DELETE", "/v1/sandboxes/a", ""),
     ("POST", "/v1/sandboxes/a/pause", ""),
     ("POST", "/v1/sandboxes/a/resume", ""),
+    ("GET", "/v1/sandboxes/a/wait", ""),
+    ("POST", "/v1/sandboxes/a/timeout", r#"{"timeout_s":9}"#),
+    ("POST", "/v1/sandboxes/a/fork", ""),
+    ("GET", "/v1/sandboxes/a/metrics", ""),
     ("POST", "/v1/sandboxes/a/exec", r#"{"cmd":"true"}"#),
+    ("GET", "/v1/sandboxes/a/processes", ""),
+    (
+        "POST",
+        "/v1/sandboxes/a/processes/7/signal",
+        r#"{"signal":"SIGTERM"}"#,
+    ),
+    ("GET", "/v1/sandboxes/a/files?path=%2Fx", ""),
+    ("PUT", "/v1/sandboxes/a/files?path=%2Fx", "content"),
+    ("GET", "/v1/sandboxes/a/files/list?path=%2F", ""),
     ("GET", "/v1/sandboxes/a/memory", ""),
     ("GET", "/v1/sandboxes/a/disk", ""),
     ("PUT", "/v1/sandboxes/a/network", "{}"),
@@ -237,13 +108,16 @@ async fn every_route_answers_with_its_status_and_json() {
     for (method, path, body) in ROUTES {
         let answer = send(Fake::default(), method, path, body).await;
         let expected = match (method, path) {
-            ("DELETE", _) => 204,
-            ("POST", "/v1/sandboxes" | "/v1/snapshots") => 201,
+            ("DELETE", _) | (_, "/v1/sandboxes/a/processes/7/signal") => 204,
+            ("POST", "/v1/sandboxes" | "/v1/snapshots" | "/v1/sandboxes/a/fork") => 201,
             _ => 200,
         };
         assert_eq!(answer.status.as_u16(), expected, "{method} {path}");
         if expected == 204 {
             assert_eq!(answer.text, "", "{method} {path}");
+        } else if path == "/v1/sandboxes/a/files?path=%2Fx" && method == "GET" {
+            assert_eq!(answer.content_type, "application/octet-stream");
+            assert_eq!(answer.text, "/x");
         } else {
             assert_eq!(answer.content_type, "application/json", "{method} {path}");
             answer.json();
@@ -257,6 +131,7 @@ async fn a_created_sandbox_is_what_was_asked_for() {
         "template": "py-3.12", "id": "a1", "vcpus": 2, "memory_mb": 512,
         "env": { "A": "1" }, "labels": { "owner": "me" },
         "network": { "deny": ["192.0.2.0/24"] },
+        "timeout_s": 60, "on_timeout": "pause", "auto_resume": true,
     });
     let made = send(Fake::default(), "POST", "/v1/sandboxes", body.to_string())
         .await
@@ -264,6 +139,8 @@ async fn a_created_sandbox_is_what_was_asked_for() {
     let expected = json!({
         "id": "a1", "state": "running", "template": "py-3.12", "vcpus": 2, "memory_mb": 512,
         "address": "10.0.0.1", "created_at_ms": 5, "labels": { "owner": "me" },
+        "disk_mb": 128, "started_at_ms": 5, "time_left_ms": 60_000, "on_timeout": "pause",
+        "auto_resume": true,
         "network": { "allow_internet_access": true, "deny": ["192.0.2.0/24"] },
     });
     assert_eq!(made, expected, "absent fields are left out, not null");
@@ -337,7 +214,7 @@ async fn a_live_daemon_that_is_not_ready_says_why() {
 async fn what_is_no_route_is_named_in_a_404() {
     for (method, path, named) in [
         ("GET", "/", "/"),
-        ("GET", "/v2/sandboxes", "/v2/sandboxes"),
+        ("GET", "/v0/sandboxes", "/v0/sandboxes"),
         ("GET", "/v1/sandboxes/a/b/c", "/v1/sandboxes/a/b/c"),
         ("PUT", "/v1/sandboxes", "PUT /v1/sandboxes"),
         ("GET", "/v1/sandboxes/a/pause", "GET /v1/sandboxes/a/pause"),
@@ -400,7 +277,19 @@ async fn a_bad_body_is_a_400_that_names_the_field() {
             r#"{"cmd":"a","timeout":1}"#,
             "timeout",
         ),
-        ("/v1/snapshots", r#"{"sandbox":"a"}"#, "name"),
+        (
+            "/v1/sandboxes",
+            r#"{"template":"t","timeout_s":99999999}"#,
+            "timeout_s",
+        ),
+        (
+            "/v1/sandboxes",
+            r#"{"template":"t","on_timeout":"stop"}"#,
+            "on_timeout",
+        ),
+        ("/v1/sandboxes/a/timeout", r#"{"timeout":9}"#, "timeout"),
+        ("/v1/sandboxes/a/fork", r#"{"count":21}"#, "count"),
+        ("/v1/snapshots", r#"{"name":"t"}"#, "sandbox"),
         (
             "/v1/snapshots",
             r#"{"sandbox":"a-b","name":"t"}"#,
@@ -474,6 +363,20 @@ async fn every_refusal_reaches_every_route_with_its_status() {
             },
             400,
             "bad_request",
+        ),
+        (
+            ApiError::Unauthorized {
+                detail: "A token is needed".into(),
+            },
+            401,
+            "unauthorized",
+        ),
+        (
+            ApiError::Forbidden {
+                detail: "Not with this token".into(),
+            },
+            403,
+            "forbidden",
         ),
         (
             ApiError::NotFound {
@@ -568,4 +471,153 @@ async fn request_ids_differ() {
     let one = send(Fake::default(), "GET", "/x", "").await.problem();
     let two = send(Fake::default(), "GET", "/x", "").await.problem();
     assert_ne!(one["request_id"], two["request_id"]);
+}
+
+#[tokio::test]
+async fn the_same_request_again_is_no_creation() {
+    let body = r#"{"template":"base","id":"there"}"#;
+    let again = send(Fake::default(), "POST", "/v1/sandboxes", body).await;
+    assert_eq!(again.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_wait_names_its_states() {
+    let at = |query: &str| format!("/v1/sandboxes/a/wait?{query}");
+    let answer = send(Fake::default(), "GET", &at("state=paused,failed"), "").await;
+    assert_eq!(answer.json()["state"], "paused");
+    for bad in ["state=asleep", "timeout_ms=-1", "states=paused"] {
+        let answer = send(Fake::default(), "GET", &at(bad), "").await;
+        assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{bad}");
+        answer.problem();
+    }
+}
+
+#[tokio::test]
+async fn forks_fail_one_by_one() {
+    let path = "/v1/sandboxes/a/fork";
+    let forks = send(Fake::default(), "POST", path, r#"{"count":3}"#)
+        .await
+        .json();
+    assert_eq!(forks["sandboxes"].as_array().unwrap().len(), 2, "{forks}");
+    assert_eq!(forks["errors"][0]["code"], "capacity_exhausted", "{forks}");
+}
+
+#[tokio::test]
+async fn events_go_on_from_the_last_one_seen() {
+    let stream = |path: &'static str, last: Option<&'static str>| async move {
+        let mut request = Request::builder().uri(path);
+        if let Some(last) = last {
+            request = request.header("last-event-id", last);
+        }
+        let request = request.body(Body::empty()).unwrap();
+        let router = router(Fake::default(), Access::open());
+        let response = router.oneshot(request).await.unwrap();
+        let status = response.status().as_u16();
+        let kind = response.headers()["content-type"].clone();
+        let text = response.into_body().collect().await.unwrap().to_bytes();
+        (status, kind, String::from_utf8(text.to_vec()).unwrap())
+    };
+    let (status, kind, text) = stream("/v1/events", Some("7")).await;
+    assert_eq!(
+        (status, &kind),
+        (200, &header::HeaderValue::from_static("text/event-stream"))
+    );
+    let first = text.split("\n\n").next().unwrap();
+    let (head, data) = first.split_once("data: ").unwrap();
+    assert_eq!(head, "id: 8\nevent: state\n");
+    let data: Value = serde_json::from_str(data).unwrap();
+    let expected = json!({
+        "id": 8, "at_ms": 5, "kind": "state", "sandbox": "two", "state": "paused",
+    });
+    assert_eq!(data, expected);
+    let (_, _, text) = stream("/v1/events?after=7&sandbox=one", None).await;
+    let ids: Vec<&str> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("id: "))
+        .collect();
+    assert_eq!(ids, ["9"], "{text}");
+    assert_eq!(stream("/v1/events", Some("x")).await.0, 400);
+    assert_eq!(stream("/v1/events?since=1", None).await.0, 400);
+}
+
+#[tokio::test]
+async fn a_list_takes_filters_it_knows() {
+    let get = |path: &'static str| send(Fake::default(), "GET", path, "");
+    assert_eq!(get("/v1/sandboxes?state=running").await.json(), json!([]));
+    assert_eq!(
+        get("/v1/sandboxes?state=paused&limit=1").await.json()[0]["id"],
+        "a"
+    );
+    let refused = get("/v1/sandboxes?stat=running").await;
+    assert_eq!(refused.status, StatusCode::BAD_REQUEST);
+    assert_eq!(refused.problem()["field"], "stat");
+}
+
+#[test]
+fn the_document_has_the_native_routes_and_no_others() {
+    let document = http_api::openapi();
+    let mut documented = Vec::new();
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        let methods = methods.as_object().unwrap().keys();
+        documented.extend(methods.map(|method| (method.to_uppercase(), path.clone())));
+    }
+    let native = |path: &str| {
+        path.starts_with("/v1/")
+            || ["/livez", "/readyz", "/metrics", "/openapi.json", "/docs"].contains(&path)
+    };
+    let routes = http_api::routes::<Fake>().into_iter();
+    let mut routed: Vec<_> = routes
+        .filter(|(_, path)| native(path))
+        .map(|(method, path)| (method.to_owned(), path.to_owned()))
+        .collect();
+    documented.sort();
+    routed.sort();
+    assert_eq!(documented, routed);
+}
+
+#[test]
+fn the_committed_document_is_the_one_that_is_served() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/openapi.json");
+    let committed = std::fs::read_to_string(path).unwrap();
+    let made = serde_json::to_string_pretty(&http_api::openapi()).unwrap() + "\n";
+    assert!(
+        committed == made,
+        "openapi.json is stale: cargo run -p appliance -- openapi > http-api/openapi.json"
+    );
+}
+
+#[tokio::test]
+async fn the_document_is_there_to_be_read() {
+    let page = send(Fake::default(), "GET", "/docs", "").await;
+    assert_eq!(
+        (page.status, &*page.content_type),
+        (StatusCode::OK, "text/html; charset=utf-8")
+    );
+    assert!(
+        page.text.contains("/v1/sandboxes/{id}/fork"),
+        "{}",
+        page.text
+    );
+    let document = send(Fake::default(), "GET", "/openapi.json", "").await;
+    assert_eq!(document.json(), http_api::openapi());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_does_not_arrive_is_given_up() {
+    let begun = futures_util::stream::once(async { Ok::<_, std::io::Error>("{") });
+    let body = futures_util::StreamExt::chain(begun, futures_util::stream::pending());
+    for path in ["/v1/sandboxes", "/v2/sandboxes"] {
+        let body =
+            Body::from_stream(futures_util::stream::pending::<Result<&str, std::io::Error>>());
+        let late = send(Fake::default(), "POST", path, body).await;
+        assert_eq!(late.status, StatusCode::REQUEST_TIMEOUT, "{path}");
+    }
+    let late = send(
+        Fake::default(),
+        "POST",
+        "/v1/sandboxes",
+        Body::from_stream(body),
+    )
+    .await;
+    assert_eq!(late.problem()["code"], "request_timeout");
 }

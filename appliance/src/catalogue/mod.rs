@@ -18,14 +18,25 @@ use crate::vmm::GuestShape;
 
 pub mod builds;
 pub mod sandboxes;
+pub mod tokens;
 
 pub use builds::BuildRow;
 pub use sandboxes::SandboxRow;
 pub use templates::TemplateRow;
+pub use tokens::TokenRow;
 
 /// Why the catalogue could not answer.
 #[derive(Debug, Error)]
 pub enum CatalogueError {
+    /// Its file can't be made, or not be kept from others.
+    #[error("Opening the catalogue {}", path.display())]
+    File {
+        /// The file.
+        path: std::path::PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
     /// SQLite failed.
     #[error("The catalogue failed")]
     Sqlite(#[from] rusqlite::Error),
@@ -57,6 +68,28 @@ pub enum CatalogueError {
 
 type Job = Box<dyn FnOnce(&mut Connection) + Send>;
 
+/// Opens the file for whoever needs it once. It holds secrets of sandboxes: only its owner reads it,
+/// and the files that SQLite puts beside it are like it.
+///
+/// # Errors
+/// The file can't be used.
+pub fn connect(path: &Path) -> Result<Connection, CatalogueError> {
+    use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+    let private = |source| CatalogueError::File {
+        path: path.to_owned(),
+        source,
+    };
+    let mut options = std::fs::OpenOptions::new();
+    options.create(true).append(true).mode(0o600);
+    let file = options.open(path).map_err(private)?;
+    let owner_only = std::fs::Permissions::from_mode(0o600);
+    file.set_permissions(owner_only).map_err(private)?;
+    drop(file);
+    let mut connection = Connection::open(path)?;
+    schema::prepare(&mut connection)?;
+    Ok(connection)
+}
+
 /// A handle to the catalogue's thread; it ends with its last handle.
 #[derive(Clone, Debug)]
 pub struct Catalogue {
@@ -69,8 +102,7 @@ impl Catalogue {
     /// # Errors
     /// The file can't be used, or a newer version wrote it.
     pub fn open(path: &Path) -> Result<Self, CatalogueError> {
-        let mut connection = Connection::open(path)?;
-        schema::prepare(&mut connection)?;
+        let mut connection = connect(path)?;
         let (jobs, mut inbox) = mpsc::channel::<Job>(256);
         std::thread::Builder::new()
             .name("catalogue".into())

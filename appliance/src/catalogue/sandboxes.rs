@@ -8,6 +8,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use snapshot_format::BuildId;
 
 use super::{CatalogueError, from_json, parse, shape, to_json};
+use crate::lifetime::Lifetime;
 use crate::network::SlotIndex;
 use crate::vmm::GuestShape;
 
@@ -36,10 +37,38 @@ pub struct SandboxRow {
     pub labels: BTreeMap<String, String>,
     /// What it may reach.
     pub network: NetworkPolicy,
+    /// How long it may run.
+    pub lifetime: Lifetime,
+    /// The request that it was made by, to know it again.
+    pub request: String,
+    /// What its guest's daemon asks callers for. Those of older versions ask for nothing.
+    pub access_token: Option<String>,
+    /// What the memory it is made from asks for until it is told its own. Not stored: half-made
+    /// sandboxes are forgotten.
+    pub inherited_token: Option<String>,
+    /// Another one whenever it begins to run.
+    pub execution_id: Option<String>,
+    /// When it last began to run, Unix milliseconds.
+    pub started_at_ms: u64,
+    /// Size of its disk in MiB.
+    pub disk_mb: u64,
+}
+
+impl SandboxRow {
+    /// Moves to a state. Its time goes on while it runs, and stands still while it doesn't.
+    pub fn enter(&mut self, state: SandboxState, now_ms: u64) {
+        self.state = state;
+        match state {
+            SandboxState::Running => self.lifetime.run(now_ms),
+            SandboxState::Paused => self.lifetime.rest(now_ms),
+            _ => {}
+        }
+    }
 }
 
 const COLUMNS: &str = "id, template, vcpus, memory_mb, kernel, initrd, cmdline, slot, state, \
-                       build, reason, created_at_ms, env, labels, network";
+                       build, reason, created_at_ms, env, labels, network, lifetime, request, \
+                       access_token, execution_id, started_at_ms, disk_mb";
 
 /// Stores a sandbox, new or changed.
 ///
@@ -62,13 +91,21 @@ pub fn put(connection: &Connection, row: &SandboxRow) -> Result<(), CatalogueErr
         to_json(&row.env),
         to_json(&row.labels),
         to_json(&row.network),
+        to_json(&row.lifetime),
+        row.request,
+        row.access_token,
+        row.execution_id,
+        row.started_at_ms as i64,
+        row.disk_mb as i64,
     ];
     connection.execute(
         &format!(
-            "INSERT INTO sandboxes ({COLUMNS}) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15)
+            "INSERT INTO sandboxes ({COLUMNS}) VALUES
+               (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19,?20,?21)
              ON CONFLICT (id) DO UPDATE SET
                state = excluded.state, build = excluded.build, reason = excluded.reason,
-               network = excluded.network"
+               network = excluded.network, lifetime = excluded.lifetime,
+               execution_id = excluded.execution_id, started_at_ms = excluded.started_at_ms"
         ),
         values,
     )?;
@@ -161,6 +198,13 @@ fn decode(row: &Row<'_>) -> Result<SandboxRow, CatalogueError> {
         env: from_json("sandboxes.env", &text(12)?)?,
         labels: from_json("sandboxes.labels", &text(13)?)?,
         network: from_json("sandboxes.network", &text(14)?)?,
+        lifetime: from_json("sandboxes.lifetime", &text(15)?)?,
+        request: text(16)?,
+        access_token: row.get(17)?,
+        inherited_token: None,
+        execution_id: row.get(18)?,
+        started_at_ms: row.get::<_, i64>(19)? as u64,
+        disk_mb: row.get::<_, i64>(20)? as u64,
     })
 }
 
@@ -186,6 +230,13 @@ impl SandboxRow {
             env: BTreeMap::new(),
             labels: BTreeMap::new(),
             network: NetworkPolicy::default(),
+            lifetime: Lifetime::default(),
+            request: String::new(),
+            access_token: None,
+            inherited_token: None,
+            execution_id: None,
+            started_at_ms: 0,
+            disk_mb: 0,
         }
     }
 }
@@ -197,6 +248,9 @@ mod tests {
     fn row(id: &str) -> SandboxRow {
         SandboxRow {
             env: BTreeMap::from([("A".into(), "1".into())]),
+            request: "{}".into(),
+            access_token: Some("t".into()),
+            disk_mb: 128,
             ..SandboxRow::example(id, SandboxState::Creating)
         }
     }
@@ -216,6 +270,9 @@ mod tests {
         let mut changed = stored.clone();
         changed.state = SandboxState::Paused;
         changed.build = Some(BuildId::from_bytes([3; 16]));
+        changed.execution_id = Some("e".into());
+        changed.started_at_ms = 7;
+        changed.lifetime.left_ms = Some(9);
         put(&connection, &changed).unwrap();
         assert_eq!(all(&connection).unwrap(), [changed]);
     }

@@ -4,7 +4,7 @@ use rusqlite::Connection;
 
 use super::CatalogueError;
 
-const VERSION: i64 = 2;
+const VERSION: i64 = 3;
 
 const TABLES: &str = "
 CREATE TABLE sandboxes (
@@ -22,7 +22,13 @@ CREATE TABLE sandboxes (
     created_at_ms INTEGER NOT NULL,
     env           TEXT NOT NULL,
     labels        TEXT NOT NULL,
-    network       TEXT NOT NULL DEFAULT '{}'
+    network       TEXT NOT NULL DEFAULT '{}',
+    lifetime      TEXT NOT NULL DEFAULT '{}',
+    request       TEXT NOT NULL DEFAULT '',
+    access_token  TEXT,
+    execution_id  TEXT,
+    started_at_ms INTEGER NOT NULL DEFAULT 0,
+    disk_mb       INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 CREATE TABLE templates (
     name          TEXT PRIMARY KEY,
@@ -32,7 +38,26 @@ CREATE TABLE templates (
     kernel        TEXT NOT NULL,
     initrd        TEXT NOT NULL,
     cmdline       TEXT NOT NULL,
+    created_at_ms INTEGER NOT NULL,
+    sandbox       TEXT,
+    access_token  TEXT,
+    disk_mb       INTEGER NOT NULL DEFAULT 0,
+    transient     INTEGER NOT NULL DEFAULT 0
+) STRICT;
+CREATE TABLE tokens (
+    name          TEXT PRIMARY KEY,
+    hash          BLOB NOT NULL UNIQUE,
+    scope         TEXT NOT NULL,
     created_at_ms INTEGER NOT NULL
+) STRICT;
+CREATE TABLE events (
+    id            INTEGER PRIMARY KEY AUTOINCREMENT,
+    at_ms         INTEGER NOT NULL,
+    kind          TEXT NOT NULL,
+    sandbox       TEXT NOT NULL,
+    state         TEXT,
+    execution_id  TEXT,
+    reason        TEXT
 ) STRICT;
 CREATE TABLE builds (
     id            TEXT PRIMARY KEY,
@@ -50,6 +75,39 @@ CREATE TABLE build_uses (
 /// From version 1: sandboxes may reach what they like.
 const SECOND: &str = "ALTER TABLE sandboxes ADD COLUMN network TEXT NOT NULL DEFAULT '{}'";
 
+/// From version 2: sandboxes end by themselves and have secrets, callers have tokens, and what
+/// happens is written down.
+const THIRD: &str = "
+ALTER TABLE sandboxes ADD COLUMN lifetime TEXT NOT NULL DEFAULT '{}';
+ALTER TABLE sandboxes ADD COLUMN request TEXT NOT NULL DEFAULT '';
+ALTER TABLE sandboxes ADD COLUMN access_token TEXT;
+ALTER TABLE sandboxes ADD COLUMN execution_id TEXT;
+ALTER TABLE sandboxes ADD COLUMN started_at_ms INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE sandboxes ADD COLUMN disk_mb INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE templates ADD COLUMN sandbox TEXT;
+ALTER TABLE templates ADD COLUMN access_token TEXT;
+ALTER TABLE templates ADD COLUMN disk_mb INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE templates ADD COLUMN transient INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE tokens (
+    name          TEXT PRIMARY KEY,
+    hash          BLOB NOT NULL UNIQUE,
+    scope         TEXT NOT NULL,
+    created_at_ms INTEGER NOT NULL
+) STRICT;
+CREATE TABLE events (
+    id            INTEGER PRIMARY KEY AUTOINCREMENT,
+    at_ms         INTEGER NOT NULL,
+    kind          TEXT NOT NULL,
+    sandbox       TEXT NOT NULL,
+    state         TEXT,
+    execution_id  TEXT,
+    reason        TEXT
+) STRICT;
+";
+
+/// What each version but the newest lacks, the first one's first.
+const STEPS: [&str; VERSION as usize - 1] = [SECOND, THIRD];
+
 /// Sets the connection up and makes the tables if they aren't there.
 pub(super) fn prepare(connection: &mut Connection) -> Result<(), CatalogueError> {
     connection.pragma_update(None, "journal_mode", "WAL")?;
@@ -64,9 +122,11 @@ pub(super) fn prepare(connection: &mut Connection) -> Result<(), CatalogueError>
             transaction.pragma_update(None, "user_version", VERSION)?;
             Ok(transaction.commit()?)
         }
-        1 => {
+        1..VERSION => {
             let transaction = connection.transaction()?;
-            transaction.execute_batch(SECOND)?;
+            for step in &STEPS[found as usize - 1..] {
+                transaction.execute_batch(step)?;
+            }
             transaction.pragma_update(None, "user_version", VERSION)?;
             Ok(transaction.commit()?)
         }
@@ -82,21 +142,57 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_catalogue_of_the_first_version_gets_what_it_lacks() {
-        let mut connection = Connection::open_in_memory().unwrap();
-        let first = TABLES.replace(",\n    network       TEXT NOT NULL DEFAULT '{}'", "");
-        assert_ne!(first, TABLES);
-        connection.execute_batch(&first).unwrap();
-        connection.pragma_update(None, "user_version", 1).unwrap();
-        prepare(&mut connection).unwrap();
-        let columns = |connection: &Connection| -> i64 {
-            let query = "SELECT COUNT(*) FROM pragma_table_info('sandboxes')";
-            connection.query_row(query, [], |row| row.get(0)).unwrap()
+    fn an_older_catalogue_gets_what_it_lacks() {
+        /// As version 1 made them.
+        const FIRST: &str = "
+            CREATE TABLE sandboxes (
+                id TEXT PRIMARY KEY, template TEXT NOT NULL, vcpus INTEGER NOT NULL,
+                memory_mb INTEGER NOT NULL, kernel TEXT NOT NULL, initrd TEXT NOT NULL,
+                cmdline TEXT NOT NULL, slot INTEGER NOT NULL UNIQUE, state TEXT NOT NULL,
+                build TEXT, reason TEXT, created_at_ms INTEGER NOT NULL, env TEXT NOT NULL,
+                labels TEXT NOT NULL
+            ) STRICT;
+            CREATE TABLE templates (
+                name TEXT PRIMARY KEY, build TEXT NOT NULL, vcpus INTEGER NOT NULL,
+                memory_mb INTEGER NOT NULL, kernel TEXT NOT NULL, initrd TEXT NOT NULL,
+                cmdline TEXT NOT NULL, created_at_ms INTEGER NOT NULL
+            ) STRICT;
+            CREATE TABLE builds (
+                id TEXT PRIMARY KEY, generation INTEGER NOT NULL, stored_pages INTEGER NOT NULL,
+                identity TEXT NOT NULL
+            ) STRICT;
+            CREATE TABLE build_uses (
+                build TEXT NOT NULL REFERENCES builds(id) ON DELETE CASCADE, uses TEXT NOT NULL,
+                PRIMARY KEY (build, uses)
+            ) STRICT;";
+        let columns = |connection: &Connection| {
+            let query = "SELECT m.name || '.' || c.name FROM sqlite_schema AS m
+                         JOIN pragma_table_info(m.name) AS c WHERE m.type = 'table' ORDER BY 1";
+            let mut statement = connection.prepare(query).unwrap();
+            let rows = statement
+                .query_map([], |row| row.get::<_, String>(0))
+                .unwrap();
+            rows.collect::<Result<Vec<_>, _>>().unwrap()
         };
         let mut new = Connection::open_in_memory().unwrap();
         prepare(&mut new).unwrap();
-        assert_eq!(columns(&connection), columns(&new));
-        prepare(&mut connection).unwrap();
+        for version in 1..VERSION {
+            let mut connection = Connection::open_in_memory().unwrap();
+            connection.execute_batch(FIRST).unwrap();
+            for step in &STEPS[..version as usize - 1] {
+                connection.execute_batch(step).unwrap();
+            }
+            connection
+                .pragma_update(None, "user_version", version)
+                .unwrap();
+            prepare(&mut connection).unwrap();
+            assert_eq!(
+                columns(&connection),
+                columns(&new),
+                "from version {version}"
+            );
+            prepare(&mut connection).unwrap();
+        }
     }
 
     #[test]

@@ -68,10 +68,14 @@ pub(super) async fn introduce(
 ) -> Result<(), OperationError> {
     let deadline = Instant::now() + host.boot_timeout;
     let console = machine.console();
+    // The memory it is made from may ask for a token that is not its own.
+    let known = row.inherited_token.clone().or(row.access_token.clone());
+    let guest = guest.clone().with_token(known);
     let introduced = async {
         guest.wait_until_up(host.boot_timeout).await?;
         let request = InitRequest {
             env_vars: Some(row.env.clone()),
+            access_token: row.access_token.clone(),
             timestamp: Some(Timestamp::now()),
             hostname: Some(row.id.to_string()),
             entropy: Some(crate::clock::random::<64>().to_vec()),

@@ -3,13 +3,15 @@
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use http_api::wire::{Sandbox, SandboxState};
+use http_api::wire::{EventKind, Sandbox, SandboxState};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::connections::Connections;
 use super::state::{Denied, Operation, begin};
 use crate::catalogue::SandboxRow;
+use crate::events::{Events, Happened};
+use crate::lifetime::Lifetime;
 use crate::network::Pool;
 
 /// A sandbox as seen from outside; shared by its shard and its owner.
@@ -26,12 +28,13 @@ struct Inner {
     connections: Connections,
     state: watch::Sender<SandboxState>,
     gone: watch::Sender<bool>,
+    events: Events,
 }
 
 impl Cell {
     /// A sandbox as its row says.
     #[must_use]
-    pub fn new(row: SandboxRow, generation: Option<u32>, pool: Pool) -> Self {
+    pub fn new(row: SandboxRow, generation: Option<u32>, pool: Pool, events: Events) -> Self {
         let address = pool.sandbox_end(row.slot);
         let state = watch::Sender::new(row.state);
         let inner = Inner {
@@ -41,6 +44,7 @@ impl Cell {
             connections: Connections::default(),
             state,
             gone: watch::Sender::new(false),
+            events,
         };
         Self {
             inner: Arc::new(inner),
@@ -54,7 +58,7 @@ impl Cell {
     pub fn begin(&self, operation: Operation) -> Result<(), Denied> {
         let mut row = self.inner.row.lock();
         row.state = begin(row.state, operation)?;
-        self.inner.state.send_replace(row.state);
+        self.show(&row);
         Ok(())
     }
 
@@ -63,10 +67,33 @@ impl Cell {
         let mut row = self.inner.row.lock();
         // A delete that came meanwhile is not undone by what it waits for.
         if row.state != SandboxState::Destroying {
-            row.state = state;
+            row.enter(state, crate::clock::now_ms());
         }
         row.reason = reason;
-        self.inner.state.send_replace(row.state);
+        self.show(&row);
+    }
+
+    /// Tells of a state, if it is another one. Called under the row's lock, so that states are told
+    /// in their order.
+    fn show(&self, row: &SandboxRow) {
+        if self.inner.state.send_replace(row.state) != row.state {
+            self.tell(EventKind::State, row, row.reason.clone());
+        }
+    }
+
+    /// Tells that it exists: its first state is no change of one.
+    pub fn announce(&self) {
+        self.tell(EventKind::State, &self.inner.row.lock(), None);
+    }
+
+    fn tell(&self, kind: EventKind, row: &SandboxRow, reason: Option<String>) {
+        self.inner.events.tell(Happened {
+            kind,
+            sandbox: row.id.to_string(),
+            state: (kind == EventKind::State).then_some(row.state),
+            execution_id: row.execution_id.clone(),
+            reason,
+        });
     }
 
     /// Changes what the row says besides its state.
@@ -91,6 +118,12 @@ impl Cell {
         self.inner.row.lock().state
     }
 
+    /// How long it may run.
+    #[must_use]
+    pub fn lifetime(&self) -> Lifetime {
+        self.inner.row.lock().lifetime
+    }
+
     /// Tells of every change of state.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<SandboxState> {
@@ -109,9 +142,11 @@ impl Cell {
         &self.inner.connections
     }
 
-    /// Nothing of it is left.
-    pub fn set_gone(&self) {
+    /// Nothing of it is left, and why.
+    pub fn set_gone(&self, reason: &str) {
         self.inner.gone.send_replace(true);
+        let row = self.inner.row.lock();
+        self.tell(EventKind::Deleted, &row, Some(reason.to_owned()));
     }
 
     /// Whether nothing of it is left.
@@ -137,6 +172,14 @@ impl Cell {
             generation: *self.inner.generation.lock(),
             reason: row.reason,
             labels: row.labels,
+            disk_mb: row.disk_mb,
+            started_at_ms: row.started_at_ms,
+            expires_at_ms: row.lifetime.expires_at_ms,
+            time_left_ms: row.lifetime.left_ms,
+            on_timeout: row.lifetime.on_timeout,
+            auto_resume: row.lifetime.auto_resume,
+            execution_id: row.execution_id,
+            access_token: row.access_token,
         }
     }
 }

@@ -16,6 +16,7 @@ pub mod state;
 
 mod boot;
 mod error;
+mod expiry;
 mod live;
 mod restore;
 pub mod snapshot;
@@ -25,3 +26,4 @@ pub use cell::Cell;
 pub use connections::{Connection, Connections};
 pub use error::OperationError;
 pub use owner::{Job, Owner, Reply};
+pub use templating::NewTemplate;

@@ -7,15 +7,19 @@
 use std::sync::Arc;
 
 use http_api::ApiError;
-use http_api::ids::TemplateName;
-use http_api::wire::{DiskStats, MemoryStats, NetworkPolicy, Sandbox, SandboxState, Snapshot};
+use http_api::wire::{
+    DiskStats, MemoryStats, NetworkPolicy, ResumeSandbox, Sandbox, SandboxState, SetTimeout,
+    Snapshot,
+};
 use snapshot_format::PageSize;
 use tokio::sync::{mpsc, oneshot};
 
 use super::cell::Cell;
+use super::expiry::time_is_up;
 use super::live::{Live, give_back};
 use super::snapshot::{Purpose, Taken, take};
 use super::state::{Denied, Operation};
+use super::templating::NewTemplate;
 use super::{OperationError, boot, restore};
 use crate::catalogue::{CatalogueError, SandboxRow, builds, sandboxes};
 use crate::disks::{self, Source, Usage};
@@ -32,9 +36,11 @@ pub enum Job {
     /// Write it to disk and end its VMM.
     Pause(Reply<Sandbox>),
     /// Bring it back.
-    Resume(Reply<Sandbox>),
+    Resume(ResumeSandbox, Reply<Sandbox>),
+    /// Let it run longer, or shorter.
+    Timeout(SetTimeout, Reply<Sandbox>),
     /// Make a template of it.
-    Snapshot(TemplateName, Reply<Snapshot>),
+    Snapshot(NewTemplate, Reply<Snapshot>),
     /// Say what its memory did.
     Memory(Reply<MemoryStats>),
     /// Say what its disk takes.
@@ -90,7 +96,7 @@ impl Owner {
             }
             Err(error) => {
                 let error = error.into_api("The sandbox was not created");
-                self.forget().await;
+                self.forget(&error.to_string()).await;
                 let _ = reply.send(Err(error));
                 refuse_all(jobs, &row.id);
             }
@@ -105,6 +111,12 @@ impl Owner {
         made: Result<Live, OperationError>,
     ) -> Result<(), OperationError> {
         let live = made?;
+        let execution_id = crate::clock::new_execution_id();
+        self.cell.update(|row| {
+            row.execution_id = Some(execution_id);
+            row.started_at_ms = crate::clock::now_ms();
+            row.inherited_token = None;
+        });
         if let Err(error) = self.store(SandboxState::Running, None).await {
             give_back(&self.host, row, Some(live)).await;
             return Err(error.into());
@@ -124,6 +136,12 @@ impl Owner {
                         self.vmm_ended(reason).await;
                         continue;
                     }
+                    () = time_is_up(&self.cell) => {
+                        if self.expire().await {
+                            return refuse_all(jobs, &self.cell.row().id);
+                        }
+                        continue;
+                    }
                 },
                 None => jobs.recv().await,
             };
@@ -133,8 +151,12 @@ impl Owner {
                     let result = self.pause().await;
                     let _ = reply.send(result);
                 }
-                Some(Job::Resume(reply)) => {
-                    let result = self.resume().await;
+                Some(Job::Resume(request, reply)) => {
+                    let result = self.resume(request).await;
+                    let _ = reply.send(result);
+                }
+                Some(Job::Timeout(request, reply)) => {
+                    let result = self.set_timeout(request).await;
                     let _ = reply.send(result);
                 }
                 Some(Job::Snapshot(name, reply)) => {
@@ -154,7 +176,7 @@ impl Owner {
                     let _ = reply.send(result);
                 }
                 Some(Job::Destroy(reply)) => {
-                    self.destroy().await;
+                    self.destroy("It was asked for").await;
                     let _ = reply.send(Ok(()));
                     return refuse_all(jobs, &self.cell.row().id);
                 }
@@ -162,7 +184,7 @@ impl Owner {
         }
     }
 
-    async fn pause(&mut self) -> Result<Sandbox, ApiError> {
+    pub(super) async fn pause(&mut self) -> Result<Sandbox, ApiError> {
         let row = self.cell.row();
         let Some(mut live) = self.live.take() else {
             return Err(self.no_vmm().await);
@@ -171,7 +193,7 @@ impl Owner {
         if left > 0 {
             tracing::info!(sandbox_id = %row.id, left, "Closed what was under way to its guest");
         }
-        let guest = Guest::at(self.cell.address());
+        let guest = Guest::at(self.cell.address()).with_token(row.access_token.clone());
         let paused = match take(&self.host, &row, &mut live, &guest, Purpose::Pause).await {
             Ok(taken) => self.record_pause(taken).await,
             Err(error) => Err(error),
@@ -194,7 +216,7 @@ impl Owner {
             reservation,
         } = taken;
         let mut row = self.cell.row();
-        row.state = SandboxState::Paused;
+        row.enter(SandboxState::Paused, crate::clock::now_ms());
         row.build = Some(build.id);
         row.reason = None;
         let (id, generation) = (build.id, build.generation);
@@ -217,12 +239,20 @@ impl Owner {
         Ok(())
     }
 
-    async fn resume(&mut self) -> Result<Sandbox, ApiError> {
+    async fn resume(&mut self, request: ResumeSandbox) -> Result<Sandbox, ApiError> {
         let row = self.cell.row();
         let Some(build) = row.build else {
             return Err(self.no_vmm().await);
         };
         let restored = restore::restore(&self.host, &row, build).await;
+        if let (Ok(_), Some(_)) = (&restored, request.timeout_s) {
+            let asked = SetTimeout {
+                timeout_s: request.timeout_s,
+                extend_only: false,
+            };
+            self.cell
+                .update(|row| row.lifetime.set(asked, false, crate::clock::now_ms()));
+        }
         match self.keep(&row, restored).await {
             Ok(()) => {
                 self.cell.settle(SandboxState::Running, None);
@@ -338,7 +368,7 @@ impl Owner {
         })
     }
 
-    async fn destroy(&mut self) {
+    pub(super) async fn destroy(&mut self, reason: &str) {
         let row = self.cell.row();
         if let Some(live) = self.live.take() {
             // What it touched first is of use to its siblings.
@@ -347,12 +377,12 @@ impl Owner {
             }
             give_back(&self.host, &row, Some(live)).await;
         }
-        self.forget().await;
-        tracing::info!(sandbox_id = %row.id, "Deleted");
+        self.forget(reason).await;
+        tracing::info!(sandbox_id = %row.id, reason, "Deleted");
     }
 
     /// The last of it: its row, and the builds that only it needed.
-    async fn forget(&self) {
+    async fn forget(&self, reason: &str) {
         let id = self.cell.row().id;
         let removed = id.clone();
         let remove =
@@ -362,7 +392,7 @@ impl Owner {
         } else {
             self.host.slots.release(self.cell.row().slot);
         }
-        self.cell.set_gone();
+        self.cell.set_gone(reason);
         self.collect_garbage().await;
     }
 
@@ -440,7 +470,7 @@ impl Owner {
         reason: Option<String>,
     ) -> Result<(), CatalogueError> {
         let mut row = self.cell.row();
-        row.state = state;
+        row.enter(state, crate::clock::now_ms());
         row.reason = reason;
         let put = move |connection: &mut rusqlite::Connection| sandboxes::put(connection, &row);
         self.host.catalogue.call(put).await
@@ -462,9 +492,10 @@ fn refuse_all(mut jobs: mpsc::Receiver<Job>, id: &http_api::ids::SandboxId) {
     };
     while let Ok(job) = jobs.try_recv() {
         match job {
-            Job::Pause(reply) | Job::Resume(reply) | Job::Network(_, reply) => {
-                drop(reply.send(Err(error())));
-            }
+            Job::Pause(reply)
+            | Job::Resume(_, reply)
+            | Job::Timeout(_, reply)
+            | Job::Network(_, reply) => drop(reply.send(Err(error()))),
             Job::Snapshot(_, reply) => drop(reply.send(Err(error()))),
             Job::Memory(reply) => drop(reply.send(Err(error()))),
             Job::Disk(reply) => drop(reply.send(Err(error()))),

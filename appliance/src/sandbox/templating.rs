@@ -12,9 +12,18 @@ use crate::catalogue::{TemplateRow, builds, templates};
 use crate::guest::Guest;
 use crate::template::Template;
 
+/// What a template is to be called, and whether for long.
+#[derive(Clone, Debug)]
+pub struct NewTemplate {
+    /// Its name.
+    pub name: TemplateName,
+    /// Nobody sees it, and it goes when what is made of it is made.
+    pub transient: bool,
+}
+
 impl Owner {
     /// Makes a template; the sandbox goes on as it was.
-    pub(super) async fn snapshot(&mut self, name: TemplateName) -> Result<Snapshot, ApiError> {
+    pub(super) async fn snapshot(&mut self, name: NewTemplate) -> Result<Snapshot, ApiError> {
         let row = self.cell.row();
         let Some(mut live) = self.live.take() else {
             // Paused: its build is the snapshot.
@@ -27,7 +36,7 @@ impl Owner {
                 .await
                 .map_err(|error| error.into_api(unchanged));
         };
-        let guest = Guest::at(self.cell.address());
+        let guest = Guest::at(self.cell.address()).with_token(row.access_token.clone());
         let taken = take(&self.host, &row, &mut live, &guest, Purpose::Template).await;
         let made = match taken {
             Ok(taken) => self.record_snapshot(name, taken).await,
@@ -48,7 +57,7 @@ impl Owner {
 
     async fn record_snapshot(
         &self,
-        name: TemplateName,
+        name: NewTemplate,
         taken: Taken,
     ) -> Result<Snapshot, OperationError> {
         let Taken {
@@ -68,19 +77,23 @@ impl Owner {
 
     async fn add_template(
         &self,
-        name: TemplateName,
+        NewTemplate { name, transient }: NewTemplate,
         build: BuildId,
     ) -> Result<Snapshot, OperationError> {
         let taken = OperationError::NameTaken {
             name: name.to_string(),
         };
-        let shape = self.cell.row().shape;
+        let sandbox = self.cell.row();
         let created_at_ms = crate::clock::now_ms();
         let row = TemplateRow {
             name: name.clone(),
             build,
-            shape,
+            shape: sandbox.shape,
             created_at_ms,
+            sandbox: Some(sandbox.id),
+            access_token: sandbox.access_token,
+            disk_mb: sandbox.disk_mb,
+            transient,
         };
         let stored = row.clone();
         let insert = move |connection: &mut rusqlite::Connection| {
@@ -107,6 +120,8 @@ impl Owner {
             generation: Some(build_row.generation.get()),
             vcpus: row.shape.vcpus,
             memory_mb: row.shape.memory_mb,
+            disk_mb: row.disk_mb,
+            sandbox: row.sandbox,
             diff_pages: Some(build_row.stored_pages),
             created_at_ms,
         })

@@ -58,6 +58,8 @@ fn configuration(workplace: &Workplace, inputs: &Path, memory_mb: u32) -> String
          instance = \"{INSTANCE}\"\n\
          data_dir = {data}\n\
          run_dir = {run}\n\
+         [traffic]\n\
+         listen = []\n\
          [api]\n\
          listen = []\n\
          [network]\n\

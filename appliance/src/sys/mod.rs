@@ -6,3 +6,4 @@ pub mod readiness;
 pub mod reflink;
 pub mod ring_copy;
 pub mod tap;
+pub mod terminal;

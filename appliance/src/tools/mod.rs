@@ -1,9 +1,11 @@
-//! `thaw snapshot`: builds seen from the command line.
+//! What the command line does without the daemon: `thaw snapshot` and `thaw token`.
 
+mod about;
 mod diff;
 mod inspect;
 mod merge;
 mod progress;
+mod token;
 mod transfer;
 mod verify;
 
@@ -14,6 +16,10 @@ use anyhow::{Context, Result};
 use snapshot_format::{BuildId, BuildStore};
 
 use crate::args::SnapshotCommand;
+use crate::cli;
+
+pub use about::{completions, man, openapi};
+pub use token::token;
 
 /// Runs one of them.
 ///
@@ -21,6 +27,9 @@ use crate::args::SnapshotCommand;
 /// The directory is no build, or can't be read.
 pub fn snapshot(command: SnapshotCommand) -> Result<ExitCode> {
     match command {
+        SnapshotCommand::Create(args) => cli::run(cli::snapshot(&args)),
+        SnapshotCommand::Ls(at) => cli::run(cli::snapshots(&at)),
+        SnapshotCommand::Rm { name, at } => cli::run(cli::remove_snapshot(&at, &name)),
         SnapshotCommand::Inspect { dir, json } => inspect::inspect(&dir, json),
         SnapshotCommand::Diff { from, to, json } => diff::diff(&from, &to, json),
         SnapshotCommand::Merge {

@@ -1,6 +1,6 @@
 //! The daemon's HTTP API as a plain client sees it: one blocking request per connection.
 
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -134,6 +134,21 @@ impl Api {
         let ran = self.exec(id, "sh", &["-c", script]).expect(200);
         assert_eq!(ran["exit_code"], 0, "{script:?}: {ran}");
         ran["stdout"].as_str().unwrap().trim().to_owned()
+    }
+
+    /// The next events after one; waits for as many.
+    #[track_caller]
+    pub(crate) fn events(&self, after: u64, count: usize) -> Vec<Value> {
+        let mut stream = UnixStream::connect(&self.socket).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let head = "GET /v1/events HTTP/1.1\r\nhost: thaw\r\nlast-event-id:";
+        write!(stream, "{head} {after}\r\n\r\n").unwrap();
+        let lines = BufReader::new(stream).lines();
+        let data = lines.filter_map(|line| {
+            let line = line.expect("an event in time");
+            serde_json::from_str(line.strip_prefix("data: ")?).ok()
+        });
+        data.take(count).collect()
     }
 
     /// Removes every sandbox and every template that has memory.

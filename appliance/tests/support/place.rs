@@ -67,7 +67,7 @@ impl Place {
         let quoted = |path: &Path| toml::Value::String(path.display().to_string()).to_string();
         let mut text = format!(
             "instance = \"{}\"\ndata_dir = {}\nrun_dir = {}\nshards = 2\n\
-             [api]\nlisten = []\n\
+             [traffic]\nlisten=[]\n[api]\nlisten = []\n\
              [network]\npool = \"10.{}.{}.0/24\"\nready_slots = 0\n\
              [vmm]\naccelerator = \"tcg\"\n",
             self.instance,

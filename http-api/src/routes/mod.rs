@@ -1,6 +1,9 @@
 //! Handlers: each turns a request into one call of the control plane.
 
+pub(crate) mod events;
 pub(crate) mod health;
+pub(crate) mod inside;
+mod listing;
 pub(crate) mod sandboxes;
 pub(crate) mod snapshots;
 
@@ -30,7 +33,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Segment {
 }
 
 /// A name from the path, or a 400 that says which part is wrong.
-fn name<T>(field: &'static str, text: &str) -> Result<T, ApiError>
+pub(crate) fn name<T>(field: &'static str, text: &str) -> Result<T, ApiError>
 where
     T: FromStr,
     T::Err: Display,

@@ -1,14 +1,22 @@
 //! What travels: requests refuse unknown fields (a typo is an error, not a default),
 //! answers may gain fields.
 
+pub mod event;
 pub mod exec;
 pub mod host;
 pub mod network;
+pub mod process;
 pub mod sandbox;
 pub mod snapshot;
 
+pub use event::{Event, EventKind};
 pub use exec::{ExecRequest, ExecResult};
-pub use host::{HostInfo, VmmInfo};
+pub use host::{
+    Capacity, CpuInfo, Drained, HostInfo, HostStatus, Hugepages, Left, NumaNode, VmmInfo,
+};
 pub use network::{MAX_NETWORKS, NetworkPolicy, RATES_KBIT_S};
-pub use sandbox::{CreateSandbox, DiskStats, MemoryStats, Sandbox, SandboxState};
+pub use sandbox::{
+    CreateSandbox, Created, DiskStats, ForkSandbox, GuestMetrics, MAX_FORKS, MAX_TIMEOUT_S,
+    MemoryStats, OnTimeout, ResumeSandbox, Sandbox, SandboxState, SetTimeout,
+};
 pub use snapshot::{CreateSnapshot, Snapshot, SnapshotKind};

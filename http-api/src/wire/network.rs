@@ -1,6 +1,7 @@
 //! What one sandbox may reach.
 
 use ipnet::Ipv4Net;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::problem::ApiError;
@@ -11,12 +12,14 @@ pub const MAX_NETWORKS: usize = 256;
 /// The lowest and the highest limit of bandwidth that is taken, in kbit/s: below the one a guest
 /// hardly answers its host, the other no link reaches.
 pub const RATES_KBIT_S: std::ops::RangeInclusive<u64> = 64..=100_000_000;
+/// `192.0.2.0/24`, as a pattern for readers of the API's document.
+const IPV4_NETWORK: &str = "^([0-9]{1,3}\\.){3}[0-9]{1,3}/[0-9]{1,2}$";
 
 /// `PUT /v1/sandboxes/{id}/network`, and `network` of a new sandbox.
 ///
 /// Lists hold IPv4 networks as `192.0.2.0/24`; a single address is a `/32`. The first of these
 /// that holds decides: closed by the host, in `allow`, in `deny`, `allow_internet_access`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct NetworkPolicy {
     /// Whether it may begin connections to whatever the lists don't name, and look up names.
@@ -24,9 +27,11 @@ pub struct NetworkPolicy {
     /// Networks it may reach even without internet access, or inside of a denied one. What the
     /// host has closed for all stays closed.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<String>", inner(pattern(IPV4_NETWORK)), length(max = 256))]
     pub allow: Vec<Ipv4Net>,
     /// Networks it may not reach.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<String>", inner(pattern(IPV4_NETWORK)), length(max = 256))]
     pub deny: Vec<Ipv4Net>,
     /// What it may send, to whomever, in units of 1,000 bits per second; without a bound when
     /// absent.

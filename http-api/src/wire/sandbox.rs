@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::NetworkPolicy;
 use crate::ids::{SandboxId, TemplateName};
 
 /// Where a sandbox is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SandboxState {
     /// Being made; not usable yet.
@@ -45,8 +46,30 @@ impl fmt::Display for SandboxState {
     }
 }
 
+impl SandboxState {
+    /// Whether it stays as it is until somebody asks for something.
+    #[must_use]
+    pub const fn is_settled(self) -> bool {
+        matches!(self, Self::Running | Self::Paused | Self::Failed)
+    }
+}
+
+/// What becomes of a sandbox whose time is up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnTimeout {
+    /// It is deleted.
+    #[default]
+    Kill,
+    /// It is paused, and has the same time again when it is resumed.
+    Pause,
+}
+
+/// The longest time that a sandbox can be given, in seconds: a year.
+pub const MAX_TIMEOUT_S: u64 = 366 * 24 * 3600;
+
 /// `POST /v1/sandboxes`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateSandbox {
     /// What to start from.
@@ -73,10 +96,91 @@ pub struct CreateSandbox {
     /// What it may reach; everything that the host leaves open when absent.
     #[serde(default)]
     pub network: NetworkPolicy,
+    /// How long it may run, in seconds; for ever when absent. Time that it is paused doesn't count.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_s: Option<u64>,
+    /// What becomes of it then.
+    #[serde(default)]
+    pub on_timeout: OnTimeout,
+    /// Whether traffic for it brings it back while it is paused.
+    #[serde(default)]
+    pub auto_resume: bool,
+}
+
+/// A sandbox that was asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Created {
+    /// It runs.
+    pub sandbox: Sandbox,
+    /// It was there already, made by the same request.
+    pub existed: bool,
+}
+
+/// `POST /v1/sandboxes/{id}/resume`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ResumeSandbox {
+    /// How long it may run from now on, in seconds; what it had left when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_s: Option<u64>,
+}
+
+/// `POST /v1/sandboxes/{id}/timeout`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SetTimeout {
+    /// How long it may run from now on, in seconds; `null` for ever. A paused one has this time
+    /// when it is resumed. Mandatory: nobody gets for ever by leaving it out.
+    #[serde(deserialize_with = "Option::deserialize")]
+    #[schemars(required)]
+    pub timeout_s: Option<u64>,
+    /// Leave it as it is if it has longer already.
+    #[serde(default)]
+    pub extend_only: bool,
+}
+
+/// `POST /v1/sandboxes/{id}/fork`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ForkSandbox {
+    /// How many, 1 to [`MAX_FORKS`].
+    #[serde(default = "one")]
+    pub count: u32,
+    /// How long each may run, in seconds; for ever when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_s: Option<u64>,
+}
+
+/// The most forks of one request.
+pub const MAX_FORKS: u32 = 20;
+
+const fn one() -> u32 {
+    1
+}
+
+/// `GET /v1/sandboxes/{id}/metrics`: how busy and how full the guest is, as it says itself.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct GuestMetrics {
+    /// Unix seconds.
+    pub timestamp_s: u64,
+    /// Virtual CPUs.
+    pub cpu_count: u32,
+    /// Of all of them together, since the last time somebody asked, in per cent.
+    pub cpu_used_percent: f64,
+    /// Memory, in bytes.
+    pub memory_total_bytes: u64,
+    /// Without the page cache.
+    pub memory_used_bytes: u64,
+    /// The page cache.
+    pub memory_cache_bytes: u64,
+    /// The root file system, in bytes.
+    pub disk_total_bytes: u64,
+    /// What of it is used.
+    pub disk_used_bytes: u64,
 }
 
 /// One sandbox.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Sandbox {
     /// Its id.
     pub id: SandboxId,
@@ -88,6 +192,9 @@ pub struct Sandbox {
     pub vcpus: u32,
     /// Memory in MiB.
     pub memory_mb: u32,
+    /// Size of its disk in MiB, used or not.
+    #[serde(default)]
+    pub disk_mb: u64,
     /// The host-side address of its network.
     pub address: String,
     /// What it may reach.
@@ -107,10 +214,33 @@ pub struct Sandbox {
     /// As given at creation.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+    /// When it last began to run, Unix milliseconds.
+    #[serde(default)]
+    pub started_at_ms: u64,
+    /// When its time is up, Unix milliseconds; absent while it is paused, and for one that may run
+    /// for ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at_ms: Option<u64>,
+    /// What a paused one has left, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time_left_ms: Option<u64>,
+    /// What becomes of it when its time is up.
+    #[serde(default)]
+    pub on_timeout: OnTimeout,
+    /// Whether traffic for it brings it back while it is paused.
+    #[serde(default)]
+    pub auto_resume: bool,
+    /// Changes whenever it begins to run; absent before that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub execution_id: Option<String>,
+    /// What the guest's own daemon asks callers for, as header `X-Access-Token`. In the answers of
+    /// create and get, not in lists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access_token: Option<String>,
 }
 
 /// `GET /v1/sandboxes/{id}/disk`: what its disk takes on the host.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DiskStats {
     /// `device-mapper`, `reflink` or `copy`: how this host gives sandboxes disks of their own.
     pub backend: String,
@@ -127,7 +257,7 @@ pub struct DiskStats {
 }
 
 /// `GET /v1/sandboxes/{id}/memory`: what its memory did since it was last resumed.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct MemoryStats {
     /// Pages of the guest.
     pub guest_pages: u64,
@@ -155,4 +285,14 @@ pub struct MemoryStats {
     /// Pages installed by loading all memory in the background.
     #[serde(default)]
     pub loaded_pages: u64,
+}
+
+/// A sandbox for tests.
+#[cfg(test)]
+pub(crate) fn example(id: &str, state: SandboxState) -> Sandbox {
+    let json = serde_json::json!({
+        "id": id, "state": state, "template": "base", "vcpus": 1, "memory_mb": 256,
+        "address": "192.0.2.1", "created_at_ms": 5,
+    });
+    serde_json::from_value(json).expect("a sandbox")
 }

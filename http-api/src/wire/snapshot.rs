@@ -1,11 +1,12 @@
 //! Snapshots and the templates they become, on the wire.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{SandboxId, TemplateName};
 
 /// What a template starts a sandbox from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SnapshotKind {
     /// A disk: its sandboxes boot.
@@ -15,17 +16,18 @@ pub enum SnapshotKind {
 }
 
 /// `POST /v1/snapshots`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateSnapshot {
     /// The sandbox to take it of, running or paused; it goes on as it was.
     pub sandbox: SandboxId,
-    /// The template's name.
-    pub name: TemplateName,
+    /// The template's name; chosen by the host when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<TemplateName>,
 }
 
 /// One template.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Snapshot {
     /// The name sandboxes are created from.
     pub name: TemplateName,
@@ -41,6 +43,12 @@ pub struct Snapshot {
     pub vcpus: u32,
     /// Memory in MiB, likewise.
     pub memory_mb: u32,
+    /// Size of the disk in MiB, used or not.
+    #[serde(default)]
+    pub disk_mb: u64,
+    /// The sandbox that it was taken of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<SandboxId>,
     /// Pages stored by that build itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub diff_pages: Option<u64>,

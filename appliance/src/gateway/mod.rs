@@ -1,37 +1,49 @@
 //! The control plane behind the HTTP routes: finds the shard that owns a sandbox and
 //! carries requests there. Holds no state of its own; one per shard, all alike.
 
-use std::collections::BTreeSet;
+mod inside;
+mod making;
+mod traffic;
+
+use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
+use http_api::auth::{Scope, TokenHash};
 use http_api::ids::{SandboxId, TemplateName};
 use http_api::wire::{
-    CreateSandbox, CreateSnapshot, DiskStats, ExecRequest, ExecResult, HostInfo, MemoryStats,
-    NetworkPolicy, Sandbox, SandboxState, Snapshot, SnapshotKind,
+    CreateSandbox, CreateSnapshot, Created, DiskStats, Drained, ExecRequest, ExecResult,
+    ForkSandbox, GuestMetrics, HostInfo, HostStatus, Left, MemoryStats, NetworkPolicy,
+    ResumeSandbox, Sandbox, SandboxState, SetTimeout, Snapshot, SnapshotKind,
 };
-use http_api::{ApiError, ControlPlane, Readiness};
-use parking_lot::Mutex;
-use tokio::sync::{mpsc, oneshot};
+use http_api::{ApiError, ControlPlane, EventStream, Readiness};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
 
-use crate::catalogue::{CatalogueError, SandboxRow, builds, sandboxes, templates};
+use crate::catalogue::{CatalogueError, builds, templates};
 use crate::config::check_disk_size;
 use crate::disks;
 use crate::guest::{Guest, GuestError};
 use crate::host::Host;
-use crate::network::SlotIndex;
-use crate::sandbox::Reply;
-use crate::shard::{Request, Route};
+use crate::inventory;
+use crate::metrics::Timed;
+use crate::sandbox::{NewTemplate, Reply};
+use crate::shard::Request;
 use crate::template::{Origin, Template};
+
+/// How long a guest may take to say how busy it is.
+const METRICS_TIME: Duration = Duration::from_secs(10);
+
+use making::Starting;
 
 /// The way to all shards.
 #[derive(Clone)]
 pub struct Gateway {
     host: Arc<Host>,
     shards: Arc<Vec<mpsc::Sender<Request>>>,
-    /// Ids whose creation has begun and which no shard has yet.
-    starting: Arc<Mutex<BTreeSet<SandboxId>>>,
+    starting: Starting,
 }
 
 impl Gateway {
@@ -45,8 +57,8 @@ impl Gateway {
         }
     }
 
-    /// Pauses everything; for the daemon's end.
-    pub async fn drain(&self) {
+    /// Takes no new work and pauses everything; for the daemon's end, and for who drains a host.
+    pub async fn pause_all(&self) {
         self.host.draining.store(true, Ordering::Release);
         let mut answers = Vec::new();
         for shard in self.shards.iter() {
@@ -105,36 +117,6 @@ impl Gateway {
         })
     }
 
-    /// Puts the new sandbox's row into the catalogue, with a free slot.
-    async fn insert(&self, row: SandboxRow) -> Result<SandboxRow, ApiError> {
-        let id = row.id.clone();
-        let slots = self.host.slots.pool().slots();
-        let insert = move |connection: &mut rusqlite::Connection| {
-            if sandboxes::exists(connection, &row.id)? {
-                return Ok(Err(row.id));
-            }
-            Ok(Ok(sandboxes::insert_with_free_slot(
-                connection, row, slots,
-            )?))
-        };
-        match self
-            .host
-            .catalogue
-            .call(insert)
-            .await
-            .map_err(catalogue_failed)?
-        {
-            Err(_) => Err(ApiError::Exists {
-                what: "sandbox",
-                name: id.to_string(),
-            }),
-            Ok(None) => Err(ApiError::Full {
-                detail: format!("All {slots} network slots are taken; delete a sandbox first"),
-            }),
-            Ok(Some(row)) => Ok(row),
-        }
-    }
-
     async fn describe(&self, template: Template) -> Result<Snapshot, ApiError> {
         let mut snapshot = Snapshot {
             name: template.name,
@@ -143,6 +125,8 @@ impl Gateway {
             generation: None,
             vcpus: template.shape.vcpus,
             memory_mb: template.shape.memory_mb,
+            disk_mb: template.disk_mb,
+            sandbox: template.sandbox,
             diff_pages: None,
             created_at_ms: template.created_at_ms,
         };
@@ -191,49 +175,22 @@ impl Gateway {
         }
     }
 
-    async fn create_admitted(
-        &self,
-        id: SandboxId,
-        request: CreateSandbox,
-    ) -> Result<Sandbox, ApiError> {
-        let mut template = self.template(&request.template)?;
-        let shape = template.shape_for(&request)?;
-        if let Some(size_mb) = request.disk_size_mb {
-            self.size_disk(&mut template, size_mb)?;
-        }
-        let build = match template.origin {
-            Origin::Disk { .. } => None,
-            // In the row from the start, so that the build is needed from the start.
-            Origin::Memory(build) => Some(build),
-        };
-        let row = SandboxRow {
-            id,
-            template: request.template,
-            shape,
-            slot: SlotIndex(0),
-            state: SandboxState::Creating,
-            build,
-            reason: None,
-            created_at_ms: crate::clock::now_ms(),
-            env: request.env,
-            labels: request.labels,
-            network: request.network,
-        };
-        let row = self.insert(row).await?;
-        let id = row.id.clone();
-        let create = |reply| Request::Create(Box::new(row), Box::new(template), reply);
-        let created = self.ask(&id, create).await;
-        if created.is_err() {
-            // An owner has removed it already; a request that never reached one has not.
-            let remove =
-                move |connection: &mut rusqlite::Connection| sandboxes::remove(connection, &id);
-            self.host
-                .catalogue
-                .call(remove)
-                .await
-                .map_err(catalogue_failed)?;
-        }
-        created
+    async fn forget_template(&self, name: &TemplateName) -> Result<(), ApiError> {
+        let removed = name.clone();
+        let remove =
+            move |connection: &mut rusqlite::Connection| templates::remove(connection, &removed);
+        self.host
+            .catalogue
+            .call(remove)
+            .await
+            .map_err(catalogue_failed)?;
+        self.host.templates.write().remove(name);
+        self.host.collect_garbage().await.map_err(catalogue_failed)
+    }
+
+    async fn watch(&self, id: &SandboxId) -> Result<watch::Receiver<SandboxState>, ApiError> {
+        self.ask(id, |reply| Request::Watch(id.clone(), reply))
+            .await
     }
 }
 
@@ -246,44 +203,88 @@ impl ControlPlane for Gateway {
     }
 
     async fn host(&self) -> Result<HostInfo, ApiError> {
+        let all = self.list().await?;
+        let mut states = BTreeMap::new();
+        let mut capacity = inventory::room(&self.host.data_dir);
+        capacity.slots_total = u64::from(self.host.slots.pool().slots());
+        capacity.slots_used = all.len() as u64;
+        for sandbox in &all {
+            *states.entry(sandbox.state.to_string()).or_default() += 1;
+            if !matches!(sandbox.state, SandboxState::Paused | SandboxState::Failed) {
+                capacity.vcpus_allocated += u64::from(sandbox.vcpus);
+                capacity.memory_allocated_mb += u64::from(sandbox.memory_mb);
+            }
+        }
+        let draining = self.host.draining.load(Ordering::Acquire);
+        let seen = |template: &&Template| !template.transient;
         Ok(HostInfo {
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            status: if draining {
+                HostStatus::Draining
+            } else {
+                HostStatus::Ready
+            },
+            kernel: inventory::kernel(),
             vmm: self.host.driver.info().clone(),
             disks: self.host.disks.reason().to_owned(),
             shards: self.shards.len(),
             engines: self.host.engines.count(),
             workers: self.host.waiting.clone(),
-            sandboxes: self.list().await?.len(),
+            sandboxes: all.len(),
+            states,
+            templates: self.host.templates.read().values().filter(seen).count(),
+            cpu: inventory::cpu(),
+            nodes: inventory::nodes(),
+            hugepages: inventory::hugepages(),
+            capacity,
         })
     }
 
-    async fn create(&self, request: CreateSandbox) -> Result<Sandbox, ApiError> {
-        self.admit()?;
-        let id = request
-            .id
-            .clone()
-            .unwrap_or_else(crate::clock::new_sandbox_id);
-        if !self.starting.lock().insert(id.clone()) {
-            return Err(ApiError::Exists {
-                what: "sandbox",
-                name: id.to_string(),
-            });
+    async fn prometheus(&self) -> Result<String, ApiError> {
+        let text = self.host.metrics.text(&self.host().await?);
+        text.map_err(|error| ApiError::failed("internal", &error))
+    }
+
+    async fn drain(&self) -> Result<Drained, ApiError> {
+        let running = self.list().await?.into_iter();
+        let was_paused = |sandbox: &Sandbox| sandbox.state == SandboxState::Paused;
+        let before: Vec<SandboxId> = running.filter(was_paused).map(|s| s.id).collect();
+        // In a task of its own: it goes on when the client goes away.
+        let gateway = self.clone();
+        let paused = tokio::spawn(async move { gateway.pause_all().await });
+        paused.await.map_err(|_| task_failed())?;
+        let mut drained = Drained::default();
+        for sandbox in self.list().await? {
+            match sandbox.state {
+                SandboxState::Paused if before.contains(&sandbox.id) => {}
+                SandboxState::Paused => drained.paused.push(sandbox.id),
+                state => drained.left.push(Left {
+                    id: sandbox.id,
+                    state,
+                    reason: sandbox.reason,
+                }),
+            }
         }
-        // Its own task: a client that goes away between the row and the shard would
-        // leave a row that nobody owns.
-        let (gateway, starting, owned) = (self.clone(), self.starting.clone(), id.clone());
-        let created = tokio::spawn(async move {
-            let result = gateway.create_admitted(owned.clone(), request).await;
-            starting.lock().remove(&owned);
-            result
-        });
-        created.await.unwrap_or_else(|_| {
-            let detail = "The task that created the sandbox failed".into();
-            Err(ApiError::Failed {
-                code: "internal",
-                detail,
-            })
-        })
+        Ok(drained)
+    }
+
+    async fn undrain(&self) -> Result<(), ApiError> {
+        self.host.draining.store(false, Ordering::Release);
+        Ok(())
+    }
+
+    async fn events(&self, after: Option<u64>) -> Result<EventStream, ApiError> {
+        Ok(self.host.events.stream(self.host.catalogue.clone(), after))
+    }
+
+    async fn scope(&self, token: TokenHash) -> Result<Option<Scope>, ApiError> {
+        let scope = self.host.tokens.scope(&self.host.catalogue, token);
+        scope.await.map_err(catalogue_failed)
+    }
+
+    async fn create(&self, request: CreateSandbox) -> Result<Created, ApiError> {
+        let create = self.create_once(request);
+        self.host.metrics.time(Timed::Create, create).await
     }
 
     async fn list(&self) -> Result<Vec<Sandbox>, ApiError> {
@@ -300,6 +301,9 @@ impl ControlPlane for Gateway {
             all.extend(answer.await.map_err(|_| stopped())??);
         }
         all.sort_by(|a: &Sandbox, b: &Sandbox| a.id.cmp(&b.id));
+        for sandbox in &mut all {
+            sandbox.access_token = None;
+        }
         Ok(all)
     }
 
@@ -308,53 +312,67 @@ impl ControlPlane for Gateway {
     }
 
     async fn pause(&self, id: SandboxId) -> Result<Sandbox, ApiError> {
-        self.ask(&id, |reply| Request::Pause(id.clone(), reply))
+        let pause = self.ask(&id, |reply| Request::Pause(id.clone(), reply));
+        self.host.metrics.time(Timed::Pause, pause).await
+    }
+
+    async fn resume(&self, id: SandboxId, request: ResumeSandbox) -> Result<Sandbox, ApiError> {
+        self.admit()?;
+        let resume = self.ask(&id, |reply| Request::Resume(id.clone(), request, reply));
+        self.host.metrics.time(Timed::Resume, resume).await
+    }
+
+    async fn wait(
+        &self,
+        id: SandboxId,
+        states: Vec<SandboxState>,
+        patience: Duration,
+    ) -> Result<Sandbox, ApiError> {
+        let mut watch = self.watch(&id).await?;
+        // Gone, there, or out of time: what it is now tells which.
+        let _ = timeout(patience, watch.wait_for(|state| states.contains(state))).await;
+        self.get(id).await
+    }
+
+    async fn set_timeout(&self, id: SandboxId, request: SetTimeout) -> Result<Sandbox, ApiError> {
+        self.ask(&id, |reply| Request::Timeout(id.clone(), request, reply))
             .await
     }
 
-    async fn resume(&self, id: SandboxId) -> Result<Sandbox, ApiError> {
+    async fn fork(
+        &self,
+        id: SandboxId,
+        request: ForkSandbox,
+    ) -> Result<Vec<Result<Sandbox, ApiError>>, ApiError> {
         self.admit()?;
-        self.ask(&id, |reply| Request::Resume(id.clone(), reply))
-            .await
+        // In a task of its own: the template goes even when the client does.
+        let gateway = self.clone();
+        let forks = tokio::spawn(async move {
+            let fork = gateway.fork_now(id, request);
+            gateway.host.metrics.time(Timed::Fork, fork).await
+        });
+        forks.await.unwrap_or_else(|_| Err(task_failed()))
+    }
+
+    async fn metrics(&self, id: SandboxId) -> Result<GuestMetrics, ApiError> {
+        let route = self.ask(&id, |reply| Request::Route(id.clone(), reply));
+        let route = route.await?;
+        let guest = Guest::at(route.address).with_token(route.access_token);
+        let metrics = guest.metrics(METRICS_TIME).await;
+        metrics.map_err(|error| ApiError::failed("guest_failed", &error))
     }
 
     async fn exec(&self, id: SandboxId, request: ExecRequest) -> Result<ExecResult, ApiError> {
-        let route = self
+        let mut route = self
             .ask(&id, |reply| Request::Route(id.clone(), reply))
             .await?;
-        let Route {
-            address,
-            mut state,
-            mut connection,
-        } = route;
-        let guest = Guest::at(address);
-        // A pause says when: what ends soon has time to.
-        let stays = |state: &SandboxState| {
-            use SandboxState::{Pausing, Running, Snapshotting};
-            matches!(state, Running | Snapshotting | Pausing)
-        };
-        let now = state.clone();
-        let leaves = async {
-            tokio::select! {
-                left = state.wait_for(|state| !stays(state)) => {
-                    left.map_or(SandboxState::Destroying, |state| *state)
-                }
-                () = connection.closed() => *now.borrow(),
-            }
-        };
+        let guest = Guest::at(route.address).with_token(route.access_token.take());
         tokio::select! {
             result = guest.exec(&request) => result.map_err(|error| exec_failed(&error)),
-            state = leaves => {
-                let detail = match state {
-                    SandboxState::Pausing | SandboxState::Paused => {
-                        "The sandbox was paused; the command goes on when it is resumed, but the \
-                         rest of its output is lost"
-                            .to_owned()
-                    }
-                    state => format!("The sandbox is {state} now, and the command went with it"),
-                };
-                Err(ApiError::Denied { state, detail })
-            }
+            state = route.left() => Err(ApiError::Denied {
+                state,
+                detail: left_in(state),
+            }),
         }
     }
 
@@ -374,26 +392,46 @@ impl ControlPlane for Gateway {
     }
 
     async fn delete(&self, id: SandboxId) -> Result<(), ApiError> {
-        self.ask(&id, |reply| Request::Destroy(id.clone(), reply))
-            .await
+        let mut watch = self.watch(&id).await?;
+        let destroy = self.ask(&id, |reply| Request::Destroy(id.clone(), reply));
+        match self.host.metrics.time(Timed::Delete, destroy).await {
+            // Somebody else does; done is when nobody can change it any more.
+            Err(ApiError::Denied {
+                state: SandboxState::Destroying,
+                ..
+            }) => {
+                while watch.changed().await.is_ok() {}
+                Ok(())
+            }
+            destroyed => destroyed,
+        }
     }
 
     async fn create_snapshot(&self, request: CreateSnapshot) -> Result<Snapshot, ApiError> {
         let CreateSnapshot { sandbox, name } = request;
+        let name = name.unwrap_or_else(|| crate::clock::new_template_name("snap"));
         if self.host.templates.read().contains_key(&name) {
             return Err(ApiError::Exists {
                 what: "template",
                 name: name.to_string(),
             });
         }
-        self.ask(&sandbox, |reply| {
-            Request::Snapshot(sandbox.clone(), name, reply)
-        })
-        .await
+        let template = NewTemplate {
+            name,
+            transient: false,
+        };
+        let snapshot = self.ask(&sandbox, |reply| {
+            Request::Snapshot(sandbox.clone(), template, reply)
+        });
+        self.host.metrics.time(Timed::Snapshot, snapshot).await
     }
 
     async fn list_snapshots(&self) -> Result<Vec<Snapshot>, ApiError> {
-        let templates: Vec<Template> = self.host.templates.read().values().cloned().collect();
+        let seen = |template: &&Template| !template.transient;
+        let templates: Vec<Template> = {
+            let all = self.host.templates.read();
+            all.values().filter(seen).cloned().collect()
+        };
         let mut snapshots = Vec::with_capacity(templates.len());
         for template in templates {
             snapshots.push(self.describe(template).await?);
@@ -415,16 +453,26 @@ impl ControlPlane for Gateway {
                 detail,
             });
         }
-        let removed = name.clone();
-        let remove =
-            move |connection: &mut rusqlite::Connection| templates::remove(connection, &removed);
-        self.host
-            .catalogue
-            .call(remove)
-            .await
-            .map_err(catalogue_failed)?;
-        self.host.templates.write().remove(&name);
-        self.host.collect_garbage().await.map_err(catalogue_failed)
+        self.forget_template(&name).await
+    }
+}
+
+/// What is told to whoever listens to a command of a sandbox that no longer runs.
+fn left_in(state: SandboxState) -> String {
+    match state {
+        SandboxState::Pausing | SandboxState::Paused => {
+            "The sandbox was paused; the command goes on when it is resumed, but the rest of its \
+             output is lost"
+                .to_owned()
+        }
+        state => format!("The sandbox is {state} now, and the command went with it"),
+    }
+}
+
+fn task_failed() -> ApiError {
+    ApiError::Failed {
+        code: "internal",
+        detail: "The task that did it failed".into(),
     }
 }
 

@@ -3,6 +3,11 @@
 //! Every request has its own connection. A pooled one might lead to whoever got the
 //! address next.
 
+mod files;
+mod process;
+
+pub use process::Left;
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
@@ -12,17 +17,23 @@ use envd::protocol::envelope::{Decoder, Frame, MAX_PAYLOAD, encode_message};
 use envd::protocol::{
     self, EndEvent, InitRequest, Output, ProcessConfig, ProcessEvent, StartRequest, StreamMessage,
 };
-use http_api::wire::{ExecRequest, ExecResult};
+use http_api::wire::{ExecRequest, ExecResult, GuestMetrics};
 use http_body_util::{BodyExt, Full};
+use hyper::body::{Body, Incoming};
 use hyper::client::conn::http1;
-use hyper::{Method, Request, Response, body::Incoming};
+use hyper::http::request::Builder;
+use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
+use serde::Deserialize;
+use serde_json::Value;
 use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
 /// The most output of one command that is collected.
 const MAX_OUTPUT_BYTES: usize = 16 << 20;
+/// How long one call may take.
+const CALL: Duration = Duration::from_secs(60);
 /// How long one connection attempt may take: a guest that was just resumed may lose the
 /// first packet, and the kernel would repeat it only after a second.
 const ATTEMPT: Duration = Duration::from_millis(250);
@@ -64,10 +75,11 @@ pub enum GuestError {
     TooMuchOutput,
 }
 
-/// The daemon in one guest.
-#[derive(Clone, Copy, Debug)]
+/// The daemon in one guest. It has no `Debug`: its token is a secret.
+#[derive(Clone)]
 pub struct Guest {
     address: SocketAddr,
+    token: Option<String>,
 }
 
 impl Guest {
@@ -76,7 +88,15 @@ impl Guest {
     pub fn at(address: Ipv4Addr) -> Self {
         Self {
             address: SocketAddr::from((address, protocol::PORT)),
+            token: None,
         }
+    }
+
+    /// The same one, which asks callers for this.
+    #[must_use]
+    pub fn with_token(mut self, token: Option<String>) -> Self {
+        self.token = token;
+        self
     }
 
     /// Waits until it answers `/health`.
@@ -129,6 +149,26 @@ impl Guest {
             .map(|_| ())
     }
 
+    /// How busy and how full it is.
+    ///
+    /// # Errors
+    /// See [`GuestError`].
+    pub async fn metrics(&self, patience: Duration) -> Result<GuestMetrics, GuestError> {
+        let path = protocol::METRICS_PATH;
+        let body = self.call(Method::GET, path, Bytes::new(), patience).await?;
+        let found: Metrics = serde_json::from_slice(&body).map_err(|error| broken(path, error))?;
+        Ok(GuestMetrics {
+            timestamp_s: found.ts,
+            cpu_count: found.cpu_count,
+            cpu_used_percent: found.cpu_used_pct,
+            memory_total_bytes: found.mem_total,
+            memory_used_bytes: found.mem_used,
+            memory_cache_bytes: found.mem_cache,
+            disk_total_bytes: found.disk_total,
+            disk_used_bytes: found.disk_used,
+        })
+    }
+
     /// Runs a command and collects its output.
     ///
     /// # Errors
@@ -158,19 +198,10 @@ impl Guest {
         let http = Request::builder()
             .method(Method::POST)
             .uri(path)
-            .header("host", self.address.to_string())
             .header("content-type", protocol::STREAM_CONTENT_TYPE)
             .header("connect-protocol-version", "1")
             .header(protocol::TIMEOUT_HEADER, request.timeout_ms.to_string());
-        let http = match &request.user {
-            // As E2B's clients name a user: basic credentials without a password.
-            Some(user) => http.header(
-                "authorization",
-                format!("Basic {}", STANDARD.encode(format!("{user}:"))),
-            ),
-            None => http,
-        };
-        let http = http
+        let http = Self::as_user(http, request.user.as_deref())
             .body(Full::new(Bytes::from(body)))
             .map_err(|error| broken(path, error))?;
         let mut response = self.send(path, http).await?;
@@ -207,7 +238,6 @@ impl Guest {
             let request = Request::builder()
                 .method(method)
                 .uri(path)
-                .header("host", self.address.to_string())
                 .header("content-type", "application/json")
                 .body(Full::new(body))
                 .map_err(|error| broken(path, error))?;
@@ -220,11 +250,60 @@ impl Guest {
             .unwrap_or_else(|_| Err(silent(path, patience)))
     }
 
-    async fn send(
+    /// One call of the Connect protocol with one answer.
+    async fn unary(
         &self,
         path: &str,
-        request: Request<Full<Bytes>>,
-    ) -> Result<Response<Incoming>, GuestError> {
+        message: &Value,
+        user: Option<&str>,
+    ) -> Result<Value, GuestError> {
+        let exchange = async {
+            let request = Request::builder()
+                .method(Method::POST)
+                .uri(path)
+                .header("content-type", "application/json")
+                .header("connect-protocol-version", "1");
+            let request = Self::as_user(request, user);
+            let request = request.body(Full::new(Bytes::from(message.to_string())));
+            let request = request.map_err(|error| broken(path, error))?;
+            let response = self.send(path, request).await?;
+            let body = response.into_body().collect().await;
+            let body = body.map_err(|error| broken(path, error))?.to_bytes();
+            serde_json::from_slice(&body).map_err(|error| broken(path, error))
+        };
+        timeout(CALL, exchange)
+            .await
+            .unwrap_or_else(|_| Err(silent(path, CALL)))
+    }
+
+    /// As E2B's clients name a user: basic credentials without a password.
+    fn as_user(request: Builder, user: Option<&str>) -> Builder {
+        match user {
+            Some(user) => request.header(
+                "authorization",
+                format!("Basic {}", STANDARD.encode(format!("{user}:"))),
+            ),
+            None => request,
+        }
+    }
+
+    async fn send<B>(
+        &self,
+        path: &str,
+        mut request: Request<B>,
+    ) -> Result<Response<Incoming>, GuestError>
+    where
+        B: Body + Send + 'static,
+        B::Data: Send,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let host = self.address.to_string();
+        let host = host.parse().map_err(|error| broken(path, error))?;
+        request.headers_mut().insert("host", host);
+        if let Some(token) = self.token.as_deref().and_then(|token| token.parse().ok()) {
+            let headers = request.headers_mut();
+            headers.insert(protocol::ACCESS_TOKEN_HEADER, token);
+        }
         let stream = self.connect().await.map_err(|error| broken(path, error))?;
         let handshake = http1::handshake(TokioIo::new(stream)).await;
         let (mut sender, connection) = handshake.map_err(|error| broken(path, error))?;
@@ -262,6 +341,19 @@ impl Guest {
             }
         }
     }
+}
+
+/// `GET /metrics` as the guest's daemon answers it; sizes in bytes.
+#[derive(Debug, Deserialize)]
+struct Metrics {
+    ts: u64,
+    cpu_count: u32,
+    cpu_used_pct: f64,
+    mem_total: u64,
+    mem_used: u64,
+    mem_cache: u64,
+    disk_used: u64,
+    disk_total: u64,
 }
 
 /// What a command has said so far.

@@ -1,0 +1,322 @@
+//! Numbers for Prometheus. No sandbox is a label: their number has no limit, and each one's own
+//! numbers are in the API.
+//!
+//! Names and labels are stable; `dashboard.json` beside this crate's manifest shows them in Grafana,
+//! and a test holds it against what is served.
+
+use std::fmt::{self, Write};
+use std::sync::atomic::AtomicU64;
+use std::time::Instant;
+
+use http_api::ApiError;
+use http_api::wire::{HostInfo, HostStatus};
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+/// What is timed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Timed {
+    /// A sandbox was made, of a disk or of memory.
+    Create,
+    /// One was written to disk.
+    Pause,
+    /// One was brought back.
+    Resume,
+    /// Copies were made of one, however many.
+    Fork,
+    /// A template was made of one.
+    Snapshot,
+    /// A command ran, output collected.
+    Exec,
+    /// One was removed.
+    Delete,
+}
+
+impl EncodeLabelValue for Timed {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        encoder.write_str(match self {
+            Self::Create => "create",
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+            Self::Fork => "fork",
+            Self::Snapshot => "snapshot",
+            Self::Exec => "exec",
+            Self::Delete => "delete",
+        })
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Operation {
+    operation: Timed,
+    /// `ok`, or the error's code.
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct State {
+    state: String,
+}
+
+/// All of them.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    operations: Family<Operation, Histogram>,
+    sandboxes: Family<State, Gauge>,
+    templates: Gauge,
+    draining: Gauge,
+    slots: Gauge,
+    slots_used: Gauge,
+    memory_allocated: Gauge,
+    vcpus_allocated: Gauge,
+    disk_available: Gauge,
+    memory_available: Gauge,
+    /// Requests for what runs in sandboxes.
+    pub traffic: Counter,
+    /// Paused sandboxes that traffic brought back.
+    pub woken: Counter,
+    /// Sandboxes whose time was up.
+    pub expired: Counter,
+    /// When the daemon began, Unix seconds.
+    started: Gauge<f64, AtomicU64>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        // From a request that touches nothing to a boot under emulation.
+        let seconds = || Histogram::new(exponential_buckets(0.001, 2.0, 16));
+        let mut metrics = Self {
+            registry: Registry::with_prefix("thaw"),
+            operations: Family::new_with_constructor(seconds),
+            sandboxes: Family::default(),
+            templates: Gauge::default(),
+            draining: Gauge::default(),
+            slots: Gauge::default(),
+            slots_used: Gauge::default(),
+            memory_allocated: Gauge::default(),
+            vcpus_allocated: Gauge::default(),
+            disk_available: Gauge::default(),
+            memory_available: Gauge::default(),
+            traffic: Counter::default(),
+            woken: Counter::default(),
+            expired: Counter::default(),
+            started: Gauge::default(),
+        };
+        metrics.register();
+        metrics.started.set(crate::clock::now_ms() as f64 / 1000.0);
+        metrics
+    }
+}
+
+impl Metrics {
+    fn register(&mut self) {
+        let r = &mut self.registry;
+        r.register_with_unit(
+            "operation",
+            "How long operations took, by outcome",
+            Unit::Seconds,
+            self.operations.clone(),
+        );
+        let sandboxes = self.sandboxes.clone();
+        r.register("sandboxes", "Sandboxes by state", sandboxes);
+        r.register("templates", "Templates", self.templates.clone());
+        let draining = self.draining.clone();
+        r.register("draining", "Whether the host takes no new work", draining);
+        r.register("slots", "Network slots there are", self.slots.clone());
+        let used = self.slots_used.clone();
+        r.register("slots_used", "Network slots of sandboxes", used);
+        r.register_with_unit(
+            "memory_allocated",
+            "Memory that running sandboxes may come to use",
+            Unit::Bytes,
+            self.memory_allocated.clone(),
+        );
+        r.register_with_unit(
+            "memory_available",
+            "Memory of the host that could be had",
+            Unit::Bytes,
+            self.memory_available.clone(),
+        );
+        r.register_with_unit(
+            "disk_available",
+            "Free bytes of the file system of builds and disks",
+            Unit::Bytes,
+            self.disk_available.clone(),
+        );
+        r.register(
+            "vcpus_allocated",
+            "Virtual CPUs of running sandboxes",
+            self.vcpus_allocated.clone(),
+        );
+        r.register(
+            "traffic_requests",
+            "Requests for what runs in sandboxes",
+            self.traffic.clone(),
+        );
+        r.register(
+            "traffic_resumes",
+            "Paused sandboxes that traffic brought back",
+            self.woken.clone(),
+        );
+        r.register(
+            "expired",
+            "Sandboxes whose time was up",
+            self.expired.clone(),
+        );
+        r.register_with_unit(
+            "start_time",
+            "When the daemon began",
+            Unit::Seconds,
+            self.started.clone(),
+        );
+    }
+
+    /// Does something and writes down how long it took.
+    ///
+    /// # Errors
+    /// As what is done.
+    pub async fn time<T>(
+        &self,
+        operation: Timed,
+        work: impl Future<Output = Result<T, ApiError>>,
+    ) -> Result<T, ApiError> {
+        let began = Instant::now();
+        let done = work.await;
+        let outcome = done.as_ref().map_or_else(ApiError::code, |_| "ok");
+        let labels = Operation { operation, outcome };
+        let seconds = began.elapsed().as_secs_f64();
+        self.operations.get_or_create(&labels).observe(seconds);
+        done
+    }
+
+    /// All of them as text, with what the host is like now. Source: OpenMetrics 1.0.
+    ///
+    /// # Errors
+    /// They can't be written, which is not to be expected of memory.
+    pub fn text(&self, host: &HostInfo) -> Result<String, fmt::Error> {
+        let mib = |mib: u64| i64::try_from(mib << 20).unwrap_or(i64::MAX);
+        let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        // States that nothing is in any more are gone, too.
+        self.sandboxes.clear();
+        for (state, count) in &host.states {
+            let state = State {
+                state: state.clone(),
+            };
+            self.sandboxes
+                .get_or_create(&state)
+                .set(number(*count as u64));
+        }
+        self.templates.set(number(host.templates as u64));
+        self.draining
+            .set(i64::from(host.status == HostStatus::Draining));
+        let room = &host.capacity;
+        self.slots.set(number(room.slots_total));
+        self.slots_used.set(number(room.slots_used));
+        self.memory_allocated.set(mib(room.memory_allocated_mb));
+        self.memory_available.set(mib(room.memory_available_mb));
+        self.disk_available.set(mib(room.disk_available_mb));
+        self.vcpus_allocated.set(number(room.vcpus_allocated));
+        let mut text = String::new();
+        encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use http_api::wire::{Capacity, CpuInfo, VmmInfo};
+
+    use super::*;
+
+    fn host(states: &[(&str, usize)]) -> HostInfo {
+        HostInfo {
+            version: "0".into(),
+            status: HostStatus::Draining,
+            kernel: "6".into(),
+            vmm: VmmInfo {
+                name: "none".into(),
+                version: "0".into(),
+                accelerator: "none".into(),
+                reason: "a test".into(),
+            },
+            disks: "none".into(),
+            shards: 1,
+            engines: 1,
+            workers: "block".into(),
+            sandboxes: 3,
+            states: states
+                .iter()
+                .map(|(s, n)| ((*s).to_owned(), *n))
+                .collect::<BTreeMap<_, _>>(),
+            templates: 2,
+            cpu: CpuInfo::default(),
+            nodes: vec![],
+            hugepages: vec![],
+            capacity: Capacity {
+                memory_allocated_mb: 256,
+                ..Capacity::default()
+            },
+        }
+    }
+
+    #[tokio::test]
+    async fn operations_are_counted_by_outcome() {
+        let metrics = Metrics::default();
+        let good = async { Ok(7) };
+        assert_eq!(metrics.time(Timed::Resume, good).await, Ok(7));
+        let full = async {
+            Err::<(), _>(ApiError::Full {
+                detail: "No room".into(),
+            })
+        };
+        assert!(metrics.time(Timed::Resume, full).await.is_err());
+        let text = metrics
+            .text(&host(&[("running", 2), ("paused", 1)]))
+            .unwrap();
+        for line in [
+            "thaw_operation_seconds_count{operation=\"resume\",outcome=\"ok\"} 1",
+            "thaw_operation_seconds_count{operation=\"resume\",outcome=\"capacity_exhausted\"} 1",
+            "thaw_sandboxes{state=\"running\"} 2",
+            "thaw_draining 1",
+            "thaw_memory_allocated_bytes 268435456",
+        ] {
+            assert!(
+                text.lines().any(|found| found == line),
+                "{line} is not in:\n{text}"
+            );
+        }
+        // What nothing is in any more is not shown as it was.
+        let text = metrics.text(&host(&[("paused", 3)])).unwrap();
+        assert!(!text.contains("state=\"running\""), "{text}");
+    }
+
+    #[tokio::test]
+    async fn the_dashboard_shows_what_there_is() {
+        let metrics = Metrics::default();
+        let _ = metrics.time(Timed::Create, async { Ok(()) }).await;
+        let text = metrics.text(&host(&[("running", 1)])).unwrap();
+        let names = text.lines().filter(|line| !line.starts_with('#'));
+        let served: BTreeSet<&str> = names
+            .filter_map(|line| line.split(['{', ' ']).next())
+            .collect();
+        let dashboard = include_str!("../dashboard.json");
+        let parsed: serde_json::Value = serde_json::from_str(dashboard).unwrap();
+        assert!(parsed["panels"].as_array().unwrap().len() >= 8);
+        let mut shown = 0;
+        for part in dashboard.split("thaw_").skip(1) {
+            let end = part.find(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+            let name = format!("thaw_{}", &part[..end.unwrap()]);
+            assert!(served.contains(name.as_str()), "{name} is not in:\n{text}");
+            shown += 1;
+        }
+        assert!(shown >= 10, "{shown}");
+    }
+}
