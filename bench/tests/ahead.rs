@@ -48,9 +48,11 @@ fn loading_replaying_and_many_sessions_are_measured_beside_their_baselines() {
     }
     let dir = tempfile::tempdir().unwrap();
     let populate = run(dir.path(), &["populate", "--mib", "2"]).unwrap();
-    assert_eq!(names(&populate["parts"]), ["populate"]);
+    assert_eq!(names(&populate["parts"]), ["populate", "populate shared"]);
     let subjects = names(&populate["parts"][0]["subjects"]);
     assert_eq!(subjects.len(), 7, "{subjects:?}");
+    let shared = names(&populate["parts"][1]["subjects"]);
+    assert_eq!(shared.len(), 4, "{shared:?}");
 
     let replay = run(dir.path(), &["replay", "--mib", "4"]).unwrap();
     let subjects = names(&replay["parts"][0]["subjects"]);
@@ -68,7 +70,7 @@ fn loading_replaying_and_many_sessions_are_measured_beside_their_baselines() {
     let sessions = run(dir.path(), &["sessions", "--mib", "1", "--idle", "20"]).unwrap();
     assert_eq!(
         names(&sessions["parts"]),
-        ["fault", "cpu", "memory", "idle"]
+        ["fault", "cpu", "memory", "idle", "death"]
     );
     for part in sessions["parts"].as_array().unwrap() {
         assert!(!part["goals"].as_array().unwrap().is_empty(), "{part}");
