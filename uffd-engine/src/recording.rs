@@ -138,7 +138,7 @@ pub fn intersect(known: &[PageRun], newer: &[PageRun]) -> Vec<PageIndex> {
 }
 
 /// The pages of a run, in order.
-pub(crate) fn pages_of(run: &PageRun) -> impl Iterator<Item = PageIndex> + use<> {
+pub fn pages_of(run: &PageRun) -> impl Iterator<Item = PageIndex> + use<> {
     (run.start.get()..run.start.get() + run.pages.get()).map(PageIndex::new)
 }
 

@@ -64,6 +64,8 @@ impl WorkingSets {
                 break;
             }
         }
+        // Nobody else's order waits for this file.
+        drop(state);
         let present = match build.working_set() {
             WorkingSetFile::Present(_) => true,
             WorkingSetFile::Missing => false,
@@ -72,6 +74,7 @@ impl WorkingSets {
                 false
             }
         };
+        let mut state = self.state.lock();
         if state.ordered.len() >= MAX_COUNTED {
             state.ordered.clear();
         }
@@ -97,10 +100,7 @@ impl WorkingSets {
                 return Ok(());
             };
             let child = store.open(&child)?;
-            let pages = known.runs().iter().flat_map(|run| {
-                let first = run.start.get();
-                (first..first + run.pages.get()).map(PageIndex::new)
-            });
+            let pages = known.runs().iter().flat_map(recording::pages_of);
             let most = PageCount::new(MAX_RECORDED_PAGES as u64);
             let set = WorkingSet::record(child.map(), pages, most);
             store.write_working_set(&child, &set)

@@ -8,6 +8,7 @@ pub(crate) mod parts;
 pub(crate) mod ratio;
 pub(crate) mod table;
 
+use std::fmt::Display;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -73,11 +74,11 @@ pub(crate) struct RoundReport {
     pub(crate) pages_from_disk: u64,
 }
 
-impl PageFaultReport {
-    /// Writes it as JSON.
-    pub(crate) fn write_json(&self, path: &Path) -> Result<()> {
-        let mut text = serde_json::to_string_pretty(self)?;
-        text.push('\n');
-        std::fs::write(path, text).with_context(|| format!("Writing {}", path.display()))
-    }
+/// Prints a report, and writes it as JSON where that was asked for.
+pub(crate) fn publish(report: &(impl Display + Serialize), json: Option<&Path>) -> Result<()> {
+    print!("{report}");
+    let Some(path) = json else { return Ok(()) };
+    let mut text = serde_json::to_string_pretty(report)?;
+    text.push('\n');
+    std::fs::write(path, text).with_context(|| format!("Writing {}", path.display()))
 }

@@ -1,9 +1,7 @@
 //! Reports made of parts: each compares a few ways to do one thing, round by round.
 
 use std::fmt::{self, Display, Formatter};
-use std::path::Path;
 
-use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::ratio::{Quotients, median};
@@ -145,15 +143,6 @@ impl Part {
     fn series(&self, name: &str) -> &Series {
         let found = self.subjects.iter().find(|series| series.name == name);
         found.unwrap_or_else(|| panic!("part {} has no subject {name}", self.name))
-    }
-}
-
-impl<S: Serialize> PartsReport<S> {
-    /// Writes it as JSON.
-    pub(crate) fn write_json(&self, path: &Path) -> Result<()> {
-        let mut text = serde_json::to_string_pretty(self)?;
-        text.push('\n');
-        std::fs::write(path, text).with_context(|| format!("Writing {}", path.display()))
     }
 }
 

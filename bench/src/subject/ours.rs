@@ -260,10 +260,7 @@ pub(crate) fn run(args: &EngineArgs) -> Result<()> {
         cpus: vec![args.cpu],
         worker: WorkerOptions {
             window_pages: args.window_pages,
-            waiting: match args.spin_us {
-                0 => Waiting::Block,
-                us => Waiting::Spin { us },
-            },
+            waiting: Waiting::spinning(args.spin_us),
             ..WorkerOptions::default()
         },
     };

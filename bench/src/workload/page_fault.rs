@@ -15,6 +15,7 @@ use crate::child::Child;
 use crate::config::{PAGE_BYTES, PageFault};
 use crate::faulter::{Answer, NO_UFFD, Pass, Task};
 use crate::host::Host;
+use crate::report;
 use crate::report::latency::Latencies;
 use crate::report::ratio::Ratio;
 use crate::report::{PageFaultReport, RoundReport, Setup, SubjectReport};
@@ -61,11 +62,7 @@ pub(crate) fn run(config: &PageFault) -> Result<()> {
         ratios: others.map(|s| Ratio::new(s, baseline)).collect(),
         subjects,
     };
-    print!("{report}");
-    config
-        .json
-        .as_deref()
-        .map_or(Ok(()), |path| report.write_json(path))
+    report::publish(&report, config.json.as_deref())
 }
 
 /// The bare loop with the best median fault: how it waits doesn't matter.

@@ -17,6 +17,7 @@ use crate::config::{Ahead, PAGE_BYTES};
 use crate::faulter::{Answer, Pass, Task};
 use crate::host::Host;
 use crate::placement::Cpus;
+use crate::report;
 use crate::report::parts::{Part, PartsReport};
 use crate::source::Source;
 use crate::subject::{PATIENCE, Subject};
@@ -43,11 +44,7 @@ fn publish(bench: &'static str, config: &Ahead, source: &Source, parts: Vec<Part
         },
         parts,
     };
-    print!("{report}");
-    config
-        .json
-        .as_deref()
-        .map_or(Ok(()), |path| report.write_json(path))
+    report::publish(&report, config.json.as_deref())
 }
 
 impl Display for Setup {

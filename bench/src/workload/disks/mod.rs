@@ -18,6 +18,7 @@ use serde::Serialize;
 
 use crate::config;
 use crate::host::Host;
+use crate::report;
 use crate::report::parts::PartsReport;
 use crate::report::ratio::median;
 
@@ -78,11 +79,7 @@ pub(crate) fn run(config: &config::Disks) -> Result<()> {
         },
         parts,
     };
-    print!("{report}");
-    config
-        .json
-        .as_deref()
-        .map_or(Ok(()), |path| report.write_json(path))
+    report::publish(&report, config.json.as_deref())
 }
 
 /// Disks by one way, in a directory of their own.

@@ -15,6 +15,7 @@ use self::maps::Chains;
 use crate::args::FormatPart;
 use crate::config::Format;
 use crate::host::Host;
+use crate::report;
 use crate::report::parts::PartsReport;
 
 /// What was the same for all parts.
@@ -71,11 +72,7 @@ pub(crate) fn run(config: &Format) -> Result<()> {
         },
         parts,
     };
-    print!("{report}");
-    config
-        .json
-        .as_deref()
-        .map_or(Ok(()), |path| report.write_json(path))
+    report::publish(&report, config.json.as_deref())
 }
 
 impl Display for Setup {

@@ -18,6 +18,7 @@ use tokio::runtime::Runtime;
 
 use crate::config;
 use crate::host::Host;
+use crate::report;
 use crate::report::latency::Latencies;
 use crate::report::parts::{Bound, Part, PartsReport};
 use crate::workload::rounds::interleaved;
@@ -63,11 +64,7 @@ pub(crate) fn run(config: &config::Slots) -> Result<()> {
         },
         parts: vec![acquire(config)?, build(config)?],
     };
-    print!("{report}");
-    config
-        .json
-        .as_deref()
-        .map_or(Ok(()), |path| report.write_json(path))
+    report::publish(&report, config.json.as_deref())
 }
 
 pub(super) fn egress() -> Egress {
