@@ -515,4 +515,7 @@ pub struct DaemonEngineArgs {
     /// How long a worker asks for the next fault before it waits.
     #[arg(long, hide = true, default_value_t = 0)]
     pub spin_us: u64,
+    /// Sessions stay with the worker beside which their vCPUs are pinned.
+    #[arg(long, hide = true)]
+    pub keep_placement: bool,
 }

@@ -20,6 +20,7 @@ pub fn run(args: EngineServeArgs) -> Result<ExitCode> {
             waiting: Waiting::spinning(args.spin_us),
             ..WorkerOptions::default()
         },
+        ..EngineOptions::default()
     };
     let mut engine = Standalone::start(&args.socket, &args.snapshot, options)?;
     println!(

@@ -132,6 +132,7 @@ fn engine(args: DaemonEngineArgs) -> Result<ExitCode> {
             window_pages: args.window_pages,
             waiting: uffd_engine::Waiting::spinning(args.spin_us),
         },
+        keep_placement: args.keep_placement,
     };
     uffd_engine::server::run(&listener, &options)
         .with_context(|| format!("Engine of node {}", args.node))?;

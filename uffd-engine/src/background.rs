@@ -74,6 +74,17 @@ impl Background {
         }
     }
 
+    /// Whether there is nothing to do, now or later.
+    pub(crate) fn is_idle(&self) -> bool {
+        let replays = self.replay.as_ref().is_some_and(|replay| !replay.is_over());
+        self.recording.is_none()
+            && self.loader.is_none()
+            && !replays
+            && !self.queued
+            && self.reads_ahead == 0
+            && self.due.is_none()
+    }
+
     /// Whether neighbours are to be left alone, for their touches to be seen.
     pub(crate) fn records(&self, now: Instant) -> bool {
         self.recording

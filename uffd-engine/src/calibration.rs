@@ -155,6 +155,7 @@ fn median_fault(
             window_pages: 1,
             ..WorkerOptions::default()
         },
+        ..EngineOptions::default()
     };
     let socket = dir.join("calibration.sock");
     let path = format!("/proc/self/fd/{}", source.as_raw_fd());

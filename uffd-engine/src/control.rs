@@ -73,6 +73,23 @@ pub enum Request {
         /// As it was asked for of the dead engine.
         tracking: Tracking,
     },
+    /// Serve a VMM that asks for pages: a Cloud Hypervisor that has been sent everything but its
+    /// memory (`memory_mode=postcopy`). Descriptors: its migration socket, its memory's one memfd,
+    /// its pidfd, the page-state table. Answered with `Attached`; `Ended` comes when it closes the
+    /// socket.
+    ServePages {
+        /// Number of this request.
+        request: u64,
+        /// The sandbox it is for; unique among sessions.
+        session: String,
+        /// The directory of builds.
+        store: PathBuf,
+        /// The build whose memory is restored.
+        build: BuildId,
+        /// The guest's memory, with guest addresses for host addresses; in the memfd as in the
+        /// snapshot.
+        regions: Vec<ClaimedRegion>,
+    },
     /// Stop serving and close everything of a session.
     Detach {
         /// Number of this request.
@@ -146,11 +163,34 @@ pub enum Request {
     Shutdown,
 }
 
+impl Request {
+    /// The session that it is about.
+    #[must_use]
+    pub fn session(&self) -> Option<&str> {
+        match self {
+            Self::Expect { session, .. }
+            | Self::ExpectFile { session, .. }
+            | Self::Adopt { session, .. }
+            | Self::ServePages { session, .. }
+            | Self::Detach { session, .. }
+            | Self::Stats { session, .. }
+            | Self::Track { session, .. }
+            | Self::Record { session, .. }
+            | Self::EndRecording { session, .. }
+            | Self::Replay { session, .. }
+            | Self::Load { session, .. }
+            | Self::Halt { session, .. } => Some(session),
+            Self::Shutdown => None,
+        }
+    }
+}
+
 /// What an engine tells its daemon.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
 pub enum Report {
-    /// A hand-off arrived (descriptor: the userfaultfd), or a session was adopted (none).
+    /// A hand-off arrived (descriptor: the userfaultfd), or a session was adopted or is asked for
+    /// pages (none).
     Attached {
         /// The request this answers.
         request: u64,
@@ -206,7 +246,7 @@ pub enum Report {
         /// Why.
         reason: String,
     },
-    /// The VMM's process has ended.
+    /// The VMM's process has ended, or it asks for no pages any more.
     Ended {
         /// Which session.
         session: String,

@@ -34,6 +34,8 @@ pub struct Counters {
     pub poisoned: u64,
     /// Pages that were loaded in the background.
     pub pages_loaded: u64,
+    /// How often it moved to another worker.
+    pub moves: u64,
     replayed: ReplayTally,
     /// Turns that answered a fault.
     turns: u64,
@@ -52,6 +54,7 @@ impl Default for Counters {
             removes: 0,
             poisoned: 0,
             pages_loaded: 0,
+            moves: 0,
             replayed: ReplayTally::default(),
             turns: 0,
             service: Histogram::new_with_bounds(1, LONGEST_NS, 2)
@@ -102,6 +105,7 @@ impl Counters {
             pages_installed,
             worker_major_faults,
             pages_loaded: self.pages_loaded,
+            moves: self.moves,
             pages_replayed: self.replayed.pages,
             replay_hits: self.replayed.hits,
             replay_waste: self.replayed.waste,
@@ -144,6 +148,9 @@ pub struct SessionStats {
     /// Pages installed in the background by loading all memory.
     #[serde(default)]
     pub pages_loaded: u64,
+    /// How often the session moved to another worker.
+    #[serde(default)]
+    pub moves: u64,
     /// Pages installed by replaying a working set.
     #[serde(default)]
     pub pages_replayed: u64,

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
+use crate::fault_source::Guest;
 use crate::handoff::{self, HandoffError, Progress};
 use crate::page_state::PageStates;
 use crate::region::{ClaimedRegion, Region, RegionTable};
@@ -169,7 +170,7 @@ impl Expecting {
             fdpass::peer_pid(connection.as_fd()).map_err(failed("Asking who handed over"))?;
         let pidfd = pidfd_open(peer).map_err(failed("Watching the VMM's process"))?;
         let parts = SessionParts {
-            uffd,
+            guest: Guest::Userfaultfd(uffd),
             pidfd,
             handoff: Some(connection),
             regions,

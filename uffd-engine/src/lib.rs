@@ -17,7 +17,7 @@
 //! survive an engine lives outside it: the page-state table is a memfd that the daemon
 //! holds too ([`page_state`]), and the daemon keeps a duplicate of every userfaultfd.
 //! Without a daemon it serves whoever comes to a socket ([`standalone`]). The second source
-//! of faults are a Cloud Hypervisor's page requests ([`postcopy`]).
+//! of faults are a Cloud Hypervisor's page requests (`postcopy`).
 //!
 //! # Architecture invariant
 //! This crate knows neither HTTP nor any VMM's API, and no policy: which build, which
@@ -39,6 +39,7 @@ mod retry;
 mod window;
 
 pub mod counters;
+mod data_files;
 mod expecting;
 mod read_jobs;
 
@@ -49,8 +50,9 @@ mod replay;
 
 mod tracking;
 
-pub mod postcopy;
+mod postcopy;
 
+mod install;
 mod roster;
 mod session;
 mod worker;

@@ -9,6 +9,7 @@
 
 use std::time::Instant;
 
+use crate::data_files::DataFiles;
 use crate::residency::Residency;
 use crate::session::{ReadRequest, Reads};
 use crate::source::{Location, PageSource};
@@ -67,6 +68,13 @@ impl ReadJobs {
         Some(Worker::read_token(slot, self.next_stamp))
     }
 
+    /// Whether some read for this place is under way.
+    pub(crate) fn are_lent(&self, place: u32) -> bool {
+        self.lent
+            .get(place as usize)
+            .is_some_and(|lent| lent.iter().any(|slots| *slots > 0))
+    }
+
     /// The job of a finished read; its slot stays taken.
     pub(crate) fn finish(&mut self, token: Token) -> Option<Job> {
         let (stamp, job) = self.slots[token.index as usize].take()?;
@@ -85,31 +93,51 @@ impl ReadJobs {
     }
 }
 
+/// What a worker has for all of its sessions' pages.
+pub(crate) struct PageReads {
+    pub(crate) ring: Ring,
+    pub(crate) jobs: ReadJobs,
+    pub(crate) residency: Residency,
+    pub(crate) files: DataFiles,
+}
+
+impl PageReads {
+    /// For the turn of one session.
+    pub(crate) fn reader(&mut self, index: u32, stamp: u32) -> Reader<'_> {
+        Reader {
+            reads: self,
+            index,
+            stamp,
+        }
+    }
+}
+
 /// A session's way to what its worker has for all, for the length of one turn.
 pub(crate) struct Reader<'a> {
-    pub(crate) ring: &'a mut Ring,
-    pub(crate) jobs: &'a mut ReadJobs,
-    pub(crate) residency: &'a mut Residency,
-    pub(crate) index: u32,
-    pub(crate) stamp: u32,
+    reads: &'a mut PageReads,
+    index: u32,
+    stamp: u32,
 }
 
 impl Reads for Reader<'_> {
     fn resident(&mut self, source: &PageSource, at: Location, len: u64, now: Instant) -> u64 {
-        self.residency.prefix(source, at, len, now)
+        self.reads.residency.prefix(source, at, len, now)
     }
 
     fn longest_read(&self, page_bytes: u64) -> u64 {
-        self.ring.slot_bytes().max(page_bytes)
+        self.reads.ring.slot_bytes().max(page_bytes)
     }
 
     fn start(&mut self, source: &PageSource, request: ReadRequest) -> bool {
+        let PageReads {
+            ring, jobs, files, ..
+        } = &mut *self.reads;
         let job = Job {
             request,
             index: self.index,
             stamp: self.stamp,
         };
-        let Some(token) = self.jobs.start(job, self.ring.slot_bytes()) else {
+        let Some(token) = jobs.start(job, ring.slot_bytes()) else {
             return false;
         };
         let slot = token.index as usize;
@@ -119,11 +147,11 @@ impl Reads for Reader<'_> {
             slot,
             may_block: source.may_block(request.at),
         };
-        let fd = source.direct(request.at);
-        let started = self.ring.read_into_slot(fd, read, token).is_ok();
+        let file = files.file(source, request.at, ring);
+        let started = ring.read_into_slot(file, read, token).is_ok();
         if !started {
-            self.jobs.finish(token);
-            self.jobs.release(slot);
+            jobs.finish(token);
+            jobs.release(slot);
         }
         started
     }

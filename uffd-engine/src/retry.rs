@@ -81,6 +81,11 @@ impl RetryList {
         Some(self.parked.swap_remove(at))
     }
 
+    /// Whether no fault is parked.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.parked.is_empty()
+    }
+
     /// When the next fault is due.
     #[must_use]
     pub(crate) fn next_due(&self) -> Option<Instant> {

@@ -13,6 +13,10 @@ pub(crate) struct Entry {
     pub(crate) phase: Phase,
     /// Whether it is in the worker's queue.
     pub(crate) ready: bool,
+    /// Whether the ring will report its next event.
+    pub(crate) armed: bool,
+    /// Whether the daemon was told that its VMM asks for nothing any more.
+    pub(crate) over: bool,
 }
 
 /// Where a session is in its life.
@@ -42,6 +46,8 @@ impl Roster {
             stamp: self.last_stamp,
             phase,
             ready: false,
+            armed: false,
+            over: false,
         };
         let free = self.entries.iter().position(Option::is_none);
         let index = free.unwrap_or_else(|| {

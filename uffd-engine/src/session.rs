@@ -9,21 +9,21 @@
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use snapshot_format::{Extent, PageCount, PageIndex};
 
 use crate::background::Background;
 use crate::counters::{Counters, SessionStats};
-use crate::fault_source::FaultSource;
+use crate::fault_source::{FaultSource, Guest, Settled};
 use crate::page_state::{PageState, PageStates};
 use crate::region::RegionTable;
 use crate::resolve::{Resolution, resolve};
-use crate::retry::{Admission, Parked, RetryList};
+use crate::retry::{Parked, RetryList};
 use crate::source::{Location, PageSource};
-use crate::sys::mapping::{CACHE_PAGE, HUGE_PAGE, zeros};
+use crate::sys::mapping::{CACHE_PAGE, zeros};
 use crate::sys::process::thread_major_faults;
-use crate::sys::uffd::{Event, EventBuffer, FaultKind, InstallError, Installed, SourceAddr, Uffd};
+use crate::sys::uffd::{Event, EventBuffer, FaultKind, SourceAddr};
 use crate::tracking::Tracking;
 use crate::window;
 
@@ -56,18 +56,18 @@ pub(crate) trait Reads {
 /// One fault on its way to an answer.
 #[derive(Clone, Copy)]
 pub(crate) struct Demand {
-    page: PageIndex,
+    pub(crate) page: PageIndex,
     /// When its event was read.
-    since: Instant,
+    pub(crate) since: Instant,
     /// When this try began.
-    now: Instant,
+    pub(crate) now: Instant,
     /// Set when it has been parked before, so that its pause grows.
-    parked: Option<Parked>,
+    pub(crate) parked: Option<Parked>,
 }
 
 /// What a session is made of; all of it checked.
-pub(crate) struct SessionParts<S = Uffd> {
-    pub(crate) uffd: S,
+pub(crate) struct SessionParts<S = Guest> {
+    pub(crate) guest: S,
     pub(crate) pidfd: OwnedFd,
     /// Kept open: a VMM may watch its end to learn that its handler died.
     #[expect(dead_code, reason = "held for its lifetime, never read")]
@@ -81,16 +81,18 @@ pub(crate) struct SessionParts<S = Uffd> {
 }
 
 /// One sandbox attached to a worker.
-pub(crate) struct Session<S = Uffd> {
+pub(crate) struct Session<S = Guest> {
     pub(crate) parts: SessionParts<S>,
     pub(crate) counters: Counters,
     pub(crate) background: Background,
-    retries: RetryList,
+    pub(crate) retries: RetryList,
     window_pages: u64,
     /// What a zero page is copied from where it can't be had otherwise.
-    zeros: SourceAddr,
+    pub(crate) zeros: SourceAddr,
     /// Faults of the current turn that were answered in it.
-    answered_at_once: u64,
+    pub(crate) answered_at_once: u64,
+    /// When it was last looked after.
+    last_turn: Instant,
     failure: Option<String>,
 }
 
@@ -106,12 +108,17 @@ impl<S: FaultSource> Session<S> {
             background: Background::default(),
             retries: RetryList::default(),
             answered_at_once: 0,
+            last_turn: Instant::now(),
             failure: None,
         }
     }
 
-    pub(crate) fn uffd(&self) -> &S {
-        &self.parts.uffd
+    pub(crate) fn guest(&self) -> &S {
+        &self.parts.guest
+    }
+
+    pub(crate) fn source(&self) -> &PageSource {
+        &self.parts.source
     }
 
     pub(crate) fn pidfd(&self) -> BorrowedFd<'_> {
@@ -148,7 +155,7 @@ impl<S: FaultSource> Session<S> {
 
     /// Reads one batch of events and answers them; `true` when more may be waiting.
     pub(crate) fn turn(&mut self, events: &mut EventBuffer, reads: &mut impl Reads) -> bool {
-        if let Err(error) = self.parts.uffd.read_events(events) {
+        if let Err(error) = self.parts.guest.read_events(events) {
             self.fail(format!("Reading fault events failed: {error}"));
             return false;
         }
@@ -176,7 +183,28 @@ impl<S: FaultSource> Session<S> {
             }
         }
         self.counters.end_turn(since, &mut self.answered_at_once);
+        self.last_turn = since;
         events.was_full()
+    }
+
+    /// Ends a step of any kind: tells the VMM what is done, where it has to be told.
+    pub(crate) fn settle(&mut self) -> Settled {
+        self.parts.guest.settle().unwrap_or_else(|error| {
+            self.fail(format!("Answering page requests failed: {error}"));
+            Settled::Over
+        })
+    }
+
+    /// When its events were read last.
+    pub(crate) fn last_turn(&self) -> Instant {
+        self.last_turn
+    }
+
+    /// Whether nothing is under way, and nothing has happened for so long.
+    pub(crate) fn is_idle(&self, now: Instant, long: Duration) -> bool {
+        self.retries.is_empty()
+            && self.background.is_idle()
+            && now.saturating_duration_since(self.last_turn) >= long
     }
 
     /// Tries parked faults whose pause is over. Events are read first: the REMOVE that
@@ -270,215 +298,7 @@ impl<S: FaultSource> Session<S> {
         }
     }
 
-    /// A read has ended: installs what is still wanted of it.
-    pub(crate) fn read_done(
-        &mut self,
-        request: ReadRequest,
-        outcome: Result<SourceAddr, String>,
-        now: Instant,
-    ) {
-        let first = request.first.get();
-        let end = first + request.pages.get();
-        let demand = request.demand.map(|page| Demand {
-            page,
-            since: request.since,
-            now,
-            parked: None,
-        });
-        if demand.is_none() {
-            self.background.reads_ahead -= 1;
-            // There is room for another.
-            self.background.due = Some(now);
-        }
-        let source = match outcome {
-            Ok(source) => source,
-            Err(reason) if demand.is_some() => return self.give_up(first, end, reason),
-            Err(reason) => return self.give_up_reading_ahead(first, end, &reason),
-        };
-        let page_bytes = self.parts.regions.page_bytes();
-        let mut at = first;
-        while at < end {
-            if self.parts.states.get(PageIndex::new(at)) != PageState::Reading {
-                // Removed while it was read: whoever waits must ask again and get zeros.
-                self.wake(PageIndex::new(at));
-                at += 1;
-                continue;
-            }
-            let reading =
-                |page: &u64| self.parts.states.get(PageIndex::new(*page)) == PageState::Reading;
-            let run_end = (at..end).take_while(reading).last().unwrap_or(at) + 1;
-            self.counters.pages_read += run_end - at;
-            self.install(
-                at,
-                run_end,
-                Some(source.offset((at - first) * page_bytes)),
-                demand,
-            );
-            // What the kernel refused for now was parked or is a neighbour nobody waits for.
-            for page in at..run_end {
-                let page = PageIndex::new(page);
-                if self.parts.states.get(page) == PageState::Reading {
-                    self.parts.states.set(page, PageState::Missing);
-                    self.wake(page);
-                }
-            }
-            at = run_end;
-        }
-    }
-
-    /// Installs pages `start..end` from `source` (or zeros) and answers `demand` if its
-    /// page is among them. Returns the first page that could not be had now.
-    pub(crate) fn install(
-        &mut self,
-        start: u64,
-        end: u64,
-        source: Option<SourceAddr>,
-        demand: Option<Demand>,
-    ) -> u64 {
-        let page_bytes = self.parts.regions.page_bytes();
-        let mut at = start;
-        while at < end {
-            let (addr, left) = self.parts.regions.addr_of(PageIndex::new(at));
-            let pages = left.get().min(end - at);
-            let done = match source {
-                Some(source) => {
-                    let source = source.offset((at - start) * page_bytes);
-                    let bytes = pages * page_bytes;
-                    self.parts.uffd.copy(addr, source, bytes, self.tracks())
-                }
-                None if page_bytes > CACHE_PAGE || self.tracks() => {
-                    // ZEROPAGE knows no huge pages and protects none; the zeros are as long
-                    // as one huge page.
-                    let bytes = (pages * page_bytes).min(HUGE_PAGE);
-                    self.parts.uffd.copy(addr, self.zeros, bytes, self.tracks())
-                }
-                None => self.parts.uffd.zero(addr, pages * page_bytes),
-            };
-            at = self.note_installed(at, done, source.is_some(), demand);
-            match done.stopped {
-                None => {}
-                Some(InstallError::Retry) if done.bytes > 0 => {}
-                Some(InstallError::AlreadyPresent) => {
-                    let page = PageIndex::new(at);
-                    let state = self.parts.states.get(page);
-                    if !state.is_installed() {
-                        self.parts
-                            .states
-                            .set(page, self.state_of_a_found_page(state));
-                    }
-                    self.counters.already_present += 1;
-                    self.wake(page);
-                    at += 1;
-                }
-                Some(InstallError::Retry | InstallError::OutOfMemory) => {
-                    if let Some(demand) = demand
-                        && (at..end).contains(&demand.page.get())
-                    {
-                        self.park(demand);
-                    }
-                    return at;
-                }
-                // The pidfd reports the VMM's end; nobody is left to wait.
-                Some(InstallError::GuestGone) => return at,
-                Some(InstallError::NotMapped) => {
-                    self.wake(PageIndex::new(at));
-                    at += 1;
-                }
-                Some(InstallError::SourceUnreadable) => {
-                    let reason = format!("Page {at:#x} can't be read from its build");
-                    self.give_up(at, at + 1, reason);
-                    return at;
-                }
-                Some(InstallError::Errno(errno)) => {
-                    let error = std::io::Error::from_raw_os_error(errno);
-                    self.give_up(at, at + 1, format!("Installing page {at:#x}: {error}"));
-                    return at;
-                }
-            }
-        }
-        end
-    }
-
-    /// Records what an install achieved; returns the first page it did not reach.
-    fn note_installed(
-        &mut self,
-        start: u64,
-        done: Installed,
-        copied: bool,
-        demand: Option<Demand>,
-    ) -> u64 {
-        let pages = done.bytes / self.parts.regions.page_bytes();
-        let end = start + pages;
-        self.note_states(start, end, copied);
-        if copied {
-            self.counters.pages_copied += pages;
-        } else {
-            self.counters.pages_zeroed += pages;
-        }
-        if let Some(demand) = demand
-            && (start..end).contains(&demand.page.get())
-        {
-            if demand.since == demand.now {
-                // Answered in the turn that read it: the turn's end looks at the clock.
-                self.answered_at_once += 1;
-            } else {
-                self.counters.record_services(demand.since.elapsed(), 1);
-            }
-        }
-        end
-    }
-
-    fn park(&mut self, demand: Demand) {
-        self.counters.retries += 1;
-        let now = Instant::now();
-        let admission = match demand.parked {
-            Some(parked) => self.retries.park_again(parked, now),
-            None => self.retries.park(demand.page, demand.since, now),
-        };
-        if admission == Admission::Bounce {
-            self.wake(demand.page);
-        }
-    }
-
-    pub(crate) fn wake(&self, page: PageIndex) {
-        let (addr, _) = self.parts.regions.addr_of(page);
-        // It fails only when the VMM is gone, which its pidfd reports.
-        let _ = self.parts.uffd.wake(addr, self.parts.regions.page_bytes());
-    }
-
-    /// Pages that can't be had: an error for the guest now rather than a hang, and a
-    /// failure for the daemon.
-    fn give_up(&mut self, start: u64, end: u64, reason: String) {
-        for page in start..end {
-            let page = PageIndex::new(page);
-            let (addr, _) = self.parts.regions.addr_of(page);
-            let page_bytes = self.parts.regions.page_bytes();
-            let done = self.parts.uffd.poison(addr, page_bytes);
-            if self.parts.states.get(page) == PageState::Reading {
-                self.parts.states.set(page, PageState::Missing);
-            }
-            match done.stopped {
-                None => self.counters.poisoned += 1,
-                // Not now, or not necessary: whoever waits asks again.
-                Some(_) => self.wake(page),
-            }
-        }
-        self.fail(reason);
-    }
-
-    /// Pages that nobody had asked for can't be read: whoever does, will be told.
-    fn give_up_reading_ahead(&mut self, start: u64, end: u64, reason: &str) {
-        tracing::warn!(reason, "Reading ahead ends here");
-        self.halt();
-        for page in (start..end).map(PageIndex::new) {
-            if self.parts.states.get(page) == PageState::Reading {
-                self.parts.states.set(page, PageState::Missing);
-            }
-            self.wake(page);
-        }
-    }
-
-    fn fail(&mut self, reason: String) {
+    pub(crate) fn fail(&mut self, reason: String) {
         self.failure.get_or_insert(reason);
     }
 }

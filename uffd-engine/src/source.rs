@@ -144,6 +144,11 @@ impl PageSource {
         self.serial
     }
 
+    /// How many data files it has.
+    pub(crate) fn file_count(&self) -> usize {
+        self.files.len()
+    }
+
     /// The extent that holds a page.
     ///
     /// # Panics
@@ -192,6 +197,11 @@ impl PageSource {
     #[must_use]
     pub fn direct(&self, at: Location) -> BorrowedFd<'_> {
         self.files[usize::from(at.file)].direct.as_fd()
+    }
+
+    /// Whether every file of it is on a file system that answers.
+    pub(crate) fn never_blocks(&self) -> bool {
+        self.files.iter().all(|file| !file.may_block)
     }
 
     /// Whether asking for a location may keep the asking thread waiting.

@@ -21,7 +21,6 @@ use snapshot_format::{PageCount, PageIndex};
 use crate::fault_source::FaultSource;
 use crate::page_state::PageState;
 use crate::session::Session;
-use crate::sys::uffd::Uffd;
 
 /// Who notices the first write to a page.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,7 +36,7 @@ pub enum Tracking {
     Kernel,
 }
 
-impl Session<Uffd> {
+impl<S: FaultSource> Session<S> {
     /// Begins to track writes.
     ///
     /// # Errors
@@ -50,16 +49,12 @@ impl Session<Uffd> {
         let page_bytes = self.parts.regions.page_bytes();
         for region in self.parts.regions.regions() {
             let bytes = region.pages.get() * page_bytes;
-            self.parts
-                .uffd
-                .register_missing_and_writes(region.base, bytes)?;
+            self.parts.guest.watch_writes(region.base, bytes)?;
         }
         self.begin_tracking(tracking);
         Ok(())
     }
-}
 
-impl<S: FaultSource> Session<S> {
     pub(crate) fn tracks(&self) -> bool {
         self.parts.tracking != Tracking::Off
     }
@@ -82,7 +77,7 @@ impl<S: FaultSource> Session<S> {
         }
         let (addr, _) = self.parts.regions.addr_of(page);
         let page_bytes = self.parts.regions.page_bytes();
-        if self.parts.uffd.unprotect(addr, page_bytes).is_err() {
+        if self.parts.guest.unprotect(addr, page_bytes).is_err() {
             // Not now (EAGAIN), or nobody is left: whoever waits writes again.
             self.wake(page);
         }

@@ -233,3 +233,78 @@ fn a_peer_that_never_sends_is_given_up_at_the_deadline() {
     assert!(reason.contains("deadline"), "{reason}");
     assert!(closed(&peer));
 }
+
+#[test]
+fn idle_sessions_move_to_workers_that_have_fewer_and_are_served_there() {
+    const NAME: &str = "idle_sessions_move_to_workers_that_have_fewer_and_are_served_there";
+    if !has_uffd(NAME) {
+        return;
+    }
+    let mut host = Host::start(256);
+    let cpus = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)).unwrap();
+    let cpu = (0..nix::sched::CpuSet::count()).find(|cpu| cpus.is_set(*cpu).unwrap());
+    host.replace_engine_by(EngineOptions {
+        cpus: vec![cpu.unwrap(); 2],
+        worker: WorkerOptions {
+            window_pages: 1,
+            ..WorkerOptions::default()
+        },
+        ..EngineOptions::default()
+    });
+    let states: Vec<_> = (0..6)
+        .map(|_| PageStates::create(PageCount::new(256)).unwrap())
+        .collect();
+    // They go to both workers in turn.
+    let name = |session: usize| format!("s{session}");
+    let guests: Vec<_> = (0..6)
+        .map(|session| host.attach(&name(session), &states[session]))
+        .collect();
+    guests
+        .iter()
+        .for_each(|guest| (0..64).for_each(|page| guest.check(page)));
+    // Longer than a session has to be idle.
+    std::thread::sleep(Duration::from_millis(100));
+    // Three leave one worker: the other has three still, and gives one away.
+    for session in [0, 2, 4] {
+        host.detach(&name(session));
+    }
+    for session in [1, 3, 5] {
+        (64..256).for_each(|page| guests[session].check(page));
+        let stats = host.stats(&name(session));
+        assert_eq!(stats.pages_installed, 256, "{stats:?}");
+    }
+    let stats: Vec<_> = [1, 3, 5].map(|session| host.detach(&name(session))).into();
+    let moves: u64 = stats.iter().map(|stats| stats.moves).sum();
+    assert_eq!(moves, 1, "{stats:?}");
+    // Counters move along.
+    assert!(stats.iter().all(|stats| stats.faults == 256), "{stats:?}");
+}
+
+#[test]
+fn placed_sessions_stay_with_their_worker() {
+    const NAME: &str = "placed_sessions_stay_with_their_worker";
+    if !has_uffd(NAME) {
+        return;
+    }
+    let mut host = Host::start(64);
+    host.replace_engine_by(EngineOptions {
+        cpus: vec![0; 2],
+        keep_placement: true,
+        ..EngineOptions::default()
+    });
+    let states: Vec<_> = (0..6)
+        .map(|_| PageStates::create(PageCount::new(64)).unwrap())
+        .collect();
+    let name = |session: usize| format!("s{session}");
+    let guests: Vec<_> = (0..6)
+        .map(|session| host.attach(&name(session), &states[session]))
+        .collect();
+    std::thread::sleep(Duration::from_millis(100));
+    for session in [0, 2, 4] {
+        host.detach(&name(session));
+    }
+    for session in [1, 3, 5] {
+        guests[session].check(1);
+        assert_eq!(host.detach(&name(session)).moves, 0);
+    }
+}

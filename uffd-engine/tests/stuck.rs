@@ -3,16 +3,17 @@
 mod support;
 
 use std::ffi::OsStr;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use fuser::{
-    Config, Errno, FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo, LockOwner,
-    OpenFlags, ReplyAttr, ReplyData, ReplyEntry, Request as FuseRequest,
+    Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
+    LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEntry, ReplyOpen, Request as FuseRequest,
 };
 use snapshot_format::PageCount;
 use support::{Host, PAGE, evict, has_uffd, skip};
@@ -27,10 +28,27 @@ const STUCK_PAGES: u64 = 4096;
 const WAITING: u64 = 96;
 const PAGES: u64 = 2048;
 
-/// A file system of one file, whose reads come back once somebody lets them.
+/// A file system of one file, whose reads come back once somebody lets them; its opening as well,
+/// if it is to.
 struct StuckFile {
     let_go: Arc<AtomicBool>,
     asked: mpsc::Sender<()>,
+    opens_at_once: bool,
+}
+
+/// Does something once it is let go, in a thread of its own.
+fn once(let_go: &Arc<AtomicBool>, done: impl FnOnce(bool) + Send + 'static) {
+    let let_go = let_go.clone();
+    std::thread::spawn(move || {
+        let patience = Instant::now() + Duration::from_secs(120);
+        while !let_go.load(Ordering::Acquire) {
+            if Instant::now() > patience {
+                return done(false);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        done(true);
+    });
 }
 
 fn attributes(inode: INodeNo) -> FileAttr {
@@ -68,6 +86,15 @@ impl Filesystem for StuckFile {
         reply.attr(&Duration::from_secs(60), &attributes(inode));
     }
 
+    fn open(&self, _: &FuseRequest, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        let opened = |reply: ReplyOpen| reply.opened(FileHandle(0), FopenFlags::empty());
+        if self.opens_at_once {
+            return opened(reply);
+        }
+        let _ = self.asked.send(());
+        once(&self.let_go, move |_| opened(reply));
+    }
+
     fn read(
         &self,
         _: &FuseRequest,
@@ -80,14 +107,9 @@ impl Filesystem for StuckFile {
         reply: ReplyData,
     ) {
         let _ = self.asked.send(());
-        let let_go = self.let_go.clone();
-        std::thread::spawn(move || {
-            let patience = Instant::now() + Duration::from_secs(120);
-            while !let_go.load(Ordering::Acquire) {
-                if Instant::now() > patience {
-                    return reply.error(Errno::EIO);
-                }
-                std::thread::sleep(Duration::from_millis(5));
+        once(&self.let_go, move |let_go| {
+            if !let_go {
+                return reply.error(Errno::EIO);
             }
             let first = offset / PAGE;
             let pages = first..first + u64::from(size) / PAGE;
@@ -124,19 +146,11 @@ fn a_source_that_is_stuck_stalls_no_other_session() {
     if !has_uffd(NAME) {
         return;
     }
-    let mountpoint = tempfile::tempdir().unwrap();
-    let let_go = Arc::new(AtomicBool::new(false));
-    let (asked, reads) = mpsc::channel();
-    let stuck = StuckFile {
-        let_go: let_go.clone(),
-        asked,
-    };
-    let mounted = match fuser::spawn_mount(stuck, mountpoint.path(), &Config::default()) {
-        Ok(mounted) => mounted,
-        Err(error) => return skip(NAME, &format!("no FUSE: {error}")),
+    let Some(stuck) = Mounted::new(NAME, true) else {
+        return;
     };
     let mut host = Host::start(PAGES);
-    let (memory, _uffd, _connection) = attach_file(&mut host, &mountpoint.path().join("memory"));
+    let (memory, _uffd, _connection) = attach_file(&mut host, &stuck.file());
     let states = PageStates::create(PageCount::new(PAGES)).unwrap();
     let good = host.attach("good", &states);
 
@@ -148,7 +162,8 @@ fn a_source_that_is_stuck_stalls_no_other_session() {
                 assert_eq!(memory.read(page * PAGE), page + 1);
             });
         }
-        reads
+        stuck
+            .asked
             .recv_timeout(Duration::from_secs(30))
             .expect("the stuck file was never read");
         // All the others have had their chance to take every slot there is.
@@ -161,7 +176,7 @@ fn a_source_that_is_stuck_stalls_no_other_session() {
             let _ = done.send(());
         });
         let served = is_done.recv_timeout(Duration::from_secs(30));
-        let_go.store(true, Ordering::Release);
+        stuck.let_go.store(true, Ordering::Release);
         served.expect("a session waits for another's source");
     });
     let stats = host.stats("good");
@@ -171,5 +186,100 @@ fn a_source_that_is_stuck_stalls_no_other_session() {
     );
     assert!(host.stats("stuck").pages_read >= WAITING);
     drop(host);
-    mounted.umount_and_join().unwrap();
+    stuck.unmount();
+}
+
+#[test]
+fn a_file_that_is_not_opened_keeps_nobody_else_from_beginning() {
+    const NAME: &str = "a_file_that_is_not_opened_keeps_nobody_else_from_beginning";
+    if !has_uffd(NAME) {
+        return;
+    }
+    let Some(stuck) = Mounted::new(NAME, false) else {
+        return;
+    };
+    let mut host = Host::start(PAGES);
+    let states = PageStates::create(PageCount::new(STUCK_PAGES)).unwrap();
+    let make = |session: &'static str, deadline_ms| {
+        let file = stuck.file();
+        move |request| Request::ExpectFile {
+            request,
+            session: session.to_owned(),
+            file,
+            deadline_ms,
+        }
+    };
+    host.expect_by("patient", &states, make("patient", 60_000));
+    host.expect_by("hasty", &states, make("hasty", 100));
+    host.expect_by("gone", &states, make("gone", 60_000));
+    stuck
+        .asked
+        .recv_timeout(Duration::from_secs(30))
+        .expect("the stuck file was never opened");
+    // Refused at its deadline, and said so.
+    match host.report().0 {
+        Report::Refused { reason, .. } => assert!(reason.contains("in time"), "{reason}"),
+        other => panic!("expected a refusal, got {other:?}"),
+    }
+    // Another begins, is served and ends meanwhile, and one that waits can be called off.
+    let good_states = PageStates::create(PageCount::new(PAGES)).unwrap();
+    let good = host.attach("good", &good_states);
+    (0..PAGES).step_by(32).for_each(|page| good.check(page));
+    assert!(host.detach("good").faults > 0);
+    assert_eq!(host.detach("gone").faults, 0);
+    // Who was patient begins in the end, with the orders that came meanwhile.
+    let stats = Request::Stats {
+        request: 7777,
+        session: "patient".to_owned(),
+    };
+    uffd_engine::control::send(host.control.as_fd(), &stats, &[]).unwrap();
+    stuck.let_go.store(true, Ordering::Release);
+    match host.report().0 {
+        Report::Stats { request: 7777, .. } => {}
+        other => panic!("expected counters, got {other:?}"),
+    }
+    drop(host);
+    stuck.unmount();
+}
+
+/// The stuck file where it can be seen.
+struct Mounted {
+    mountpoint: tempfile::TempDir,
+    mounted: fuser::BackgroundSession,
+    let_go: Arc<AtomicBool>,
+    asked: mpsc::Receiver<()>,
+}
+
+impl Mounted {
+    /// `None` where there is no FUSE, which is said.
+    fn new(test: &str, opens_at_once: bool) -> Option<Self> {
+        let mountpoint = tempfile::tempdir().unwrap();
+        let let_go = Arc::new(AtomicBool::new(false));
+        let (asked, reads) = mpsc::channel();
+        let stuck = StuckFile {
+            let_go: let_go.clone(),
+            asked,
+            opens_at_once,
+        };
+        match fuser::spawn_mount(stuck, mountpoint.path(), &Config::default()) {
+            Ok(mounted) => Some(Self {
+                mountpoint,
+                mounted,
+                let_go,
+                asked: reads,
+            }),
+            Err(error) => {
+                skip(test, &format!("no FUSE: {error}"));
+                None
+            }
+        }
+    }
+
+    fn file(&self) -> PathBuf {
+        self.mountpoint.path().join("memory")
+    }
+
+    fn unmount(self) {
+        self.mounted.umount_and_join().unwrap();
+    }
 }

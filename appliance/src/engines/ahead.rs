@@ -48,7 +48,8 @@ impl Attachment {
         if ahead.tracking != Tracking::Off {
             let tracking = ahead.tracking;
             // Before the answer: a successor that protects for nothing does no harm.
-            self.link.note_tracking(&self.session, tracking);
+            self.link
+                .note(&self.session, |kept| kept.tracking = tracking);
             let track = |request, session| Request::Track {
                 request,
                 session,
@@ -68,6 +69,7 @@ impl Attachment {
                 self.order("Recording a working set", record).await;
             }
             Order::Replay => {
+                self.link.note(&self.session, |kept| kept.replays = true);
                 let replay = |request, session| Request::Replay { request, session };
                 self.order("Replaying a working set", replay).await;
             }
@@ -79,6 +81,9 @@ impl Attachment {
     /// Loads all memory in the background, if it is to be.
     pub async fn load(&self, ahead: &Ahead) {
         if let Some(bytes_per_second) = ahead.load_bytes_per_second {
+            let rate = Some(bytes_per_second);
+            self.link
+                .note(&self.session, |kept| kept.load_bytes_per_second = rate);
             let load = |request, session| Request::Load {
                 request,
                 session,
@@ -91,6 +96,10 @@ impl Attachment {
     /// Ends all of it but the tracking: what was recorded is kept, and nothing is read ahead
     /// any more.
     pub async fn settle(&self) {
+        self.link.note(&self.session, |kept| {
+            kept.replays = false;
+            kept.load_bytes_per_second = None;
+        });
         let end = |request, session| Request::EndRecording { request, session };
         self.order("Ending a recording", end).await;
         let halt = |request, session| Request::Halt { request, session };

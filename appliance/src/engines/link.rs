@@ -40,6 +40,30 @@ pub(super) struct Kept {
     pub(super) attached: Option<KeptVmm>,
     /// What its engine was told of tracking writes.
     pub(super) tracking: Tracking,
+    /// What its engine does ahead of faults; of a recording that was begun nothing is left.
+    pub(super) replays: bool,
+    pub(super) load_bytes_per_second: Option<u64>,
+}
+
+impl Kept {
+    /// What a successor is to be told of a session beside adopting it.
+    fn orders(&self, session: &str, number: impl Fn() -> u64) -> Vec<Request> {
+        let mut orders = Vec::new();
+        if self.replays {
+            orders.push(Request::Replay {
+                request: number(),
+                session: session.to_owned(),
+            });
+        }
+        if let Some(bytes_per_second) = self.load_bytes_per_second {
+            orders.push(Request::Load {
+                request: number(),
+                session: session.to_owned(),
+                bytes_per_second,
+            });
+        }
+        orders
+    }
 }
 
 /// The VMM's part of it.
@@ -178,10 +202,10 @@ impl Link {
         Some(vmm.regions.clone())
     }
 
-    /// Its engine installs pages so that writes are seen; so must successors.
-    pub(super) fn note_tracking(&self, session: &str, tracking: Tracking) {
+    /// Notes what a session's engine was told, for successors to be told as well.
+    pub(super) fn note(&self, session: &str, told: impl FnOnce(&mut Kept)) {
         if let Some(kept) = self.shared.lock().kept.get_mut(session) {
-            kept.tracking = tracking;
+            told(kept);
         }
     }
 
@@ -206,6 +230,7 @@ impl Link {
             .args(["--window-pages", &self.config.window_pages.to_string()])
             .args(["--read-slots", &self.config.read_slots.to_string()])
             .args(["--spin-us", &self.config.spin_us.unwrap_or(0).to_string()])
+            .args(self.config.pin_vcpus.then_some("--keep-placement"))
             .stdin(listener)
             .stdout(Stdio::null())
             .spawn()?;
@@ -243,6 +268,11 @@ impl Link {
             };
             let fds = [vmm.uffd.as_fd(), vmm.pidfd.as_fd(), kept.states.as_fd()];
             control::send(connection.as_fd(), &adopt, &fds)?;
+            // Pages that are there already are passed over. Nobody waits for the answers.
+            let number = || self.next_request.fetch_add(1, Ordering::Relaxed);
+            for order in kept.orders(session, number) {
+                control::send(connection.as_fd(), &order, &[])?;
+            }
         }
         shared.adopting = adopting;
         let (node, sessions) = (self.node.number, shared.kept.len());
@@ -261,6 +291,7 @@ impl Link {
             Report::Ended { .. } => {}
             Report::Loaded { session, pages } => {
                 tracing::info!(session, pages, "All memory is loaded");
+                self.note(session, |kept| kept.load_bytes_per_second = None);
             }
             Report::Recorded { session, .. } => self.keep_recording(session, fds),
             Report::Attached {

@@ -155,6 +155,8 @@ impl Engines {
             events,
             attached: None,
             tracking: Tracking::Off,
+            replays: false,
+            load_bytes_per_second: None,
         };
         let request = |request| Request::Expect {
             request,

@@ -263,6 +263,7 @@ pub(crate) fn run(args: &EngineArgs) -> Result<()> {
             waiting: Waiting::spinning(args.spin_us),
             ..WorkerOptions::default()
         },
+        ..EngineOptions::default()
     };
     server::run(&listener, &options).context("Running the engine")
 }

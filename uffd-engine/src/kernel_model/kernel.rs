@@ -275,6 +275,11 @@ impl FaultSource for Kernel {
         state.install(dst, len, protect, |done| Content::Build(from + done))
     }
 
+    fn watch_writes(&self, _: HostAddr, _: u64) -> io::Result<()> {
+        // Pages are protected as they are installed; there is nothing to register.
+        Ok(())
+    }
+
     fn unprotect(&self, start: HostAddr, len: u64) -> io::Result<()> {
         let state = &mut *self.0.borrow_mut();
         if let Err(error) = state.may_install() {

@@ -101,7 +101,7 @@ impl Run {
             page_size: PAGE,
         };
         let parts = SessionParts {
-            uffd: Kernel::new(base),
+            guest: Kernel::new(base),
             // Any descriptor: only a worker looks at it.
             pidfd: file.as_file().try_clone().unwrap().into(),
             handoff: None,
@@ -136,7 +136,7 @@ impl Run {
     }
 
     pub(super) fn step(&mut self, step: Step) {
-        let kernel = &self.session.uffd().0;
+        let kernel = &self.session.guest().0;
         match step {
             Step::Touch { page, write } => {
                 let state = &mut *kernel.borrow_mut();
@@ -176,7 +176,7 @@ impl Run {
     }
 
     pub(super) fn kill_vmm(&mut self) {
-        self.session.uffd().0.borrow_mut().dead = true;
+        self.session.guest().0.borrow_mut().dead = true;
     }
 
     pub(super) fn forget_what_was_given_back(&mut self) {
@@ -207,16 +207,16 @@ impl Run {
     /// Lets everything that waits for something have it, in rounds, until nothing moves.
     pub(super) fn settle(&mut self) {
         {
-            let state = &mut *self.session.uffd().0.borrow_mut();
+            let state = &mut *self.session.guest().0.borrow_mut();
             state.refusals = 0;
             state.short = None;
         }
         self.backing.slots = true;
         for _ in 0..200 {
             self.session.turn(&mut self.events, &mut self.backing);
-            let calls = self.session.uffd().0.borrow().giving_back.len();
+            let calls = self.session.guest().0.borrow().giving_back.len();
             for call in (0..calls).rev() {
-                self.session.uffd().0.borrow_mut().step_giving_back(call);
+                self.session.guest().0.borrow_mut().step_giving_back(call);
             }
             while !self.backing.reads.is_empty() {
                 self.finish_read(0, false);
@@ -239,7 +239,7 @@ impl Run {
     pub(super) fn check(&mut self) {
         let failure = self.session.take_failure();
         assert_eq!(failure.is_some(), self.failed_reads, "{failure:?}");
-        let state = self.session.uffd().0.borrow();
+        let state = self.session.guest().0.borrow();
         assert!(
             state.waiting.is_empty(),
             "threads wait for ever: {:?}",

@@ -15,6 +15,9 @@ use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use super::mapping::{HUGE_PAGE, ReadBuffers};
 use super::uffd::SourceAddr;
 
+/// How many files a ring keeps at most; the first that the kernel agrees to.
+const FILE_PLACES: [u32; 3] = [4096, 1024, 256];
+
 /// What a completion belongs to; packed into its 64 bits of user data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Token {
@@ -56,6 +59,13 @@ pub struct Completion {
     pub more: bool,
 }
 
+impl Drop for Ring {
+    fn drop(&mut self) {
+        // The kernel lets go of a ring some time after it is closed; of its files now.
+        let _ = self.ring.submitter().unregister_files();
+    }
+}
+
 fn huge_buffers(buffers: &mut Option<ReadBuffers>, slots: usize) -> io::Result<&mut ReadBuffers> {
     let made = match buffers.take() {
         Some(made) => made,
@@ -77,6 +87,19 @@ pub struct SlotRead {
     pub may_block: bool,
 }
 
+/// A file that a ring keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileSlot(u32);
+
+/// The file that is read.
+#[derive(Clone, Copy, Debug)]
+pub enum ReadFile<'fd> {
+    /// By its descriptor.
+    Plain(BorrowedFd<'fd>),
+    /// As the ring keeps it.
+    Registered(FileSlot),
+}
+
 /// The ring of one worker thread.
 pub struct Ring {
     ring: IoUring,
@@ -85,6 +108,8 @@ pub struct Ring {
     /// For huge pages; behind the others in number. Made when the first is read.
     huge: Option<ReadBuffers>,
     huge_slots: usize,
+    /// Places for files that are free.
+    free_files: Vec<u32>,
 }
 
 impl Ring {
@@ -108,12 +133,17 @@ impl Ring {
         // SAFETY: the memory belongs to `buffers`, which this struct keeps until after
         // the ring is dropped (field order).
         let registered = unsafe { ring.submitter().register_buffers(&[iovec]) }.is_ok();
+        // As many as the limit of open files allows, which also bounds these.
+        let files = FILE_PLACES
+            .into_iter()
+            .find(|places| ring.submitter().register_files_sparse(*places).is_ok());
         Ok(Self {
             ring,
             buffers,
             registered,
             huge: None,
             huge_slots,
+            free_files: (0..files.unwrap_or(0)).rev().collect(),
         })
     }
 
@@ -123,11 +153,51 @@ impl Ring {
     /// # Errors
     /// Submitting what was queued before failed.
     pub fn poll_readable(&mut self, fd: BorrowedFd<'_>, token: Token) -> io::Result<()> {
+        self.poll(fd, token, true)
+    }
+
+    /// Watches a descriptor until it is readable, which it may be already; reports that once.
+    ///
+    /// # Errors
+    /// As [`Self::poll_readable`].
+    pub fn poll_readable_once(&mut self, fd: BorrowedFd<'_>, token: Token) -> io::Result<()> {
+        self.poll(fd, token, false)
+    }
+
+    fn poll(&mut self, fd: BorrowedFd<'_>, token: Token, again: bool) -> io::Result<()> {
         let entry = opcode::PollAdd::new(types::Fd(fd.as_raw_fd()), libc::POLLIN as u32)
-            .multi(true)
+            .multi(again)
             .build()
             .user_data(token.pack());
         self.push(&entry)
+    }
+
+    /// Has the kernel keep a file, so that a read of it needn't look the descriptor up and hold
+    /// it. `None` when there is no room: the descriptor does as well. What is kept stays open
+    /// until [`Self::forget_file`].
+    pub fn register_file(&mut self, fd: BorrowedFd<'_>) -> Option<FileSlot> {
+        let place = self.free_files.pop()?;
+        let update = [fd.as_raw_fd()];
+        match self.ring.submitter().register_files_update(place, &update) {
+            Ok(1) => Some(FileSlot(place)),
+            _ => {
+                self.free_files.push(place);
+                None
+            }
+        }
+    }
+
+    /// Lets go of a file; reads under way end first.
+    pub fn forget_file(&mut self, slot: FileSlot) {
+        let update = [-1];
+        if self
+            .ring
+            .submitter()
+            .register_files_update(slot.0, &update)
+            .is_ok()
+        {
+            self.free_files.push(slot.0);
+        }
     }
 
     /// Stops a poll started with the same token.
@@ -150,7 +220,7 @@ impl Ring {
     /// `len` doesn't fit a slot.
     pub fn read_into_slot(
         &mut self,
-        fd: BorrowedFd<'_>,
+        file: ReadFile<'_>,
         read: SlotRead,
         token: Token,
     ) -> io::Result<()> {
@@ -170,13 +240,24 @@ impl Ring {
             "a read of {len} overflows its slot"
         );
         let target = buffers.pointer(slot);
-        let fd = types::Fd(fd.as_raw_fd());
-        let entry = if self.registered && huge.is_none() {
-            opcode::ReadFixed::new(fd, target, len, 0)
-                .offset(offset)
-                .build()
-        } else {
-            opcode::Read::new(fd, target, len).offset(offset).build()
+        let fixed = self.registered && huge.is_none();
+        let entry = match (file, fixed) {
+            (ReadFile::Registered(FileSlot(place)), true) => {
+                let read = opcode::ReadFixed::new(types::Fixed(place), target, len, 0);
+                read.offset(offset).build()
+            }
+            (ReadFile::Registered(FileSlot(place)), false) => {
+                let read = opcode::Read::new(types::Fixed(place), target, len);
+                read.offset(offset).build()
+            }
+            (ReadFile::Plain(fd), true) => {
+                let read = opcode::ReadFixed::new(types::Fd(fd.as_raw_fd()), target, len, 0);
+                read.offset(offset).build()
+            }
+            (ReadFile::Plain(fd), false) => {
+                let read = opcode::Read::new(types::Fd(fd.as_raw_fd()), target, len);
+                read.offset(offset).build()
+            }
         };
         let flags = if may_block {
             squeue::Flags::ASYNC

@@ -4,18 +4,24 @@ use std::io;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::{SendError, Sender};
 use snapshot_format::PageRun;
 
 use super::{Worker, kind};
 use crate::control::Report;
 use crate::counters::SessionStats;
 use crate::expecting::{Expecting, claims_of};
+use crate::fault_source::FaultSource;
 use crate::outbox::Outbox;
+use crate::read_jobs::PageReads;
 use crate::recording::{self, Recording};
 use crate::roster::{Entry, Phase};
 use crate::session::{Session, SessionParts};
 use crate::sys::ring::{Completion, Token};
 use crate::tracking::Tracking;
+
+/// How long a session has had no event before it is moved: it won't have one right now.
+const IDLE_BEFORE_A_MOVE: Duration = Duration::from_millis(50);
 
 /// One order; every one but `Stop` is answered with the number of its request.
 pub(crate) enum Command {
@@ -43,7 +49,19 @@ pub(crate) enum Command {
         session: String,
         order: AheadOrder,
     },
+    /// Give an idle session away, if there is one.
+    GiveAway {
+        taker: Sender<Option<Moving>>,
+    },
+    /// Go on with a session that another worker gave away.
+    Take(Moving),
     Stop,
+}
+
+/// A session on its way from one worker to another. Its events wait in the kernel meanwhile.
+pub(crate) struct Moving {
+    pub(crate) name: String,
+    session: Box<Session>,
 }
 
 /// What a session is to do ahead of its faults, or to end.
@@ -75,7 +93,9 @@ impl Worker {
                     stamp: entry.stamp,
                 };
                 if let Phase::Expecting { expecting, .. } = &entry.phase {
-                    self.ring.poll_readable(expecting.listener.as_fd(), token)?;
+                    self.reads
+                        .ring
+                        .poll_readable(expecting.listener.as_fd(), token)?;
                 }
             }
             Command::Adopt {
@@ -87,7 +107,7 @@ impl Worker {
                 for region in parts.regions.regions() {
                     // Faults that the dead engine had read are reported again.
                     let bytes = region.pages.get() * parts.regions.page_bytes();
-                    let _ = parts.uffd.wake(region.base, bytes);
+                    let _ = parts.guest.wake(region.base, bytes);
                 }
                 self.serve(session.clone(), *parts)?;
                 // The daemon knows the process: it sent the pidfd.
@@ -135,6 +155,17 @@ impl Worker {
                 session,
                 order,
             } => self.ahead(request, &session, order),
+            Command::GiveAway { taker } => {
+                let moving = self.give_away()?;
+                if let Err(SendError(Some(moving))) = taker.send(moving) {
+                    // Nobody waits for it any more.
+                    self.go_on(moving.name, moving.session)?;
+                }
+            }
+            Command::Take(Moving { name, mut session }) => {
+                session.counters.moves += 1;
+                self.go_on(name, session)?;
+            }
         }
         Ok(true)
     }
@@ -179,22 +210,55 @@ impl Worker {
     }
 
     pub(super) fn serve(&mut self, name: String, parts: SessionParts) -> io::Result<()> {
-        let session = Box::new(Session::new(parts, self.options.window_pages));
+        self.go_on(
+            name,
+            Box::new(Session::new(parts, self.options.window_pages)),
+        )
+    }
+
+    fn go_on(&mut self, name: String, session: Box<Session>) -> io::Result<()> {
+        self.reads.files.enter(session.source());
         let (index, entry) = self.roster.insert(name, Phase::Serving(session));
-        let token = |kind| Token {
-            kind,
-            index,
-            stamp: entry.stamp,
-        };
         if let Phase::Serving(session) = &entry.phase {
-            self.ring
-                .poll_readable(session.uffd().as_fd(), token(kind::UFFD))?;
-            self.ring.poll_readable(session.pidfd(), token(kind::VMM))?;
+            let token = Token {
+                kind: kind::VMM,
+                index,
+                stamp: entry.stamp,
+            };
+            self.reads.ring.poll_readable(session.pidfd(), token)?;
         }
         // Events may have queued up before the poll was armed.
         entry.ready = true;
         self.ready.push_back(index);
-        Ok(())
+        self.arm(index)
+    }
+
+    /// Takes out a session that has nothing under way, and had nothing for a while.
+    fn give_away(&mut self) -> io::Result<Option<Moving>> {
+        let now = Instant::now();
+        let idle = (0..self.roster.places()).find(|index| {
+            let jobs = &self.reads.jobs;
+            let queued = self.background.contains(index) || jobs.are_lent(*index);
+            self.roster
+                .at(*index)
+                .is_some_and(|entry| match &entry.phase {
+                    Phase::Serving(session) => {
+                        !entry.ready && !queued && session.is_idle(now, IDLE_BEFORE_A_MOVE)
+                    }
+                    Phase::Expecting { .. } => false,
+                })
+        });
+        let taken = match idle {
+            Some(index) => self.remove(index)?,
+            None => None,
+        };
+        Ok(taken.and_then(|entry| match entry.phase {
+            Phase::Serving(session) => Some(Moving {
+                name: entry.name,
+                session,
+            }),
+            Phase::Expecting { .. } => None,
+        }))
     }
 
     /// Takes an entry out and has the ring let go of its descriptors: a poll would keep
@@ -215,6 +279,10 @@ impl Worker {
             };
             self.cancel(poll)?;
         }
+        if let Phase::Serving(session) = &entry.phase {
+            let PageReads { ring, files, .. } = &mut self.reads;
+            files.leave(session.source(), ring);
+        }
         self.ready.retain(|ready| *ready != index);
         self.background.retain(|queued| *queued != index);
         Ok(Some(entry))
@@ -225,7 +293,7 @@ impl Worker {
             kind: poll.kind | kind::CANCELLED,
             ..poll
         };
-        self.ring.cancel_poll(poll, done)
+        self.reads.ring.cancel_poll(poll, done)
     }
 
     /// A poll that was just reporting can't be cancelled, goes on, and would keep its

@@ -8,6 +8,7 @@ use crate::control::Report;
 use crate::expecting::{Step, claims_of};
 use crate::roster::{Entry, Phase};
 use crate::sys::ring::Token;
+use crate::sys::uffd::Uffd;
 
 impl Worker {
     pub(super) fn handoff_step(&mut self, token: Token) -> io::Result<()> {
@@ -32,7 +33,7 @@ impl Worker {
                         kind: kind::CONNECTION,
                         ..token
                     };
-                    self.ring.poll_readable(connection, token)?;
+                    self.reads.ring.poll_readable(connection, token)?;
                 }
                 self.note_due(Some(deadline));
             }
@@ -47,7 +48,8 @@ impl Worker {
                 {
                     match expecting.into_parts(regions) {
                         Ok((parts, peer_pid)) => {
-                            let kept = parts.uffd.try_clone();
+                            let uffd = parts.guest.userfaultfd();
+                            let kept = uffd.map(Uffd::try_clone);
                             self.serve(name.clone(), parts)?;
                             let report = Report::Attached {
                                 request,
@@ -57,8 +59,8 @@ impl Worker {
                                 worker_cpu: self.cpu,
                             };
                             match &kept {
-                                Ok(uffd) => self.outbox.send(&report, &[uffd.as_fd()]),
-                                Err(_) => self.outbox.send(&report, &[]),
+                                Some(Ok(uffd)) => self.outbox.send(&report, &[uffd.as_fd()]),
+                                Some(Err(_)) | None => self.outbox.send(&report, &[]),
                             }
                         }
                         Err(error) => self.refuse(request, &error),

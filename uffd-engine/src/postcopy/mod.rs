@@ -1,0 +1,267 @@
+//! The other source of faults: a Cloud Hypervisor that is restored with
+//! `memory_mode=postcopy` asks for pages over its migration socket.
+//!
+//! ```text
+//!   VMM                                       here
+//!    │ PageFault {gpa, length} ─────────────▶  │ same session, same page states
+//!    │        (its memfd, which we hold, too)  │ pages are written into the memfd
+//!    │ ◀──────────────────────────────── Ok    │ it maps them with UFFDIO_CONTINUE
+//! ```
+//!
+//! Guest addresses take the place of host addresses; a request is answered when all of its
+//! pages are in the memfd, in the order of the requests. Nobody says here that memory is given
+//! back: the VMM punches holes itself, and asks again for what it misses, which is zero then.
+//!
+//! Nothing here waits: a VMM that doesn't read its answers is given up.
+//!
+//! Source: Cloud Hypervisor `vm-migration/src/protocol.rs` (main, July 2026).
+
+mod requests;
+
+use std::cell::RefCell;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use nix::sys::socket::{MsgFlags, recv, send};
+use nix::unistd::{Whence, lseek64};
+use snapshot_format::PageIndex;
+
+use crate::address::HostAddr;
+use crate::fault_source::{FaultSource, Settled};
+use crate::page_state::PageStates;
+use crate::region::RegionTable;
+use crate::sys::mapping::{HUGE_PAGE, zeros};
+use crate::sys::memfd_copy::write_from;
+use crate::sys::uffd::{Event, EventBuffer, FaultKind, InstallError, Installed, SourceAddr};
+use requests::{HEADER_BYTES, Requests};
+
+const STATUS_OK: u16 = 1;
+const STATUS_ERROR: u16 = 2;
+
+/// One VMM's socket and memory.
+#[derive(Debug)]
+pub(crate) struct Postcopy {
+    connection: OwnedFd,
+    memory: File,
+    regions: RegionTable,
+    page_bytes: u64,
+    state: RefCell<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Which pages are in the memfd.
+    filled: Vec<bool>,
+    requests: Requests,
+    /// The VMM asks for nothing any more, or was told that it can't be served.
+    over: bool,
+}
+
+impl Postcopy {
+    /// `regions` have guest addresses for host addresses and their place in `memory` for their
+    /// place in the snapshot: a VMM's one memfd, laid out as the snapshot is.
+    ///
+    /// # Errors
+    /// `InvalidInput` when `memory` is shorter than the regions.
+    pub(crate) fn new(
+        connection: OwnedFd,
+        memory: File,
+        regions: RegionTable,
+        states: &PageStates,
+    ) -> io::Result<Self> {
+        let page_bytes = regions.page_bytes();
+        let (found, expected) = (memory.metadata()?.len(), states.pages().get() * page_bytes);
+        if found < expected {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("the guest's memory file has {found} bytes, its regions {expected}"),
+            ));
+        }
+        let filled = (0..states.pages().get()).map(|page| {
+            let state = states.get(PageIndex::new(page));
+            state.is_installed()
+        });
+        Ok(Self {
+            connection,
+            memory,
+            page_bytes,
+            state: RefCell::new(State {
+                filled: filled.collect(),
+                requests: Requests::default(),
+                over: false,
+            }),
+            regions,
+        })
+    }
+
+    /// Whether a page that was filled has been given back.
+    fn is_hole(&self, page: u64) -> bool {
+        let at = (page * self.page_bytes) as i64;
+        lseek64(&self.memory, at, Whence::SeekData) != Ok(at)
+    }
+
+    fn respond(&self, status: u16) -> io::Result<()> {
+        let mut response = [0u8; HEADER_BYTES];
+        response[..2].copy_from_slice(&status.to_le_bytes());
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        match send(self.connection.as_raw_fd(), &response, flags) {
+            Ok(HEADER_BYTES) => Ok(()),
+            Ok(_) | Err(nix::Error::EAGAIN) => Err(io::Error::new(
+                io::ErrorKind::WriteZero,
+                "the VMM does not read the answers to its page requests",
+            )),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Fills pages that aren't yet, as the kernel does: up to the first that is.
+    fn fill(
+        &self,
+        dst: HostAddr,
+        len: u64,
+        put: impl Fn(u64, u64) -> io::Result<u64>,
+    ) -> Installed {
+        let stopped = |bytes, error| Installed {
+            bytes,
+            stopped: Some(error),
+        };
+        let Some(first) = self.regions.page_at(dst) else {
+            return stopped(0, InstallError::NotMapped);
+        };
+        let first = first.get();
+        let state = &mut *self.state.borrow_mut();
+        let wanted = &state.filled[first as usize..][..(len / self.page_bytes) as usize];
+        let free = wanted.iter().take_while(|filled| !**filled).count() as u64;
+        if free == 0 {
+            return stopped(0, InstallError::AlreadyPresent);
+        }
+        match put(first * self.page_bytes, free * self.page_bytes) {
+            Ok(bytes) => {
+                let pages = bytes / self.page_bytes;
+                state.filled[first as usize..][..pages as usize].fill(true);
+                let done = pages * self.page_bytes;
+                Installed {
+                    bytes: done,
+                    stopped: (done < len).then_some(InstallError::Retry),
+                }
+            }
+            Err(error) => stopped(
+                0,
+                match error.raw_os_error() {
+                    Some(libc::EFAULT) => InstallError::SourceUnreadable,
+                    Some(libc::ENOMEM | libc::ENOSPC) => InstallError::OutOfMemory,
+                    errno => InstallError::Errno(errno.unwrap_or(libc::EIO)),
+                },
+            ),
+        }
+    }
+}
+
+impl AsFd for Postcopy {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.connection.as_fd()
+    }
+}
+
+impl FaultSource for Postcopy {
+    fn read_events(&self, buffer: &mut EventBuffer) -> io::Result<()> {
+        buffer.clear();
+        let state = &mut *self.state.borrow_mut();
+        loop {
+            // As many as fit; what is left comes with the next turn, which settling asks for.
+            while !buffer.was_full() {
+                let State {
+                    filled, requests, ..
+                } = state;
+                let Some(page) = requests.next_page(|page| filled[page as usize]) else {
+                    break;
+                };
+                let (addr, _) = self.regions.addr_of(PageIndex::new(page));
+                let kind = FaultKind::Read;
+                buffer.push(Event::Fault { addr, kind });
+            }
+            if buffer.was_full() || state.over {
+                return Ok(());
+            }
+            let (fd, room) = (self.connection.as_raw_fd(), state.requests.room());
+            match recv(fd, room, MsgFlags::MSG_DONTWAIT) {
+                Ok(0) | Err(nix::Error::ECONNRESET) => state.over = true,
+                Ok(bytes) => {
+                    let asked = state.requests.received(bytes, &self.regions)?;
+                    for page in asked.into_iter().flatten() {
+                        let filled = &mut state.filled[page as usize];
+                        *filled = *filled && !self.is_hole(page);
+                    }
+                }
+                Err(nix::Error::EAGAIN) => return Ok(()),
+                Err(nix::Error::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn copy(&self, dst: HostAddr, src: SourceAddr, len: u64, _protect: bool) -> Installed {
+        self.fill(dst, len, |at, len| write_from(&self.memory, at, src, len))
+    }
+
+    fn watch_writes(&self, _: HostAddr, _: u64) -> io::Result<()> {
+        Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            "a VMM that asks for pages maps them itself",
+        ))
+    }
+
+    fn unprotect(&self, _: HostAddr, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn zero(&self, dst: HostAddr, len: u64) -> Installed {
+        // A hole would not do, nor a page that is only allocated: what the VMM maps afterwards
+        // has to be there.
+        self.fill(dst, len, |at, len| {
+            write_from(&self.memory, at, zeros(), len.min(HUGE_PAGE))
+        })
+    }
+
+    fn poison(&self, _: HostAddr, len: u64) -> Installed {
+        // The VMM fails its guest; there is nothing else to be told, and nothing to be answered.
+        let told = self.respond(STATUS_ERROR);
+        self.state.borrow_mut().over = true;
+        Installed {
+            bytes: if told.is_ok() { len } else { 0 },
+            stopped: told.is_err().then_some(InstallError::GuestGone),
+        }
+    }
+
+    fn wake(&self, start: HostAddr, len: u64) -> io::Result<()> {
+        let Some(first) = self.regions.page_at(start) else {
+            return Ok(());
+        };
+        let state = &mut *self.state.borrow_mut();
+        for page in first.get()..first.get() + len / self.page_bytes {
+            if !state.filled[page as usize] {
+                state.requests.try_again(page);
+            }
+        }
+        Ok(())
+    }
+
+    /// Answers the oldest requests as far as all of their pages are there.
+    fn settle(&self) -> io::Result<Settled> {
+        let state = &mut *self.state.borrow_mut();
+        let State {
+            filled, requests, ..
+        } = state;
+        while !state.over && requests.take_done(|page| filled[page as usize]) {
+            self.respond(STATUS_OK)?;
+        }
+        Ok(if state.over {
+            Settled::Over
+        } else if state.requests.has_next() {
+            Settled::MoreEvents
+        } else {
+            Settled::Quiet
+        })
+    }
+}

@@ -1,0 +1,454 @@
+//! What a daemon's requests come to: sessions that begin, once their build is open, and orders
+//! for those that there are.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use snapshot_format::BuildId;
+
+use super::opening::{Answer, Ask};
+use super::{Engine, Owner};
+use crate::control::{Report, Request};
+use crate::counters::SessionStats;
+use crate::expecting::Expecting;
+use crate::fault_source::Guest;
+use crate::page_state::PageStates;
+use crate::postcopy::Postcopy;
+use crate::region::{ClaimedRegion, RegionTable};
+use crate::session::SessionParts;
+use crate::source::PageSource;
+use crate::sys::uffd::Uffd;
+use crate::tracking::Tracking;
+use crate::worker::{AheadOrder, Command};
+
+/// A session that waits for its build to be opened.
+pub(super) struct Opening {
+    /// The opener's number.
+    number: u64,
+    request: u64,
+    begin: Begin,
+    fds: Vec<OwnedFd>,
+    /// Where the build is, to know that place for one that answers.
+    store: Option<PathBuf>,
+    /// Orders for the session that came meanwhile.
+    then: Vec<Request>,
+}
+
+/// How a session begins.
+#[derive(Clone, Debug)]
+enum Begin {
+    /// With a VMM's hand-off, until this.
+    Expect(Instant),
+    /// With what a dead engine left.
+    Adopt {
+        regions: Vec<ClaimedRegion>,
+        tracking: Tracking,
+    },
+    /// With a VMM that asks for pages.
+    Postcopy(Vec<ClaimedRegion>),
+}
+
+impl Opening {
+    /// When it is given up.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        match self.begin {
+            Begin::Expect(deadline) => Some(deadline),
+            // Its guest waits, however long.
+            Begin::Adopt { .. } | Begin::Postcopy(_) => None,
+        }
+    }
+}
+
+impl Engine {
+    pub(super) fn obey(&mut self, request: Request, fds: Vec<OwnedFd>) {
+        match request {
+            Request::Expect {
+                request,
+                session,
+                store,
+                build,
+                deadline_ms,
+            } => {
+                let begin = Begin::Expect(Instant::now() + Duration::from_millis(deadline_ms));
+                self.begin(request, session, begin, Ask::Build { store, build }, fds);
+            }
+            Request::ExpectFile {
+                request,
+                session,
+                file,
+                deadline_ms,
+            } => {
+                let begin = Begin::Expect(Instant::now() + Duration::from_millis(deadline_ms));
+                self.begin(request, session, begin, Ask::File(file), fds);
+            }
+            Request::Adopt {
+                request,
+                session,
+                store,
+                build,
+                regions,
+                tracking,
+            } => {
+                let begin = Begin::Adopt { regions, tracking };
+                self.begin(request, session, begin, Ask::Build { store, build }, fds);
+            }
+            Request::ServePages {
+                request,
+                session,
+                store,
+                build,
+                regions,
+            } => {
+                let begin = Begin::Postcopy(regions);
+                self.begin(request, session, begin, Ask::Build { store, build }, fds);
+            }
+            Request::Detach { request, session } => self.detach(request, session),
+            Request::Shutdown => {}
+            order => match order.session().and_then(|name| self.opening.get_mut(name)) {
+                Some(opening) => opening.then.push(order),
+                None => self.order(order),
+            },
+        }
+    }
+
+    /// Begins a session as soon as its build is open.
+    fn begin(&mut self, request: u64, session: String, begin: Begin, ask: Ask, fds: Vec<OwnedFd>) {
+        if self.owners.contains_key(&session) || self.opening.contains_key(&session) {
+            let reason = format!("This engine has a session {session:?} already");
+            return self.refuse(request, reason);
+        }
+        let store = match &ask {
+            Ask::Build { store, build } => {
+                if let Some(source) = self.open_source(*build) {
+                    return self.start(request, session, begin, source, fds);
+                }
+                Some(store.clone())
+            }
+            Ask::File(_) | Ask::WorkingSet(_) => None,
+        };
+        if store
+            .as_ref()
+            .is_some_and(|store| self.prompt_stores.contains(store))
+        {
+            return match ask.carry_out() {
+                Answer::Source(Ok(source)) => self.start(request, session, begin, source, fds),
+                Answer::Source(Err(reason)) => self.refuse(request, reason),
+                Answer::WorkingSet(_) => unreachable!("a build was asked for"),
+            };
+        }
+        match self.openers.ask(ask) {
+            Ok(number) => {
+                let opening = Opening {
+                    number,
+                    request,
+                    begin,
+                    fds,
+                    store,
+                    then: Vec::new(),
+                };
+                self.opening.insert(session, opening);
+            }
+            Err(reason) => self.refuse(request, reason),
+        }
+    }
+
+    /// A build that some session is served from.
+    fn open_source(&self, build: BuildId) -> Option<Arc<PageSource>> {
+        self.sources.get(&build)?.upgrade()
+    }
+
+    /// Goes on with what openers have opened.
+    pub(super) fn go_on_opened(&mut self) {
+        for (number, answer) in self.openers.answers() {
+            match answer {
+                Answer::Source(opened) => self.opened(number, opened),
+                Answer::WorkingSet(runs) => {
+                    if let Some((request, session)) = self.reading_sets.remove(&number) {
+                        self.ahead(request, session, AheadOrder::Replay { runs });
+                    }
+                }
+            }
+        }
+    }
+
+    fn opened(&mut self, number: u64, opened: Result<Arc<PageSource>, String>) {
+        let is_it = |(_, opening): &(&String, &Opening)| opening.number == number;
+        let Some(session) = self
+            .opening
+            .iter()
+            .find(is_it)
+            .map(|(name, _)| name.clone())
+        else {
+            // It was detached, or given up.
+            return;
+        };
+        let Some(opening) = self.opening.remove(&session) else {
+            return;
+        };
+        match opened {
+            Ok(source) => {
+                if let Some(store) = opening.store
+                    && source.never_blocks()
+                {
+                    self.prompt_stores.insert(store);
+                }
+                let Opening {
+                    request,
+                    begin,
+                    fds,
+                    ..
+                } = opening;
+                self.start(request, session, begin, source, fds);
+            }
+            Err(reason) => self.refuse(opening.request, reason),
+        }
+        for order in opening.then {
+            self.order(order);
+        }
+    }
+
+    /// Refuses what should have been open by now.
+    pub(super) fn give_up_opening(&mut self, now: Instant) {
+        let overdue = |_: &String, opening: &mut Opening| {
+            opening.deadline().is_some_and(|deadline| deadline <= now)
+        };
+        let overdue: Vec<_> = self.opening.extract_if(overdue).collect();
+        for (session, opening) in overdue {
+            let reason = format!("The build of session {session:?} could not be opened in time");
+            self.refuse(opening.request, reason);
+            for order in opening.then {
+                self.order(order);
+            }
+        }
+    }
+
+    /// Gives a session to a worker.
+    fn start(
+        &mut self,
+        request: u64,
+        session: String,
+        begin: Begin,
+        source: Arc<PageSource>,
+        fds: Vec<OwnedFd>,
+    ) {
+        if let Some(build) = source.build() {
+            let weak = Arc::downgrade(&source);
+            self.sources.retain(|_, source| source.strong_count() > 0);
+            self.sources.entry(build.id()).or_insert(weak);
+        }
+        let weak = Arc::downgrade(&source);
+        let made = match begin {
+            Begin::Expect(deadline) => {
+                expect(source, deadline, fds).map(|expecting| Command::Expect {
+                    request,
+                    session: session.clone(),
+                    expecting: Box::new(expecting),
+                })
+            }
+            Begin::Adopt { regions, tracking } => {
+                adopt(source, &regions, tracking, fds).map(|parts| Command::Adopt {
+                    request,
+                    session: session.clone(),
+                    parts: Box::new(parts),
+                })
+            }
+            Begin::Postcopy(regions) => {
+                serve_pages(source, &regions, fds).map(|parts| Command::Adopt {
+                    request,
+                    session: session.clone(),
+                    parts: Box::new(parts),
+                })
+            }
+        };
+        match made {
+            Ok(command) => {
+                let worker = self.workers.engage();
+                let owner = Owner {
+                    worker,
+                    source: weak,
+                };
+                self.owners.insert(session, owner);
+                self.workers.tell(worker, command);
+            }
+            Err(reason) => self.refuse(request, reason),
+        }
+    }
+
+    fn detach(&mut self, request: u64, session: String) {
+        if self.opening.remove(&session).is_some() {
+            let stats = SessionStats::default();
+            return self.outbox.send(&Report::Detached { request, stats }, &[]);
+        }
+        let Some(Owner { worker, .. }) = self.owners.remove(&session) else {
+            return self.unknown(request, &session);
+        };
+        self.workers.disengage(worker);
+        self.workers
+            .tell(worker, Command::Detach { request, session });
+        self.even_out();
+    }
+
+    /// What is asked of a session that there is.
+    fn order(&mut self, order: Request) {
+        match order {
+            Request::Stats { request, session } => match self.owners.get(&session) {
+                Some(owner) => {
+                    let worker = owner.worker;
+                    self.workers
+                        .tell(worker, Command::Stats { request, session });
+                }
+                None => self.unknown(request, &session),
+            },
+            Request::Record {
+                request,
+                session,
+                window_ms,
+                max_pages,
+            } => {
+                let window = Duration::from_millis(window_ms);
+                let order = AheadOrder::Record { window, max_pages };
+                self.ahead(request, session, order);
+            }
+            Request::Track {
+                request,
+                session,
+                tracking,
+            } => self.ahead(request, session, AheadOrder::Track(tracking)),
+            Request::EndRecording { request, session } => {
+                self.ahead(request, session, AheadOrder::EndRecording);
+            }
+            Request::Replay { request, session } => self.replay(request, session),
+            Request::Load {
+                request,
+                session,
+                bytes_per_second,
+            } => self.ahead(request, session, AheadOrder::Load { bytes_per_second }),
+            Request::Halt { request, session } => {
+                self.ahead(request, session, AheadOrder::Halt);
+            }
+            Request::Expect { .. }
+            | Request::ExpectFile { .. }
+            | Request::Adopt { .. }
+            | Request::ServePages { .. }
+            | Request::Detach { .. }
+            | Request::Shutdown => unreachable!("a session begins or ends elsewhere"),
+        }
+    }
+
+    fn ahead(&self, request: u64, session: String, order: AheadOrder) {
+        match self.owners.get(&session) {
+            Some(owner) => self.workers.tell(
+                owner.worker,
+                Command::Ahead {
+                    request,
+                    session,
+                    order,
+                },
+            ),
+            None => self.unknown(request, &session),
+        }
+    }
+
+    /// The working set lies beside the build, on the same file system.
+    fn replay(&mut self, request: u64, session: String) {
+        let source = self
+            .owners
+            .get(&session)
+            .map(|owner| owner.source.upgrade());
+        match source {
+            None => self.unknown(request, &session),
+            Some(None) => self.ahead(request, session, AheadOrder::Replay { runs: Vec::new() }),
+            Some(Some(source)) if source.never_blocks() => {
+                if let Answer::WorkingSet(runs) = Ask::WorkingSet(source).carry_out() {
+                    self.ahead(request, session, AheadOrder::Replay { runs });
+                }
+            }
+            Some(Some(source)) => match self.openers.ask(Ask::WorkingSet(source)) {
+                Ok(number) => {
+                    self.reading_sets.insert(number, (request, session));
+                }
+                Err(reason) => self.refuse(request, reason),
+            },
+        }
+    }
+
+    fn unknown(&self, request: u64, session: &str) {
+        self.refuse(request, format!("This engine has no session {session:?}"));
+    }
+}
+
+fn expect(
+    source: Arc<PageSource>,
+    deadline: Instant,
+    fds: Vec<OwnedFd>,
+) -> Result<Expecting, String> {
+    let [listener, states] = take_fds(fds)?;
+    let states = PageStates::from_fd(states, source.memory_pages()).map_err(text)?;
+    Ok(Expecting::new(listener, states, source, deadline))
+}
+
+fn adopt(
+    source: Arc<PageSource>,
+    claims: &[ClaimedRegion],
+    tracking: Tracking,
+    fds: Vec<OwnedFd>,
+) -> Result<SessionParts, String> {
+    let [uffd, pidfd, states] = take_fds(fds)?;
+    let (regions, states) = memory_of(&source, claims, states)?;
+    let uffd = Uffd::from_handed_over(uffd).map_err(text)?;
+    Ok(SessionParts {
+        guest: Guest::Userfaultfd(uffd),
+        pidfd,
+        handoff: None,
+        regions,
+        states,
+        source,
+        tracking,
+    })
+}
+
+fn serve_pages(
+    source: Arc<PageSource>,
+    claims: &[ClaimedRegion],
+    fds: Vec<OwnedFd>,
+) -> Result<SessionParts, String> {
+    let [connection, memory, pidfd, states] = take_fds(fds)?;
+    let (regions, states) = memory_of(&source, claims, states)?;
+    let memory = File::from(memory);
+    let postcopy = Postcopy::new(connection, memory, regions.clone(), &states).map_err(text)?;
+    Ok(SessionParts {
+        guest: Guest::Postcopy(Box::new(postcopy)),
+        pidfd,
+        handoff: None,
+        regions,
+        states,
+        source,
+        tracking: Tracking::Off,
+    })
+}
+
+/// The geometry of a guest's memory and its page states, as somebody else left them.
+fn memory_of(
+    source: &PageSource,
+    claims: &[ClaimedRegion],
+    states: OwnedFd,
+) -> Result<(RegionTable, PageStates), String> {
+    let (page_size, pages) = (source.page_size(), source.memory_pages());
+    let regions = RegionTable::new(claims, page_size.bytes(), pages).map_err(text)?;
+    let states = PageStates::from_fd(states, pages).map_err(text)?;
+    states.forget_reads();
+    Ok((regions, states))
+}
+
+fn text(error: impl std::error::Error) -> String {
+    crate::chain(&error)
+}
+
+fn take_fds<const N: usize>(fds: Vec<OwnedFd>) -> Result<[OwnedFd; N], String> {
+    let count = fds.len();
+    fds.try_into()
+        .map_err(|_| format!("The request needs {N} descriptors and came with {count}"))
+}
