@@ -13,7 +13,7 @@
 //! Why the worker doesn't wait for the disk all the same: what is in use gets mapped here, and
 //! mapped pages are the last that reclaim takes, are skipped by `POSIX_FADV_DONTNEED` and by
 //! other processes' `MADV_PAGEOUT`; truncation makes the copy an error. What is left is an
-//! eviction within [`TRUSTED`] of the answer. It would cost a wait, not correctness, and show:
+//! eviction within [`TRUSTED`] (or [`TRUSTED_MAPPED`]) of the answer. It would cost a wait, not correctness, and show:
 //! the worker's major faults are counted ([`SessionStats`](crate::SessionStats)).
 //!
 //! Nothing is allocated after the start, and entries are overwritten, not searched for.
@@ -25,6 +25,8 @@ use crate::sys::mapping::{CACHE_PAGE, CHUNK_BYTES, ChunkBits};
 
 /// How long an answer is believed.
 const TRUSTED: Duration = Duration::from_millis(40);
+/// How long, when all of a chunk is mapped: then only reclaim takes it, and last.
+const TRUSTED_MAPPED: Duration = Duration::from_millis(400);
 /// Chunks remembered per worker: 512 MiB of sources in use at a time.
 const ENTRIES: usize = 4096;
 
@@ -97,12 +99,18 @@ impl Residency {
         if (entry.source, entry.file, entry.chunk) == key && entry.until > now {
             return entry.resident;
         }
+        let resident = source.look_at_chunk(file, chunk);
+        let trusted = if resident.is_full() {
+            TRUSTED_MAPPED
+        } else {
+            TRUSTED
+        };
         *entry = Entry {
             source: key.0,
             file: key.1,
             chunk: key.2,
-            until: now + TRUSTED,
-            resident: source.look_at_chunk(file, chunk),
+            until: now + trusted,
+            resident,
         };
         entry.resident
     }

@@ -12,6 +12,7 @@
 
 mod opening;
 mod requests;
+mod sources;
 mod workers;
 
 use std::collections::{HashMap, HashSet};
@@ -22,7 +23,6 @@ use std::sync::Weak;
 use std::time::Instant;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use snapshot_format::BuildId;
 
 use crate::control::{self, Report, Request};
 use crate::outbox::Outbox;
@@ -31,6 +31,7 @@ use crate::sys::fdpass;
 use crate::worker::WorkerOptions;
 use opening::Openers;
 use requests::Opening;
+use sources::Sources;
 use workers::Workers;
 pub(crate) use workers::pin;
 
@@ -91,8 +92,7 @@ struct Engine {
     owners: HashMap<String, Owner>,
     /// Sessions whose build is being opened.
     opening: HashMap<String, Opening>,
-    /// Builds that some session is served from.
-    sources: HashMap<BuildId, Weak<PageSource>>,
+    sources: Sources,
     openers: Openers,
     /// Stores on file systems that answer: the control thread opens their builds itself.
     prompt_stores: HashSet<PathBuf>,
@@ -109,7 +109,7 @@ impl Engine {
             workers: Workers::start(options, &outbox)?,
             owners: HashMap::new(),
             opening: HashMap::new(),
-            sources: HashMap::new(),
+            sources: Sources::default(),
             openers: Openers::new()?,
             prompt_stores: HashSet::new(),
             reading_sets: HashMap::new(),
@@ -147,7 +147,8 @@ impl Engine {
     /// Waits for a descriptor, and goes on meanwhile with what is opened.
     fn wait_readable(&mut self, fd: BorrowedFd<'_>) -> io::Result<()> {
         loop {
-            let due = self.opening.values().filter_map(Opening::deadline).min();
+            let deadlines = self.opening.values().filter_map(Opening::deadline);
+            let due = deadlines.chain(self.sources.next_due()).min();
             let timeout = due.map_or(PollTimeout::NONE, |due| {
                 let left = due.saturating_duration_since(Instant::now());
                 // Rounded up: waking early would be waking often.
@@ -165,7 +166,9 @@ impl Engine {
             if opened {
                 self.go_on_opened();
             }
-            self.give_up_opening(Instant::now());
+            let now = Instant::now();
+            self.give_up_opening(now);
+            self.sources.let_go(now);
             if asked {
                 return Ok(());
             }

@@ -7,8 +7,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use snapshot_format::BuildId;
-
 use super::opening::{Answer, Ask};
 use super::{Engine, Owner};
 use crate::control::{Report, Request};
@@ -31,7 +29,7 @@ pub(super) struct Opening {
     request: u64,
     begin: Begin,
     fds: Vec<OwnedFd>,
-    /// Where the build is, to know that place for one that answers.
+    /// Where the build is.
     store: Option<PathBuf>,
     /// Orders for the session that came meanwhile.
     then: Vec<Request>,
@@ -122,7 +120,7 @@ impl Engine {
         }
         let store = match &ask {
             Ask::Build { store, build } => {
-                if let Some(source) = self.open_source(*build) {
+                if let Some(source) = self.sources.get(store, *build) {
                     return self.start(request, session, begin, source, fds);
                 }
                 Some(store.clone())
@@ -134,7 +132,10 @@ impl Engine {
             .is_some_and(|store| self.prompt_stores.contains(store))
         {
             return match ask.carry_out() {
-                Answer::Source(Ok(source)) => self.start(request, session, begin, source, fds),
+                Answer::Source(Ok(source)) => {
+                    self.note_open(store, &source);
+                    self.start(request, session, begin, source, fds);
+                }
                 Answer::Source(Err(reason)) => self.refuse(request, reason),
                 Answer::WorkingSet(_) => unreachable!("a build was asked for"),
             };
@@ -153,11 +154,6 @@ impl Engine {
             }
             Err(reason) => self.refuse(request, reason),
         }
-    }
-
-    /// A build that some session is served from.
-    fn open_source(&self, build: BuildId) -> Option<Arc<PageSource>> {
-        self.sources.get(&build)?.upgrade()
     }
 
     /// Goes on with what openers have opened.
@@ -188,26 +184,35 @@ impl Engine {
         let Some(opening) = self.opening.remove(&session) else {
             return;
         };
+        let Opening {
+            request,
+            begin,
+            fds,
+            store,
+            then,
+            ..
+        } = opening;
         match opened {
             Ok(source) => {
-                if let Some(store) = opening.store
-                    && source.never_blocks()
-                {
-                    self.prompt_stores.insert(store);
-                }
-                let Opening {
-                    request,
-                    begin,
-                    fds,
-                    ..
-                } = opening;
+                self.note_open(store, &source);
                 self.start(request, session, begin, source, fds);
             }
-            Err(reason) => self.refuse(opening.request, reason),
+            Err(reason) => self.refuse(request, reason),
         }
-        for order in opening.then {
+        for order in then {
             self.order(order);
         }
+    }
+
+    /// Another session may be served from this source; and its store answers, if this did.
+    fn note_open(&mut self, store: Option<PathBuf>, source: &Arc<PageSource>) {
+        let (Some(store), Some(build)) = (store, source.build()) else {
+            return;
+        };
+        if source.never_blocks() && !self.prompt_stores.contains(&store) {
+            self.prompt_stores.insert(store.clone());
+        }
+        self.sources.insert(store, build.id(), source);
     }
 
     /// Refuses what should have been open by now.
@@ -234,11 +239,6 @@ impl Engine {
         source: Arc<PageSource>,
         fds: Vec<OwnedFd>,
     ) {
-        if let Some(build) = source.build() {
-            let weak = Arc::downgrade(&source);
-            self.sources.retain(|_, source| source.strong_count() > 0);
-            self.sources.entry(build.id()).or_insert(weak);
-        }
         let weak = Arc::downgrade(&source);
         let made = match begin {
             Begin::Expect(deadline) => {
@@ -282,9 +282,14 @@ impl Engine {
             let stats = SessionStats::default();
             return self.outbox.send(&Report::Detached { request, stats }, &[]);
         }
-        let Some(Owner { worker, .. }) = self.owners.remove(&session) else {
+        let Some(Owner { worker, source }) = self.owners.remove(&session) else {
             return self.unknown(request, &session);
         };
+        if let Some(source) = source.upgrade()
+            && source.build().is_some()
+        {
+            self.sources.linger(source, Instant::now());
+        }
         self.workers.disengage(worker);
         self.workers
             .tell(worker, Command::Detach { request, session });

@@ -44,6 +44,12 @@ impl ChunkBits {
         u64::from((self.0 >> first).trailing_ones()).min(wanted)
     }
 
+    /// Whether all of them are.
+    #[must_use]
+    pub fn is_full(self) -> bool {
+        self.0 == u32::MAX
+    }
+
     /// From `mincore`'s byte per page, of which the lowest bit counts.
     fn pack(present: &[u8; CHUNK_PAGES]) -> Self {
         let mut bits = 0;
