@@ -106,6 +106,9 @@ pub(crate) enum Order {
     Sequential,
     /// Runs of eight, in random order: more like a guest than either.
     Runs,
+    /// As a guest did after a resume; the memory is as large as that guest's was then, and
+    /// `--faults` is not looked at.
+    Recorded,
 }
 
 /// `populate`, `replay`, `sessions`.

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use crate::args::{
     AheadArgs, DisksArgs, Engine, FormatArgs, FormatPart, Order, PageFaultArgs, SlotsArgs,
 };
+use crate::order;
 use crate::placement::{self, Cpus};
 
 /// A page of the memory that is touched.
@@ -44,7 +45,10 @@ impl PageFault {
         let dir = args.dir.map_or_else(beside_the_binary, Ok)?;
         Ok(Self {
             json: args.json,
-            pages: args.faults,
+            pages: match args.order {
+                Order::Recorded => order::recorded_memory(),
+                Order::Random | Order::Sequential | Order::Runs => args.faults,
+            },
             rounds: args.rounds,
             cpus: placement::choose(args.placement, &placement::allowed()?)?,
             engines,

@@ -1,6 +1,7 @@
 //! What an engine's threads have to say to the daemon. Rare, and never on the fault
 //! path; without a daemon connected, reports are dropped: a new daemon asks anew.
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -30,7 +31,13 @@ impl Outbox {
         if let Some(connection) = &*self.connection.lock()
             && let Err(error) = control::send(connection.as_fd(), report, fds)
         {
-            tracing::warn!(%error, ?report, "The daemon can't be told");
+            // One that has gone is told nothing, and will ask anew.
+            match error.kind() {
+                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => {
+                    tracing::debug!(%error, ?report, "The daemon has gone");
+                }
+                _ => tracing::warn!(%error, ?report, "The daemon can't be told"),
+            }
         }
     }
 }

@@ -15,6 +15,7 @@ use crate::child::Child;
 use crate::config::{PAGE_BYTES, PageFault};
 use crate::faulter::{Answer, NO_UFFD, Pass, Task};
 use crate::host::Host;
+use crate::order;
 use crate::report;
 use crate::report::latency::Latencies;
 use crate::report::ratio::Ratio;
@@ -48,7 +49,8 @@ pub(crate) fn run(config: &PageFault) -> Result<()> {
             let outcome = one_round(subject.as_mut(), &mut faulter, &source, config, seed)
                 .with_context(|| format!("Round {round} of {}", subject.name()))?;
             if round >= WARM_UP_ROUNDS {
-                measured.add(&outcome)?;
+                let counted = order::counted(config.order, config.pages);
+                measured.add(&outcome, usize::try_from(counted)?)?;
             }
         }
     }
@@ -185,14 +187,19 @@ impl Measured {
         }
     }
 
-    fn add(&mut self, outcome: &Outcome) -> Result<()> {
-        let latencies = Latencies::of(&outcome.pass.touch_ns);
+    /// The first `counted` touches are those that count.
+    fn add(&mut self, outcome: &Outcome, counted: usize) -> Result<()> {
+        let touches = &outcome.pass.touch_ns[..counted];
+        let latencies = Latencies::of(touches);
         self.all.add(&latencies)?;
+        let pass_ns = if counted == outcome.pass.touch_ns.len() {
+            outcome.pass.total_ns
+        } else {
+            touches.iter().copied().map(u64::from).sum()
+        };
         self.rounds.push(RoundReport {
             fault_us: (self.window_pages == 1).then(|| latencies.percentiles()),
-            pass_us_per_page: outcome.pass.total_ns as f64
-                / 1000.0
-                / outcome.pass.touch_ns.len() as f64,
+            pass_us_per_page: pass_ns as f64 / 1000.0 / counted as f64,
             faults: outcome.faults,
             pages_from_disk: outcome.pages_from_disk,
         });
@@ -223,7 +230,7 @@ fn setup(config: &PageFault) -> Setup {
         page_bytes: PAGE_BYTES,
         rounds: config.rounds,
         warm_up_rounds: WARM_UP_ROUNDS,
-        touches_per_round: config.pages,
+        touches_per_round: order::counted(config.order, config.pages),
         cpus: config.cpus,
     }
 }
