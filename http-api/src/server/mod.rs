@@ -1,4 +1,11 @@
-//! Connections: HTTP/1.1 with limits, one task each, over TCP or a Unix socket.
+//! Connections: HTTP/1.1 with limits, one task each, over TCP, TLS or a Unix socket.
+//!
+//! ```text
+//!   accepted ─▶ opened (handshake, with a deadline) ─▶ a place among the connections ─▶ requests
+//! ```
+
+mod peer;
+mod tls;
 
 use std::future::Future;
 use std::io;
@@ -15,43 +22,15 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tower_service::Service;
 
-/// Who is at the other end of a connection; an extension of every request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Peer {
-    /// Over TCP.
-    Tcp {
-        /// Its address.
-        ip: IpAddr,
-        /// Whether the connection is encrypted.
-        tls: bool,
-    },
-    /// Over the Unix socket.
-    Unix {
-        /// Its user, as the kernel says.
-        uid: u32,
-    },
-}
-
-impl Peer {
-    pub(crate) fn ip(&self) -> Option<IpAddr> {
-        match self {
-            Self::Tcp { ip, .. } => Some(*ip),
-            Self::Unix { .. } => None,
-        }
-    }
-
-    pub(crate) fn scheme(&self) -> &'static str {
-        match self {
-            Self::Tcp { tls: true, .. } => "https",
-            _ => "http",
-        }
-    }
-}
+pub use peer::{Channel, Peer};
+pub use tls::TlsListener;
 
 /// What one connection may cost.
 #[derive(Clone, Copy, Debug)]
@@ -63,8 +42,13 @@ pub struct ConnectionLimits {
     pub head_bytes: usize,
     /// The most header fields.
     pub header_fields: usize,
-    /// Connections of one listener at the same time; further ones wait to be accepted.
+    /// Connections of one listener at the same time; further ones wait.
     pub connections: usize,
+    /// How long a handshake may take.
+    pub handshake_time: Duration,
+    /// Connections of one listener that shake hands, or wait for a place, at the same time; further
+    /// ones wait to be accepted.
+    pub handshakes: usize,
 }
 
 impl Default for ConnectionLimits {
@@ -74,53 +58,60 @@ impl Default for ConnectionLimits {
             head_bytes: 64 << 10,
             header_fields: 100,
             connections: 8192,
+            handshake_time: Duration::from_secs(10),
+            handshakes: 1024,
         }
     }
 }
 
-/// A connection's stream that knows who is there.
-pub trait Connection:
-    tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static
-{
-    /// Who is there.
-    ///
-    /// # Errors
-    /// It is gone already.
-    fn peer(&self) -> io::Result<Peer>;
+/// A connection that was accepted, and whose first bytes may be no HTTP.
+pub trait Arriving: Send + 'static {
+    /// What HTTP is spoken over.
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+    /// Does what has to be done before HTTP, and says who is there.
+    fn open(self) -> impl Future<Output = io::Result<(Self::Stream, Peer)>> + Send;
 }
 
-impl Connection for TcpStream {
-    fn peer(&self) -> io::Result<Peer> {
-        self.set_nodelay(true)?;
-        let ip = self.peer_addr()?.ip().to_canonical();
-        Ok(Peer::Tcp { ip, tls: false })
+impl Arriving for TcpStream {
+    type Stream = Self;
+    async fn open(self) -> io::Result<(Self, Peer)> {
+        let channel = Channel::Plain;
+        let ip = remote(&self)?;
+        Ok((self, Peer::Tcp { ip, channel }))
     }
 }
 
-impl Connection for UnixStream {
-    fn peer(&self) -> io::Result<Peer> {
+impl Arriving for UnixStream {
+    type Stream = Self;
+    async fn open(self) -> io::Result<(Self, Peer)> {
         let uid = self.peer_cred()?.uid();
-        Ok(Peer::Unix { uid })
+        Ok((self, Peer::Unix { uid }))
     }
+}
+
+/// Who is at the other end; small messages go out at once from here on.
+fn remote(stream: &TcpStream) -> io::Result<IpAddr> {
+    stream.set_nodelay(true)?;
+    Ok(stream.peer_addr()?.ip().to_canonical())
 }
 
 /// Where connections come from. Failures to accept are waited out.
 pub trait Accept: Send + 'static {
     /// One connection.
-    type Stream: Connection;
+    type Arriving: Arriving;
     /// The next one.
-    fn next(&mut self) -> impl Future<Output = Self::Stream> + Send;
+    fn next(&mut self) -> impl Future<Output = Self::Arriving> + Send;
 }
 
 impl Accept for TcpListener {
-    type Stream = TcpStream;
+    type Arriving = TcpStream;
     async fn next(&mut self) -> TcpStream {
         Listener::accept(self).await.0
     }
 }
 
 impl Accept for UnixListener {
-    type Stream = UnixStream;
+    type Arriving = UnixStream;
     async fn next(&mut self) -> UnixStream {
         Listener::accept(self).await.0
     }
@@ -137,19 +128,34 @@ pub async fn serve(
     let mut stopped = pin!(stopped);
     let (stop, stopping) = tokio::sync::watch::channel(false);
     let places = Arc::new(Semaphore::new(limits.connections));
+    let doors = Arc::new(Semaphore::new(limits.handshakes));
     let mut connections = JoinSet::new();
     loop {
         let accepted = async {
-            let place = places.clone().acquire_owned().await;
-            (listener.next().await, place)
+            let door = doors.clone().acquire_owned().await;
+            (listener.next().await, door)
         };
         tokio::select! {
             () = &mut stopped => break,
-            (stream, place) = accepted => {
+            (arriving, door) = accepted => {
                 let (router, mut stopping) = (router.clone(), stopping.clone());
+                let places = places.clone();
                 connections.spawn(async move {
+                    let opened = async {
+                        let opened = timeout(limits.handshake_time, arriving.open()).await.ok()?.ok()?;
+                        Some((opened, places.acquire_owned().await))
+                    };
+                    // What is not open yet is not waited for.
+                    let ((stream, peer), place) = tokio::select! {
+                        opened = opened => match opened {
+                            Some(opened) => opened,
+                            None => return,
+                        },
+                        _ = stopping.wait_for(|stop| *stop) => return,
+                    };
+                    drop(door);
                     let until = async { let _ = stopping.wait_for(|stop| *stop).await; };
-                    connection(stream, router, limits, until).await;
+                    connection(stream, peer, router, limits, until).await;
                     drop(place);
                 });
             }
@@ -163,12 +169,12 @@ pub async fn serve(
 
 /// One connection, to its end.
 async fn connection(
-    stream: impl Connection,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    peer: Peer,
     router: Router,
     limits: ConnectionLimits,
     stopped: impl Future<Output = ()>,
 ) {
-    let Ok(peer) = stream.peer() else { return };
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let mut request: Request = request.map(Body::new);
         request.extensions_mut().insert(peer);
