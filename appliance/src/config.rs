@@ -117,6 +117,19 @@ pub struct ApiConfig {
     pub client_certificates: ClientCertificates,
     /// Unix socket; `api.sock` in the run directory when absent.
     pub socket: Option<PathBuf>,
+    /// The longest body of a control request, KiB.
+    pub body_kib: usize,
+    /// How long such a body may take to arrive, milliseconds.
+    pub body_time_ms: u64,
+    /// The longest head of a request, KiB. This and the following two hold for `[traffic]`, too.
+    pub head_kib: usize,
+    /// How long a request's head may take, from the end of the request before, milliseconds.
+    pub head_time_ms: u64,
+    /// Connections of one listener and shard at the same time.
+    pub connections: usize,
+    /// Streams of events, commands and terminals, and requests that wait, of one listener and shard
+    /// at the same time.
+    pub streams: usize,
     /// Users who may use it besides root and the daemon's own, by number. Others need a token.
     pub users: Vec<u32>,
 }
@@ -160,6 +173,8 @@ pub struct TrafficConfig {
     /// programs in sandboxes open, and reads along if the network lets him. The guests' own daemons
     /// ask for their token all the same.
     pub public: bool,
+    /// Requests that one shard passes on at the same time, upgraded connections included.
+    pub requests: usize,
 }
 
 impl Default for TrafficConfig {
@@ -168,6 +183,7 @@ impl Default for TrafficConfig {
             listen: vec![SocketAddr::from(([127, 0, 0, 1], 3002))],
             listen_tls: Vec::new(),
             public: false,
+            requests: 4096,
         }
     }
 }
@@ -180,6 +196,12 @@ impl Default for ApiConfig {
             require_token: false,
             client_ca: None,
             client_certificates: ClientCertificates::Accept,
+            body_kib: 1024,
+            body_time_ms: 30_000,
+            head_kib: 64,
+            head_time_ms: 60_000,
+            connections: 8192,
+            streams: 1024,
             socket: None,
             users: Vec::new(),
         }
@@ -483,6 +505,7 @@ impl Config {
             return Err(("shards".into(), "is 0; at least one is needed".into()));
         }
         self.check_listeners()?;
+        self.check_limits()?;
         self.check_tls()?;
         let window = self.engine.window_pages;
         if !window.is_power_of_two() || window > 64 {
@@ -570,6 +593,24 @@ impl Config {
                     return Err((key.into(), problem));
                 }
                 seen.push((address, key));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_limits(&self) -> Result<(), (String, String)> {
+        let api = &self.api;
+        for (key, value, most) in [
+            ("api.body_kib", api.body_kib as u64, 1 << 20),
+            ("api.body_time_ms", api.body_time_ms, 3_600_000),
+            ("api.head_kib", api.head_kib as u64, 1024),
+            ("api.head_time_ms", api.head_time_ms, 3_600_000),
+            ("api.connections", api.connections as u64, 1 << 20),
+            ("api.streams", api.streams as u64, 1 << 20),
+            ("traffic.requests", self.traffic.requests as u64, 1 << 20),
+        ] {
+            if !(1..=most).contains(&value) {
+                return Err((key.into(), format!("is {value}; 1 to {most} are possible")));
             }
         }
         Ok(())
@@ -741,6 +782,10 @@ mod tests {
                 "[api]\nlisten_tls = [\"127.0.0.1:3002\"]",
                 "api.listen_tls has, too",
             ),
+            ("[api]\nbody_kib = 0", "api.body_kib"),
+            ("[api]\nhead_kib = 2000", "api.head_kib"),
+            ("[api]\nstreams = 0", "api.streams"),
+            ("[traffic]\nrequests = 0", "traffic.requests"),
             ("[tls]\ndomain = \"a_b.test\"", "tls.domain"),
             ("[tls]\ndomain = \"192.0.2.1:1\"", "tls.domain"),
             ("[tls]\nnames = [\"*.a\"]", "tls.names"),

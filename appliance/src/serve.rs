@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use http_api::auth::Access;
+use http_api::options::{Limits, Options};
 use http_api::server::{ConnectionLimits, TlsListener, serve};
 use parking_lot::{Mutex, RwLock};
 use snapshot_format::BuildStore;
@@ -31,14 +32,12 @@ use crate::metrics::Metrics;
 use crate::network::{Slots, range};
 use crate::recovery;
 use crate::sandbox::Cell;
-use crate::shard::{Request, Shard};
+use crate::shard::{Asked, Shard};
 use crate::template::{Template, Templates};
 use crate::tls::{self, Clients, Identity};
 use crate::tokens::Tokens;
 use crate::vmm::{Driver, launch, qemu};
 
-/// Requests for what runs in sandboxes that one shard passes on at the same time.
-const STREAMS: usize = 4096;
 /// Requests that one shard may have waiting.
 const MAILBOX: usize = 1024;
 
@@ -68,7 +67,7 @@ pub fn run(config: &Config) -> Result<()> {
         per_shard[Gateway::owner_of(&cell.row().id, shard_count)].push(cell);
     }
     let (senders, mailboxes): (Vec<_>, Vec<_>) = (0..shard_count)
-        .map(|_| mpsc::channel::<Request>(MAILBOX))
+        .map(|_| mpsc::channel::<Asked>(MAILBOX))
         .unzip();
     let gateway = Gateway::new(host.clone(), senders);
     let (stop, stopping) = watch::channel(false);
@@ -77,6 +76,7 @@ pub fn run(config: &Config) -> Result<()> {
     let parts = per_shard.into_iter().zip(mailboxes).zip(listeners);
     for (number, ((cells, mailbox), sockets)) in parts.enumerate() {
         let (host, gateway, stopping) = (host.clone(), gateway.clone(), stopping.clone());
+        let costs = Costs::of(config);
         let thread = std::thread::Builder::new().name(format!("shard-{number}"));
         threads.push(thread.spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
@@ -84,7 +84,7 @@ pub fn run(config: &Config) -> Result<()> {
                 .build()?;
             runtime.block_on(async move {
                 let shard = Shard::new(host, cells);
-                let serving = serve_http(sockets, gateway, stopping);
+                let serving = serve_http(sockets, gateway, costs, stopping);
                 let (served, ()) = tokio::join!(serving, shard.run(mailbox));
                 served
             })
@@ -439,20 +439,56 @@ fn bind_unix(path: &Path) -> Result<std::os::unix::net::UnixListener> {
     Ok(listener)
 }
 
+/// What requests may cost, and where sandboxes are.
+struct Costs {
+    connections: ConnectionLimits,
+    requests: Limits,
+    /// Requests for what runs in sandboxes.
+    passing: usize,
+    domain: Option<Arc<str>>,
+}
+
+impl Costs {
+    fn of(config: &Config) -> Self {
+        let api = &config.api;
+        Self {
+            connections: ConnectionLimits {
+                head_time: Duration::from_millis(api.head_time_ms),
+                head_bytes: api.head_kib << 10,
+                connections: api.connections,
+                ..ConnectionLimits::default()
+            },
+            requests: Limits {
+                body_bytes: api.body_kib << 10,
+                body_time: Duration::from_millis(api.body_time_ms),
+                streams: api.streams,
+            },
+            passing: config.traffic.requests,
+            domain: config.sandbox_domain().map(Into::into),
+        }
+    }
+}
+
 /// Serves the API on a shard's sockets until told to stop.
 async fn serve_http(
     sockets: Sockets,
     gateway: Gateway,
+    costs: Costs,
     stopping: watch::Receiver<bool>,
 ) -> io::Result<()> {
-    let limits = ConnectionLimits::default();
+    let limits = costs.connections;
     let router = |require_token| {
         let users = sockets.users.clone();
         let access = Access {
             require_token,
             users,
         };
-        http_api::router(gateway.clone(), access)
+        let options = Options {
+            access,
+            limits: costs.requests,
+            domain: costs.domain.clone(),
+        };
+        http_api::router(gateway.clone(), options)
     };
     let until_stopped = || {
         let mut stopping = stopping.clone();
@@ -476,7 +512,7 @@ async fn serve_http(
         listen(listening, router(require_token))?;
     }
     for listening in sockets.traffic {
-        let router = http_api::traffic::traffic(gateway.clone(), STREAMS);
+        let router = http_api::traffic::traffic(gateway.clone(), costs.passing);
         listen(listening, router)?;
     }
     if let Some(listener) = sockets.unix {

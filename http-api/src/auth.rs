@@ -17,13 +17,13 @@ use std::sync::Arc;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use crate::control_plane::ControlPlane;
-use crate::e2b;
 use crate::problem::ApiError;
+use crate::router::refused;
 use crate::server::{Channel, Peer};
 
 /// Header of E2B's clients.
@@ -104,7 +104,7 @@ pub(crate) async fn guard<C: ControlPlane>(
     if matches!(path, "/livez" | "/readyz") {
         return next.run(request).await;
     }
-    let spoken = e2b::speaks(path);
+    let path = path.to_owned();
     let admitted = match need(&access, &request) {
         Need::Nothing => Ok(()),
         Need::Refusal(error) => Err(error),
@@ -112,8 +112,7 @@ pub(crate) async fn guard<C: ControlPlane>(
     };
     match admitted {
         Ok(()) => next.run(request).await,
-        Err(error) if spoken => e2b::Refusal(error).into_response(),
-        Err(error) => error.into_response(),
+        Err(error) => refused(&path, error),
     }
 }
 

@@ -59,17 +59,18 @@ async fn status(access: Access, peer: Peer, route: (&str, &str), header: (&str, 
     if matches!(status, 401 | 403) {
         let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
         let others = ["/metrics", "/openapi.json", "/docs"];
-        let native = path.starts_with("/v1/") || others.contains(&path);
+        let wrenn = path.starts_with("/api/") || path.starts_with("/v1/capsules");
+        let native = !wrenn && path.starts_with("/v1/") || others.contains(&path);
         // Each kind of client is told in its own words.
         assert_eq!(
             kind.unwrap() == "application/problem+json",
             native,
             "{path}: {body}"
         );
-        let message = if native {
-            &body["detail"]
-        } else {
-            &body["message"]
+        let message = match (native, wrenn) {
+            (true, _) => &body["detail"],
+            (_, true) => &body["error"]["message"],
+            _ => &body["message"],
         };
         assert!(
             message.as_str().is_some_and(|m| !m.is_empty()),

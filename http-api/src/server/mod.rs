@@ -29,6 +29,9 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tower_service::Service;
 
+use crate::problem::ApiError;
+use crate::router::refused;
+
 pub use peer::{Channel, Peer};
 pub use tls::TlsListener;
 
@@ -176,16 +179,26 @@ async fn connection(
     stopped: impl Future<Output = ()>,
 ) {
     let service = service_fn(move |request: hyper::Request<Incoming>| {
+        let long = head_bytes(&request) > limits.head_bytes;
         let mut request: Request = request.map(Body::new);
         request.extensions_mut().insert(peer);
         let mut router = router.clone();
-        async move { Service::call(&mut router, request).await }
+        async move {
+            if long {
+                return Ok(refused(
+                    request.uri().path(),
+                    head_too_large(limits.head_bytes),
+                ));
+            }
+            Service::call(&mut router, request).await
+        }
     });
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
         .header_read_timeout(limits.head_time)
-        .max_buf_size(limits.head_bytes.max(8192))
+        // Twice of it, so that a head that is a little too long gets an answer with words.
+        .max_buf_size((2 * limits.head_bytes).max(8192))
         .max_headers(limits.header_fields);
     let serving = builder.serve_connection(TokioIo::new(stream), service);
     let mut serving = pin!(serving.with_upgrades());
@@ -196,4 +209,19 @@ async fn connection(
         () = &mut stopped => serving.as_mut().graceful_shutdown(),
     }
     let _ = serving.await;
+}
+
+/// About what a request's head had on the way.
+fn head_bytes(request: &hyper::Request<Incoming>) -> usize {
+    let path = request.uri().path_and_query();
+    let line = path.map_or(0, |path| path.as_str().len()) + 16;
+    let fields = request.headers().iter();
+    let fields = fields.map(|(name, value)| name.as_str().len() + value.len() + 4);
+    line + fields.sum::<usize>()
+}
+
+fn head_too_large(most: usize) -> ApiError {
+    ApiError::HeadTooLarge {
+        detail: format!("The request's head has more than {most} bytes, which is the most"),
+    }
 }
