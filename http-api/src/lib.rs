@@ -5,7 +5,7 @@
 //! ([`body`], [`ids`]), and reaches the [`ControlPlane`], whoever implements it. Every
 //! error leaves as `application/problem+json` ([`problem`]).
 //!
-//! The same control plane answers clients of E2B in their words ([`e2b`]), and what runs inside
+//! The same control plane answers clients of E2B ([`e2b`]) and of Wrenn in their words, and what runs inside
 //! sandboxes is reached through a listener of its own ([`traffic`]). Who may ask is decided before
 //! any route ([`auth`]); what a connection may cost, before any request ([`server`]); what a request
 //! may, by the listener's [`options`]. Which request something is done for travels along ([`context`]).
@@ -35,6 +35,7 @@ mod stream;
 
 pub mod e2b;
 pub mod traffic;
+mod wrenn;
 
 pub use control_plane::{Aim, ControlPlane, EventStream, Readiness};
 pub use openapi::document as openapi;

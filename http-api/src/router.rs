@@ -18,6 +18,7 @@ use crate::problem::ApiError;
 use crate::processes::Processes;
 use crate::routes::{events, health, inside, sandboxes, snapshots};
 use crate::stream::{exec, pty};
+use crate::wrenn;
 
 /// Method, path, and what answers.
 pub(crate) type Table<C> = Vec<(&'static str, &'static str, MethodRouter<C>)>;
@@ -125,6 +126,7 @@ fn native<C: ControlPlane + Processes>() -> Table<C> {
 fn table<C: ControlPlane + Processes>() -> Table<C> {
     let mut table = native();
     table.extend(e2b::table());
+    table.extend(wrenn::table());
     table
 }
 
@@ -159,6 +161,8 @@ pub fn router<C: ControlPlane + Processes>(control: C, options: impl Into<Option
 pub(crate) fn refused(path: &str, error: ApiError) -> Response {
     if e2b::speaks(path) {
         e2b::Refusal(error).into_response()
+    } else if wrenn::speaks(path) {
+        wrenn::Refusal(error).into_response()
     } else {
         error.into_response()
     }
