@@ -143,6 +143,21 @@ pub struct At {
     /// The daemon's Unix socket.
     #[arg(long, env = "THAW_SOCKET", default_value = "/run/thaw/api.sock")]
     pub socket: PathBuf,
+    /// Another host's daemon instead, as https://host:port.
+    #[arg(long, env = "THAW_URL")]
+    pub url: Option<String>,
+    /// The authority of that host's certificate; those that this machine trusts when absent.
+    #[arg(long, env = "THAW_CA", value_name = "FILE")]
+    pub ca: Option<PathBuf>,
+    /// A certificate that lets this client in, and
+    #[arg(long, env = "THAW_CERT", value_name = "FILE", requires = "key")]
+    pub cert: Option<PathBuf>,
+    /// its key.
+    #[arg(long, env = "THAW_KEY", value_name = "FILE", requires = "cert")]
+    pub key: Option<PathBuf>,
+    /// A token that does.
+    #[arg(long, env = "THAW_TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
     /// As JSON.
     #[arg(long)]
     pub json: bool,

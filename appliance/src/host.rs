@@ -87,15 +87,16 @@ impl Host {
         }
     }
 
-    /// Removes the builds that nobody needs any more.
+    /// Removes the builds that nobody needs any more, and says which.
     ///
     /// # Errors
     /// The catalogue can't say which; a build that can't be removed is logged and stays.
-    pub async fn collect_garbage(&self) -> Result<(), CatalogueError> {
+    pub async fn collect_garbage(&self) -> Result<Vec<BuildId>, CatalogueError> {
+        let mut removed_builds = Vec::new();
         // The order matters. A build is reserved before it is published and until it is
         // recorded: one that is in the list is reserved still, or recorded by now.
         let Ok(present) = self.store.list() else {
-            return Ok(());
+            return Ok(removed_builds);
         };
         let reserved = self.unrecorded.lock().clone();
         let needed = |connection: &mut rusqlite::Connection| builds::needed(connection);
@@ -114,13 +115,14 @@ impl Host {
                     let forget =
                         move |connection: &mut rusqlite::Connection| builds::remove(connection, id);
                     self.catalogue.call(forget).await?;
+                    removed_builds.push(id);
                 }
                 Err(error) => {
                     tracing::warn!(build_id = %id, %error, "A build can't be removed");
                 }
             }
         }
-        Ok(())
+        Ok(removed_builds)
     }
 
     /// The recorded identities of a build's data files and of those it refers to.

@@ -22,6 +22,7 @@ pub mod events;
 pub mod integrity;
 pub mod lifetime;
 pub mod template;
+pub mod tls;
 pub mod tokens;
 
 pub mod disks;

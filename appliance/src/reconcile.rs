@@ -4,7 +4,7 @@
 //! guesses: a process is ours if it sits in one of our slots' network namespaces, and it is
 //! killed by pidfd after that was looked at again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
@@ -109,6 +109,32 @@ pub fn find_unrecorded(
         }
     }
     Ok(found)
+}
+
+/// What was looked at while the daemon runs, in this order: a sandbox has its row before it has
+/// anything else, and is claimed from before it has that until a shard knows it.
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// Directories of sandboxes, by id.
+    pub directories: BTreeSet<String>,
+    /// Rows in the catalogue, after that.
+    pub rows: BTreeSet<String>,
+    /// Ids that are being made, after that.
+    pub starting: BTreeSet<String>,
+    /// Sandboxes that shards know, after that.
+    pub known: BTreeSet<String>,
+    /// Rows that are still there in the end.
+    pub rows_after: BTreeSet<String>,
+}
+
+/// Rows that no shard knows, and directories of no row. Whatever is made or removed while one looks
+/// is in neither.
+#[must_use]
+pub fn left_over(seen: &Seen) -> (Vec<String>, Vec<String>) {
+    let rows = seen.rows.intersection(&seen.rows_after);
+    let rows = rows.filter(|id| !seen.starting.contains(*id) && !seen.known.contains(*id));
+    let directories = seen.directories.difference(&seen.rows);
+    (rows.cloned().collect(), directories.cloned().collect())
 }
 
 /// Ends every process that sits in a network namespace of this name; returns how many.
@@ -239,5 +265,24 @@ mod tests {
             decision(SandboxState::Destroying, true, false),
             Decision::Forget
         );
+    }
+
+    fn set(ids: &[&str]) -> BTreeSet<String> {
+        ids.iter().map(|id| (*id).to_owned()).collect()
+    }
+
+    #[test]
+    fn what_is_made_or_removed_meanwhile_is_not_left_over() {
+        let seen = Seen {
+            directories: set(&["made", "lost", "going"]),
+            rows: set(&["made", "starting", "orphan", "going", "gone"]),
+            starting: set(&["starting"]),
+            known: set(&["made", "going"]),
+            rows_after: set(&["made", "starting", "orphan", "new"]),
+        };
+        let (rows, directories) = left_over(&seen);
+        assert_eq!(rows, ["orphan"]);
+        assert_eq!(directories, ["lost"]);
+        assert_eq!(left_over(&Seen::default()), (vec![], vec![]));
     }
 }

@@ -10,17 +10,19 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use http_api::auth::Access;
-use http_api::server::{ConnectionLimits, serve};
+use http_api::options::{Limits, Options};
+use http_api::server::{ConnectionLimits, TlsListener, serve};
 use parking_lot::{Mutex, RwLock};
 use snapshot_format::BuildStore;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
+use tokio_rustls::rustls::ServerConfig;
 
 use crate::catalogue::{Catalogue, builds, templates, tokens};
 use crate::claim::Claim;
-use crate::config::Config;
+use crate::config::{ClientCertificates, Config};
 use crate::disks::Disks;
 use crate::engines::{Engines, topology};
 use crate::events::Events;
@@ -30,13 +32,12 @@ use crate::metrics::Metrics;
 use crate::network::{Slots, range};
 use crate::recovery;
 use crate::sandbox::Cell;
-use crate::shard::{Request, Shard};
+use crate::shard::{Asked, Shard};
 use crate::template::{Template, Templates};
+use crate::tls::{self, Clients, Identity};
 use crate::tokens::Tokens;
 use crate::vmm::{Driver, launch, qemu};
 
-/// Requests for what runs in sandboxes that one shard passes on at the same time.
-const STREAMS: usize = 4096;
 /// Requests that one shard may have waiting.
 const MAILBOX: usize = 1024;
 
@@ -52,9 +53,13 @@ pub fn run(config: &Config) -> Result<()> {
         check_writable(dir)?;
     }
     let _claim = Claim::take(config)?;
+    let encrypted = config.speaks_tls().then(|| Encrypted::open(config));
+    let encrypted = encrypted
+        .transpose()
+        .context("TLS can't be spoken; see [tls] and api.client_ca")?;
     let (host, cells) = main.block_on(assemble(config))?;
     // An engine outlives its daemon's sudden end; this is none.
-    let listeners = bind_all(config).inspect_err(|_| host.engines.stop())?;
+    let listeners = bind_all(config, encrypted.as_ref()).inspect_err(|_| host.engines.stop())?;
 
     let shard_count = config.shard_count();
     let mut per_shard: Vec<Vec<Cell>> = (0..shard_count).map(|_| Vec::new()).collect();
@@ -62,7 +67,7 @@ pub fn run(config: &Config) -> Result<()> {
         per_shard[Gateway::owner_of(&cell.row().id, shard_count)].push(cell);
     }
     let (senders, mailboxes): (Vec<_>, Vec<_>) = (0..shard_count)
-        .map(|_| mpsc::channel::<Request>(MAILBOX))
+        .map(|_| mpsc::channel::<Asked>(MAILBOX))
         .unzip();
     let gateway = Gateway::new(host.clone(), senders);
     let (stop, stopping) = watch::channel(false);
@@ -71,6 +76,7 @@ pub fn run(config: &Config) -> Result<()> {
     let parts = per_shard.into_iter().zip(mailboxes).zip(listeners);
     for (number, ((cells, mailbox), sockets)) in parts.enumerate() {
         let (host, gateway, stopping) = (host.clone(), gateway.clone(), stopping.clone());
+        let costs = Costs::of(config);
         let thread = std::thread::Builder::new().name(format!("shard-{number}"));
         threads.push(thread.spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
@@ -78,7 +84,7 @@ pub fn run(config: &Config) -> Result<()> {
                 .build()?;
             runtime.block_on(async move {
                 let shard = Shard::new(host, cells);
-                let serving = serve_http(sockets, gateway, stopping);
+                let serving = serve_http(sockets, gateway, costs, stopping);
                 let (served, ()) = tokio::join!(serving, shard.run(mailbox));
                 served
             })
@@ -93,13 +99,18 @@ pub fn run(config: &Config) -> Result<()> {
         engines = host.engines.count(),
         workers = host.waiting,
         listen = ?config.api.listen,
+        listen_tls = ?config.api.listen_tls,
         traffic = ?config.traffic.listen,
+        traffic_tls = ?config.traffic.listen_tls,
         socket = %config.api_socket().display(),
         "Ready"
     );
 
     main.block_on(async {
-        wait_for_signal().await?;
+        tokio::select! {
+            signal = wait_for_signal() => signal?,
+            () = keep_fresh(encrypted.as_ref()) => {}
+        }
         tracing::info!("Stopping: pausing what runs");
         gateway.pause_all().await;
         host.events.close();
@@ -131,6 +142,20 @@ async fn wait_for_signal() -> io::Result<()> {
         _ = interrupt.recv() => {}
     }
     Ok(())
+}
+
+/// How often certificates are looked at again.
+const FRESH: Duration = Duration::from_secs(60);
+
+/// Has certificates renewed, or read again, for ever.
+async fn keep_fresh(encrypted: Option<&Encrypted>) {
+    loop {
+        tokio::time::sleep(FRESH).await;
+        if let Some(Err(error)) = encrypted.map(|all| all.identity.refresh()) {
+            let error = anyhow::Error::from(error);
+            tracing::error!("The certificate that is shown is kept: {error:#}");
+        }
+    }
 }
 
 /// Everything but shards and listeners.
@@ -224,13 +249,22 @@ async fn assemble(config: &Config) -> Result<(Arc<Host>, Vec<Cell>)> {
 /// An address that others reach is of no use to anybody without a token, and looks as if it were.
 async fn check_tokens(config: &Config, catalogue: &Catalogue) -> Result<()> {
     let open = |address: &&SocketAddr| !address.ip().is_loopback();
-    let Some(address) = config.api.listen.iter().find(open) else {
+    let plain = config
+        .api
+        .listen
+        .iter()
+        .map(|address| ("api.listen", address));
+    let encrypted = config.api.listen_tls.iter();
+    // Who has a certificate needs no token.
+    let encrypted = encrypted.filter(|_| config.api.client_ca.is_none());
+    let encrypted = encrypted.map(|address| ("api.listen_tls", address));
+    let Some((key, address)) = plain.chain(encrypted).find(|(_, a)| open(a)) else {
         return Ok(());
     };
     let all = catalogue.call(|connection| tokens::all(connection)).await?;
     if all.is_empty() {
         bail!(
-            "api.listen has {address}, which is not loopback and asks for a token, but there is \
+            "{key} has {address}, which is not loopback and asks for a token, but there is \
              none; make one with `thaw token create` first"
         );
     }
@@ -273,32 +307,77 @@ async fn pick_driver(config: &Config) -> Result<Arc<dyn Driver>> {
     Ok(Arc::new(qemu.await.context("No VMM can be used")?))
 }
 
+/// What encrypted listeners have in common.
+struct Encrypted {
+    identity: Arc<Identity>,
+    api: Arc<ServerConfig>,
+    traffic: Arc<ServerConfig>,
+}
+
+impl Encrypted {
+    fn open(config: &Config) -> Result<Self, tls::TlsError> {
+        let identity = Identity::open(config)?;
+        let clients = match (&config.api.client_ca, config.api.client_certificates) {
+            (None, _) => Clients::Anybody,
+            (Some(ca), ClientCertificates::Accept) => Clients::Certified(ca.clone()),
+            (Some(ca), ClientCertificates::Demand) => Clients::OnlyCertified(ca.clone()),
+        };
+        Ok(Self {
+            api: tls::server(identity.clone(), &clients)?,
+            traffic: tls::server(identity.clone(), &Clients::Anybody)?,
+            identity,
+        })
+    }
+}
+
+/// A TCP listener, and what it says in handshakes if it speaks TLS.
+type Listening = (std::net::TcpListener, Option<Arc<ServerConfig>>);
+
 /// The sockets one shard listens on.
 struct Sockets {
     /// The API's, and whether a token is asked for there.
-    tcp: Vec<(std::net::TcpListener, bool)>,
+    tcp: Vec<(Listening, bool)>,
     /// Those for what runs in sandboxes.
-    traffic: Vec<std::net::TcpListener>,
+    traffic: Vec<Listening>,
     /// Who needs no token on the Unix socket.
     users: Arc<[u32]>,
     unix: Option<std::os::unix::net::UnixListener>,
 }
 
 /// One TCP listener per address and shard; the Unix socket is the first shard's.
-fn bind_all(config: &Config) -> Result<Vec<Sockets>> {
+fn bind_all(config: &Config, encrypted: Option<&Encrypted>) -> Result<Vec<Sockets>> {
     let path = config.api_socket();
     let mut unix = Some(bind_unix(&path)?);
     let own = nix::unistd::geteuid().as_raw();
     let users: Arc<[u32]> = config.api.users.iter().copied().chain([0, own]).collect();
+    let (api, traffic) = (&config.api, &config.traffic);
+    let asks = |address: &SocketAddr| api.require_token || !address.ip().is_loopback();
     let mut all = Vec::new();
     for shard in 0..config.shard_count() {
-        let (api, traffic) = (&config.api, &config.traffic);
-        let asks = |address: &SocketAddr| api.require_token || !address.ip().is_loopback();
-        let tcp = bind_each(&api.listen, shard == 0, "api.listen")?;
-        let asking = api.listen.iter().map(asks);
+        let bind = |addresses: &[SocketAddr], tls: Option<&Arc<ServerConfig>>, key: &str| {
+            let bound = bind_each(addresses, shard == 0, key)?.into_iter();
+            anyhow::Ok(
+                bound
+                    .map(|listener| (listener, tls.cloned()))
+                    .collect::<Vec<_>>(),
+            )
+        };
+        let mut tcp = bind(&api.listen, None, "api.listen")?;
+        tcp.extend(bind(
+            &api.listen_tls,
+            encrypted.map(|e| &e.api),
+            "api.listen_tls",
+        )?);
+        let asking = api.listen.iter().chain(&api.listen_tls).map(asks);
+        let mut passing = bind(&traffic.listen, None, "traffic.listen")?;
+        passing.extend(bind(
+            &traffic.listen_tls,
+            encrypted.map(|e| &e.traffic),
+            "traffic.listen_tls",
+        )?);
         all.push(Sockets {
             tcp: tcp.into_iter().zip(asking).collect(),
-            traffic: bind_each(&traffic.listen, shard == 0, "traffic.listen")?,
+            traffic: passing,
             users: users.clone(),
             unix: unix.take(),
         });
@@ -360,20 +439,56 @@ fn bind_unix(path: &Path) -> Result<std::os::unix::net::UnixListener> {
     Ok(listener)
 }
 
+/// What requests may cost, and where sandboxes are.
+struct Costs {
+    connections: ConnectionLimits,
+    requests: Limits,
+    /// Requests for what runs in sandboxes.
+    passing: usize,
+    domain: Option<Arc<str>>,
+}
+
+impl Costs {
+    fn of(config: &Config) -> Self {
+        let api = &config.api;
+        Self {
+            connections: ConnectionLimits {
+                head_time: Duration::from_millis(api.head_time_ms),
+                head_bytes: api.head_kib << 10,
+                connections: api.connections,
+                ..ConnectionLimits::default()
+            },
+            requests: Limits {
+                body_bytes: api.body_kib << 10,
+                body_time: Duration::from_millis(api.body_time_ms),
+                streams: api.streams,
+            },
+            passing: config.traffic.requests,
+            domain: config.sandbox_domain().map(Into::into),
+        }
+    }
+}
+
 /// Serves the API on a shard's sockets until told to stop.
 async fn serve_http(
     sockets: Sockets,
     gateway: Gateway,
+    costs: Costs,
     stopping: watch::Receiver<bool>,
 ) -> io::Result<()> {
-    let limits = ConnectionLimits::default();
+    let limits = costs.connections;
     let router = |require_token| {
         let users = sockets.users.clone();
         let access = Access {
             require_token,
             users,
         };
-        http_api::router(gateway.clone(), access)
+        let options = Options {
+            access,
+            limits: costs.requests,
+            domain: costs.domain.clone(),
+        };
+        http_api::router(gateway.clone(), options)
     };
     let until_stopped = || {
         let mut stopping = stopping.clone();
@@ -382,19 +497,23 @@ async fn serve_http(
         }
     };
     let mut servers = tokio::task::JoinSet::new();
-    for (listener, require_token) in sockets.tcp {
+    let mut listen = |(listener, tls): Listening, router: axum::Router| {
         let listener = TcpListener::from_std(listener)?;
-        servers.spawn(serve(
-            listener,
-            router(require_token),
-            limits,
-            until_stopped(),
-        ));
+        match tls {
+            None => servers.spawn(serve(listener, router, limits, until_stopped())),
+            Some(tls) => {
+                let listener = TlsListener::new(listener, tls);
+                servers.spawn(serve(listener, router, limits, until_stopped()))
+            }
+        };
+        io::Result::Ok(())
+    };
+    for (listening, require_token) in sockets.tcp {
+        listen(listening, router(require_token))?;
     }
-    for listener in sockets.traffic {
-        let listener = TcpListener::from_std(listener)?;
-        let router = http_api::traffic::traffic(gateway.clone(), STREAMS);
-        servers.spawn(serve(listener, router, limits, until_stopped()));
+    for listening in sockets.traffic {
+        let router = http_api::traffic::traffic(gateway.clone(), costs.passing);
+        listen(listening, router)?;
     }
     if let Some(listener) = sockets.unix {
         let listener = UnixListener::from_std(listener)?;

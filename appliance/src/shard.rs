@@ -8,19 +8,20 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use http_api::ApiError;
+use http_api::context::{self, Context};
 use http_api::ids::SandboxId;
 use http_api::wire::{
-    DiskStats, MemoryStats, NetworkPolicy, ResumeSandbox, Sandbox, SandboxState, SetTimeout,
-    Snapshot,
+    ConsoleLine, DiskStats, MemoryStats, NetworkPolicy, ResumeSandbox, Sandbox, SandboxState,
+    SetTimeout, Snapshot,
 };
+use http_api::{Aim, ApiError};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::catalogue::SandboxRow;
 use crate::host::Host;
 use crate::sandbox::state::{Operation, begin};
-use crate::sandbox::{Cell, Connection, Job, NewTemplate, Owner, Reply};
+use crate::sandbox::{Cell, Connection, Given, Job, NewTemplate, Owner, Reply};
 use crate::template::Template;
 
 /// Jobs that one sandbox may have waiting.
@@ -70,15 +71,17 @@ pub enum Request {
     /// Its changes of state.
     Watch(SandboxId, Reply<watch::Receiver<SandboxState>>),
     /// To disk.
-    Pause(SandboxId, Reply<Sandbox>),
+    Pause(Aim, Reply<Sandbox>),
     /// Back.
-    Resume(SandboxId, ResumeSandbox, Reply<Sandbox>),
+    Resume(Aim, ResumeSandbox, Reply<Sandbox>),
     /// Longer or shorter.
-    Timeout(SandboxId, SetTimeout, Reply<Sandbox>),
+    Timeout(Aim, SetTimeout, Reply<Sandbox>),
     /// A template of it.
-    Snapshot(SandboxId, NewTemplate, Reply<Snapshot>),
+    Snapshot(Aim, NewTemplate, Reply<Snapshot>),
     /// What its memory did.
     Memory(SandboxId, Reply<MemoryStats>),
+    /// What its VMM and its guest printed.
+    Console(SandboxId, Reply<Vec<ConsoleLine>>),
     /// What its disk takes.
     Disk(SandboxId, Reply<DiskStats>),
     /// Let it reach other networks.
@@ -86,14 +89,28 @@ pub enum Request {
     /// The way to its guest.
     Route(SandboxId, Reply<Route>),
     /// Away with it.
-    Destroy(SandboxId, Reply<()>),
+    Destroy(Aim, Reply<()>),
     /// Pause all that run and take no more; answered when no VMM is left.
     Drain(Reply<()>),
 }
 
+/// What a shard is asked, and for which of the API's requests.
+pub struct Asked {
+    request: Request,
+    context: Option<Context>,
+}
+
+impl From<Request> for Asked {
+    /// For the one that this task works for.
+    fn from(request: Request) -> Self {
+        let context = context::current();
+        Self { request, context }
+    }
+}
+
 struct Entry {
     cell: Cell,
-    jobs: mpsc::Sender<Job>,
+    jobs: mpsc::Sender<Given>,
 }
 
 /// The shard's state.
@@ -120,11 +137,11 @@ impl Shard {
     }
 
     /// Serves requests until the mailbox closes, then waits for the owners.
-    pub async fn run(mut self, mut mailbox: mpsc::Receiver<Request>) {
+    pub async fn run(mut self, mut mailbox: mpsc::Receiver<Asked>) {
         loop {
             tokio::select! {
                 request = mailbox.recv() => match request {
-                    Some(request) => self.answer(request),
+                    Some(asked) => self.answer(asked),
                     None => break,
                 },
                 Some(ended) = self.owners.join_next() => {
@@ -138,9 +155,10 @@ impl Shard {
         while self.owners.join_next().await.is_some() {}
     }
 
-    fn answer(&mut self, request: Request) {
+    fn answer(&mut self, asked: Asked) {
+        let Asked { request, context } = asked;
         match request {
-            Request::Create(row, template, reply) => self.create(*row, *template, reply),
+            Request::Create(row, template, reply) => self.create(*row, *template, reply, context),
             Request::List(reply) => {
                 let present = self.entries.values().filter(|entry| !entry.cell.is_gone());
                 let _ = reply.send(Ok(present.map(|entry| entry.cell.view()).collect()));
@@ -154,36 +172,33 @@ impl Shard {
             Request::Watch(id, reply) => {
                 let _ = reply.send(self.find(&id).map(|entry| entry.cell.watch()));
             }
-            Request::Pause(id, reply) => self.hand_on(&id, Operation::Pause, reply, Job::Pause),
-            Request::Resume(id, request, reply) => {
-                self.hand_on(&id, Operation::Resume, reply, |reply| {
+            Request::Pause(aim, reply) => {
+                self.hand_on(&aim, Operation::Pause, context, reply, Job::Pause);
+            }
+            Request::Resume(aim, request, reply) => {
+                self.hand_on(&aim, Operation::Resume, context, reply, |reply| {
                     Job::Resume(request, reply)
                 });
             }
-            Request::Timeout(id, request, reply) => match self.find(&id).and_then(has_room) {
-                Ok(entry) => send(entry, Job::Timeout(request, reply)),
-                Err(error) => drop(reply.send(Err(error))),
-            },
-            Request::Snapshot(id, name, reply) => {
-                self.hand_on(&id, Operation::Snapshot, reply, |reply| {
+            Request::Timeout(aim, request, reply) => {
+                self.pass_on(&aim, context, reply, |reply| Job::Timeout(request, reply));
+            }
+            Request::Snapshot(aim, name, reply) => {
+                self.hand_on(&aim, Operation::Snapshot, context, reply, |reply| {
                     Job::Snapshot(name, reply)
                 });
             }
-            Request::Destroy(id, reply) => {
-                self.hand_on(&id, Operation::Destroy, reply, Job::Destroy);
+            Request::Destroy(aim, reply) => {
+                self.hand_on(&aim, Operation::Destroy, context, reply, Job::Destroy);
             }
-            Request::Memory(id, reply) => match self.find(&id).and_then(has_room) {
-                Ok(entry) => send(entry, Job::Memory(reply)),
-                Err(error) => drop(reply.send(Err(error))),
-            },
-            Request::Disk(id, reply) => match self.find(&id).and_then(has_room) {
-                Ok(entry) => send(entry, Job::Disk(reply)),
-                Err(error) => drop(reply.send(Err(error))),
-            },
-            Request::Network(id, policy, reply) => match self.find(&id).and_then(has_room) {
-                Ok(entry) => send(entry, Job::Network(policy, reply)),
-                Err(error) => drop(reply.send(Err(error))),
-            },
+            Request::Memory(id, reply) => self.pass_on(&id.into(), context, reply, Job::Memory),
+            Request::Console(id, reply) => self.pass_on(&id.into(), context, reply, Job::Console),
+            Request::Disk(id, reply) => self.pass_on(&id.into(), context, reply, Job::Disk),
+            Request::Network(id, policy, reply) => {
+                self.pass_on(&id.into(), context, reply, |reply| {
+                    Job::Network(policy, reply)
+                });
+            }
             Request::Route(id, reply) => {
                 let _ = reply.send(self.route(&id));
             }
@@ -191,16 +206,22 @@ impl Shard {
         }
     }
 
-    fn create(&mut self, row: SandboxRow, template: Template, reply: Reply<Sandbox>) {
+    fn create(
+        &mut self,
+        row: SandboxRow,
+        template: Template,
+        reply: Reply<Sandbox>,
+        context: Option<Context>,
+    ) {
         let generation = None;
         let events = self.host.events.clone();
         let cell = Cell::new(row, generation, self.host.slots.pool(), events);
         cell.announce();
         let owner = Owner::new(self.host.clone(), cell.clone());
-        self.adopt(cell, |jobs| owner.create(template, reply, jobs));
+        self.adopt(cell, |jobs| owner.create(template, reply, context, jobs));
     }
 
-    fn adopt<F>(&mut self, cell: Cell, task: impl FnOnce(mpsc::Receiver<Job>) -> F)
+    fn adopt<F>(&mut self, cell: Cell, task: impl FnOnce(mpsc::Receiver<Given>) -> F)
     where
         F: Future<Output = ()> + Send + 'static,
     {
@@ -224,22 +245,41 @@ impl Shard {
         }
     }
 
+    /// The one that is meant, in the run that is meant.
+    fn aimed(&self, aim: &Aim) -> Result<&Entry, ApiError> {
+        let entry = self.find(&aim.id)?;
+        if aim.execution_id.is_some() {
+            aim.check(entry.cell.row().execution_id.as_deref())?;
+        }
+        Ok(entry)
+    }
+
     /// Judges an operation, enters its state and gives it to the owner.
     fn hand_on<T>(
         &self,
-        id: &SandboxId,
+        aim: &Aim,
         operation: Operation,
+        context: Option<Context>,
         reply: Reply<T>,
         job: impl FnOnce(Reply<T>) -> Job,
     ) {
-        let judged = self.find(id).and_then(has_room).and_then(|entry| {
+        let judged = self.aimed(aim).and_then(has_room).and_then(|entry| {
             entry.cell.begin(operation)?;
             Ok(entry)
         });
-        match judged {
-            Ok(entry) => send(entry, job(reply)),
-            Err(error) => drop(reply.send(Err(error))),
-        }
+        give(judged, context, reply, job);
+    }
+
+    /// Gives to the owner what changes no state.
+    fn pass_on<T>(
+        &self,
+        aim: &Aim,
+        context: Option<Context>,
+        reply: Reply<T>,
+        job: impl FnOnce(Reply<T>) -> Job,
+    ) {
+        let judged = self.aimed(aim).and_then(has_room);
+        give(judged, context, reply, job);
     }
 
     fn route(&self, id: &SandboxId) -> Result<Route, ApiError> {
@@ -275,7 +315,7 @@ impl Shard {
 }
 
 /// Waits until what is being done to a sandbox is done, and pauses it if it runs then.
-async fn pause_when_settled(cell: &Cell, jobs: &mpsc::Sender<Job>) -> Result<(), ApiError> {
+async fn pause_when_settled(cell: &Cell, jobs: &mpsc::Sender<Given>) -> Result<(), ApiError> {
     use SandboxState as S;
     let mut state = cell.watch();
     let settled = |state: &S| matches!(state, S::Running | S::Paused | S::Failed | S::Destroying);
@@ -283,7 +323,7 @@ async fn pause_when_settled(cell: &Cell, jobs: &mpsc::Sender<Job>) -> Result<(),
         return Ok(());
     }
     let (reply, answer) = oneshot::channel();
-    if jobs.send(Job::Pause(reply)).await.is_err() {
+    if jobs.send(Job::Pause(reply).within(None)).await.is_err() {
         return Ok(());
     }
     answer.await.map_or(Ok(()), |paused| paused.map(|_| ()))
@@ -297,7 +337,15 @@ fn has_room(entry: &Entry) -> Result<&Entry, ApiError> {
     Ok(entry)
 }
 
-/// The mailbox of a sandbox has room, or its owner has ended and the reply is dropped.
-fn send(entry: &Entry, job: Job) {
-    let _ = entry.jobs.try_send(job);
+/// The mailbox of a sandbox that was found has room, or its owner has ended and the reply is dropped.
+fn give<T>(
+    judged: Result<&Entry, ApiError>,
+    context: Option<Context>,
+    reply: Reply<T>,
+    job: impl FnOnce(Reply<T>) -> Job,
+) {
+    match judged {
+        Ok(entry) => drop(entry.jobs.try_send(job(reply).within(context))),
+        Err(error) => drop(reply.send(Err(error))),
+    }
 }

@@ -32,6 +32,8 @@ pub(crate) enum Command {
     Slots(SlotsArgs),
     /// How long a disk takes to clone, and how fast one is flattened.
     Disks(DisksArgs),
+    /// How many requests the API answers, and how long one takes beside faults.
+    Api(ApiArgs),
     /// Measures device-mapper, in the emulated machine.
     #[command(hide = true)]
     DisksInside(DisksInsideArgs),
@@ -179,6 +181,38 @@ pub(crate) struct SlotsArgs {
     /// Slots taken per round and way.
     #[arg(long, value_name = "N", default_value_t = 200)]
     pub(crate) slots: u32,
+}
+
+/// `api`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ApiArgs {
+    /// Also write the report to this file, as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    /// Rounds; each measures every way once. Fewer than 3 are no measurement.
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub(crate) rounds: u32,
+    /// Requests a second that should be answered.
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    pub(crate) rate: u64,
+    /// How long each way is measured.
+    #[arg(long, value_name = "S", default_value_t = 5)]
+    pub(crate) seconds: u64,
+    /// Connections, each of which has one request at a time.
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    pub(crate) connections: usize,
+    /// Memory that is faulted in beside the requests, in MiB; at most 256.
+    #[arg(long, value_name = "MIB", default_value_t = 64)]
+    pub(crate) mib: u64,
+    /// The daemon's program; the one beside this binary by default.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) thaw: Option<PathBuf>,
+    /// Seed of the order of touches; a random one is chosen and printed.
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+    /// The directory in which one is made for the build; beside this binary by default.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
 }
 
 /// `disks`.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 
 use crate::args::{
-    AheadArgs, DisksArgs, Engine, FormatArgs, FormatPart, Order, PageFaultArgs, SlotsArgs,
+    AheadArgs, ApiArgs, DisksArgs, Engine, FormatArgs, FormatPart, Order, PageFaultArgs, SlotsArgs,
 };
 use crate::order;
 use crate::placement::{self, Cpus};
@@ -87,6 +87,50 @@ impl Ahead {
             cpus: placement::choose(crate::args::Placement::Same, &placement::allowed()?)?,
             seed: args.seed.unwrap_or_else(|| fastrand::u64(..1 << 32)),
             dir: args.dir.map_or_else(beside_the_binary, Ok)?,
+        })
+    }
+}
+
+/// One `api` run.
+#[derive(Debug)]
+pub(crate) struct Api {
+    pub(crate) json: Option<PathBuf>,
+    pub(crate) rounds: u32,
+    pub(crate) rate: u64,
+    pub(crate) seconds: u64,
+    pub(crate) connections: usize,
+    pub(crate) pages: u64,
+    pub(crate) cpus: Cpus,
+    pub(crate) thaw: PathBuf,
+    pub(crate) seed: u64,
+    pub(crate) dir: PathBuf,
+}
+
+impl Api {
+    pub(crate) fn new(args: ApiArgs) -> Result<Self> {
+        ensure!(args.rounds > 0, "--rounds must be at least 1");
+        ensure!((1..=256).contains(&args.mib), "--mib must be 1 to 256");
+        ensure!(args.seconds > 0, "--seconds must be at least 1");
+        ensure!(
+            (1..=1_000_000).contains(&args.rate),
+            "--rate must be 1 to 1000000"
+        );
+        ensure!(
+            (1..=1024).contains(&args.connections),
+            "--connections must be 1 to 1024"
+        );
+        let here = beside_the_binary()?;
+        Ok(Self {
+            json: args.json,
+            rounds: args.rounds,
+            rate: args.rate,
+            seconds: args.seconds,
+            connections: args.connections,
+            pages: (args.mib << 20) / PAGE_BYTES,
+            cpus: placement::choose(crate::args::Placement::Same, &placement::allowed()?)?,
+            thaw: args.thaw.unwrap_or_else(|| here.join("thaw")),
+            seed: args.seed.unwrap_or_else(|| fastrand::u64(..1 << 32)),
+            dir: args.dir.unwrap_or(here),
         })
     }
 }

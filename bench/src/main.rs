@@ -63,6 +63,7 @@ fn main() -> ExitCode {
         Command::Disks(args) => {
             config::Disks::new(args).and_then(|config| workload::disks::run(&config))
         }
+        Command::Api(args) => config::Api::new(args).and_then(|config| workload::api::run(&config)),
         Command::DisksInside(args) => workload::disks::mapped::inside(&args),
         Command::Envd(args) => envd::run(&args),
         Command::Faulter(args) => faulter::run(&args),

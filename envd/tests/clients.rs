@@ -5,10 +5,14 @@
 //! installed from before, the test is skipped by name. What a client has to be able to do is in
 //! the script beside it.
 
-use std::fs::{self, File};
+mod packages;
+
+use std::fs;
 use std::io::{BufRead as _, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
+
+use packages::{Client, javascript, python};
 
 /// The script's exit by itself comes long before.
 const MAX_SECONDS: &str = "600";
@@ -39,15 +43,8 @@ fn python_client_2_50() {
 
 #[test]
 fn javascript_client_newest() {
-    let client = javascript();
+    let client = javascript(&["e2b@latest"], "e2b");
     run("javascript_client_newest", client, "client.mjs", 256 * MIB);
-}
-
-/// A program, and the directory in which its script has to be, if that matters.
-struct Client {
-    program: PathBuf,
-    scripts: Option<PathBuf>,
-    version: String,
 }
 
 /// Runs a script with an envd of its own; skips when there is no client.
@@ -59,14 +56,7 @@ fn run(test: &str, client: Result<Client, String>, script: &str, big_bytes: u64)
     let source = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/clients")
         .join(script);
-    let script = match &client.scripts {
-        Some(directory) => {
-            let copy = directory.join(script);
-            fs::copy(&source, &copy).expect("the script is copied");
-            copy
-        }
-        None => source,
-    };
+    let script = client.script(&source);
     let work = tempfile::Builder::new()
         .prefix("client-")
         .tempdir_in(env!("CARGO_TARGET_TMPDIR"));
@@ -130,92 +120,4 @@ fn envd() -> (Daemon, String) {
         .expect("an address")
         .to_owned();
     (Daemon(child), address)
-}
-
-/// A Python that has the package.
-fn python(name: &str, package: &str) -> Result<Client, String> {
-    let (home, _lock) = place(&format!("python-{name}"));
-    let program = home.join("bin/python3");
-    // One without pip is what a Debian without python3-venv makes before it fails.
-    if !home.join("bin/pip").exists() {
-        let made = output(
-            Command::new("python3")
-                .args(["-m", "venv", "--clear"])
-                .arg(&home),
-        );
-        made.map_err(|e| format!("no Python with venv (apt-get install python3-venv): {e}"))?;
-    }
-    let mut install = Command::new(&program);
-    install.args([
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--disable-pip-version-check",
-    ]);
-    let installed = output(install.args(["--upgrade", package]));
-    let ask = "import importlib.metadata as m; print(m.version('e2b'))";
-    match output(Command::new(&program).args(["-c", ask])) {
-        Ok(version) => Ok(Client {
-            program,
-            scripts: None,
-            version,
-        }),
-        Err(_) => Err(format!(
-            "pip can't install {package}: {}",
-            installed.unwrap_or_else(|e| e)
-        )),
-    }
-}
-
-/// A directory with the package, and node.
-fn javascript() -> Result<Client, String> {
-    let (home, _lock) = place("javascript");
-    fs::create_dir_all(&home).map_err(|e| e.to_string())?;
-    fs::write(home.join("package.json"), r#"{"private":true}"#).map_err(|e| e.to_string())?;
-    let mut install = Command::new("npm");
-    install.args([
-        "install",
-        "--silent",
-        "--no-audit",
-        "--no-fund",
-        "e2b@latest",
-    ]);
-    let installed = output(install.current_dir(&home));
-    let package = fs::read_to_string(home.join("node_modules/e2b/package.json"));
-    let Ok(package) = package else {
-        let reason = installed.unwrap_or_else(|e| e);
-        return Err(format!(
-            "npm can't install e2b (apt-get install npm): {reason}"
-        ));
-    };
-    let package: serde_json::Value = serde_json::from_str(&package).map_err(|e| e.to_string())?;
-    Ok(Client {
-        program: PathBuf::from("node"),
-        scripts: Some(home),
-        version: package["version"].as_str().unwrap_or_default().to_owned(),
-    })
-}
-
-/// Where a client is installed; one test at a time, until the lock is dropped.
-fn place(name: &str) -> (PathBuf, File) {
-    let all = Path::new(env!("CARGO_TARGET_TMPDIR")).join("clients");
-    fs::create_dir_all(&all).expect("a directory for the clients");
-    let lock = File::create(all.join(format!("{name}.lock"))).expect("a lock");
-    lock.lock().expect("the lock");
-    (all.join(name), lock)
-}
-
-/// Standard output, or the last line of what a failed program said.
-fn output(command: &mut Command) -> Result<String, String> {
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|e| e.to_string())?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned());
-    }
-    let said = [output.stdout, output.stderr].concat();
-    let said = String::from_utf8_lossy(&said).trim().to_owned();
-    Err(said.lines().last().unwrap_or("failed").to_owned())
 }

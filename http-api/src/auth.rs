@@ -4,10 +4,12 @@
 //! |---|---|
 //! | Unix socket | users that the listener names, by what the kernel says; a token for others |
 //! | TCP | a token; on loopback without one where the listener allows that |
+//! | TLS | a token, or a certificate of a client where the listener knows an authority for those |
 //!
 //! `/livez` and `/readyz` answer everybody. A token comes as `Authorization: Bearer` or as
 //! `X-API-Key`, and only its hash is ever compared or stored. Where no token is asked for, what a
-//! browser sends on behalf of some page is refused: that page would be as good as the host's users.
+//! browser sends on behalf of some page is refused: that page would be as good as the host's users,
+//! or as whoever has put a certificate into that browser.
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,14 +17,14 @@ use std::sync::Arc;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use crate::control_plane::ControlPlane;
-use crate::e2b;
 use crate::problem::ApiError;
-use crate::server::Peer;
+use crate::router::refused;
+use crate::server::{Channel, Peer};
 
 /// Header of E2B's clients.
 const API_KEY: &str = "x-api-key";
@@ -102,7 +104,7 @@ pub(crate) async fn guard<C: ControlPlane>(
     if matches!(path, "/livez" | "/readyz") {
         return next.run(request).await;
     }
-    let spoken = e2b::speaks(path);
+    let path = path.to_owned();
     let admitted = match need(&access, &request) {
         Need::Nothing => Ok(()),
         Need::Refusal(error) => Err(error),
@@ -110,8 +112,7 @@ pub(crate) async fn guard<C: ControlPlane>(
     };
     match admitted {
         Ok(()) => next.run(request).await,
-        Err(error) if spoken => e2b::Refusal(error).into_response(),
-        Err(error) => error.into_response(),
+        Err(error) => refused(&path, error),
     }
 }
 
@@ -125,15 +126,20 @@ enum Need {
 
 fn need(access: &Access, request: &Request) -> Need {
     let peer = request.extensions().get::<Peer>();
-    let local = match peer {
-        Some(Peer::Unix { uid }) => access.users.contains(uid),
-        Some(Peer::Tcp { .. }) | None => !access.require_token,
+    let judged = match peer {
+        Some(Peer::Unix { uid }) if access.users.contains(uid) => Some(Ok(())),
+        Some(Peer::Tcp {
+            channel: Channel::Certified,
+            ..
+        }) => Some(refuse_pages(request.headers())),
+        Some(Peer::Unix { .. }) => None,
+        Some(Peer::Tcp { .. }) | None => {
+            let headers = request.headers();
+            let local = || refuse_pages(headers).and_then(|()| refuse_names(headers));
+            (!access.require_token).then(local)
+        }
     };
-    if local && matches!(peer, Some(Peer::Unix { .. })) {
-        return Need::Nothing;
-    }
-    if local {
-        let judged = refuse_pages(request.headers());
+    if let Some(judged) = judged {
         return judged.map_or_else(Need::Refusal, |()| Need::Nothing);
     }
     match token(request.headers()) {
@@ -172,24 +178,38 @@ fn token(headers: &HeaderMap) -> Option<&str> {
     key.or_else(bearer)
 }
 
-/// Source: the Fetch standard (Origin), Fetch Metadata (Sec-Fetch-Site). A page whose name was
-/// made to lead here is told by that name.
+/// Source: the Fetch standard (Origin), Fetch Metadata (Sec-Fetch-Site).
 fn refuse_pages(headers: &HeaderMap) -> Result<(), ApiError> {
-    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-    let site = text("sec-fetch-site");
+    let site = text(headers, "sec-fetch-site");
     let from_a_page = site.is_some_and(|site| !matches!(site, "none" | "same-origin"));
-    let host = text("host").unwrap_or("localhost");
-    let origin = text("origin");
+    let host = text(headers, "host").unwrap_or("localhost");
+    let origin = text(headers, "origin");
     let other_origin =
         origin.is_some_and(|origin| origin.split_once("://").is_none_or(|(_, at)| at != host));
-    if from_a_page || other_origin || !is_local_name(host) {
-        let detail = "Without a token, only programs on this host are answered, under an address \
-                      or the name localhost; set `api.require_token` and send one";
-        return Err(ApiError::Forbidden {
-            detail: detail.into(),
-        });
+    if from_a_page || other_origin {
+        return Err(programs_only());
     }
     Ok(())
+}
+
+/// A page whose name was made to lead here is told by that name.
+fn refuse_names(headers: &HeaderMap) -> Result<(), ApiError> {
+    if is_local_name(text(headers, "host").unwrap_or("localhost")) {
+        return Ok(());
+    }
+    Err(programs_only())
+}
+
+fn programs_only() -> ApiError {
+    let detail = "Without a token, only programs are answered, on this host under an address or \
+                  the name localhost; set `api.require_token` and send one";
+    ApiError::Forbidden {
+        detail: detail.into(),
+    }
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
 }
 
 fn is_local_name(host: &str) -> bool {
@@ -216,7 +236,10 @@ mod tests {
 
     #[test]
     fn pages_are_told_from_programs() {
-        let refused = |pairs| refuse_pages(&headers(pairs)).is_err();
+        let refused = |pairs| {
+            let headers = headers(pairs);
+            refuse_pages(&headers).is_err() || refuse_names(&headers).is_err()
+        };
         assert!(!refused(&[]));
         assert!(!refused(&[("host", "127.0.0.1:3000")]));
         assert!(!refused(&[("host", "[::1]:3000")]));

@@ -1,19 +1,13 @@
 //! Request bodies: JSON with a limit, and a 400 that names the field.
 
-use std::time::Duration;
-
-use axum::body::Bytes;
+use axum::body::{Bytes, HttpBody as _};
 use axum::extract::{FromRequest, Request};
+use axum::http::StatusCode;
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
+use crate::options::{Limits, Terms};
 use crate::problem::ApiError;
-
-/// The longest body of a control request.
-pub const MAX_BODY_BYTES: usize = 1 << 20;
-
-/// How long such a body may take to arrive.
-const BODY_TIME: Duration = Duration::from_secs(30);
 
 /// A JSON body. An empty one counts as `{}`, so that requests without a mandatory
 /// field need none.
@@ -24,16 +18,35 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for JsonBody<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        let arrived = timeout(BODY_TIME, Bytes::from_request(request, state)).await;
+        let terms = request.extensions().get::<Terms>();
+        let limits = terms.map_or_else(Limits::default, |terms| terms.limits);
+        // What is announced to be too long isn't waited for.
+        if request.body().size_hint().lower() > limits.body_bytes as u64 {
+            return Err(too_large(limits));
+        }
+        let arrived = timeout(limits.body_time, Bytes::from_request(request, state)).await;
         let bytes = arrived
             .map_err(|_| ApiError::Late {
-                detail: format!("The body did not arrive within {} s", BODY_TIME.as_secs()),
+                detail: format!(
+                    "The body did not arrive within {:.1} s",
+                    limits.body_time.as_secs_f64()
+                ),
             })?
-            .map_err(|rejection| ApiError::BadRequest {
-                field: "body".into(),
-                detail: rejection.body_text(),
+            .map_err(|rejection| match rejection.status() {
+                StatusCode::PAYLOAD_TOO_LARGE => too_large(limits),
+                _ => ApiError::BadRequest {
+                    field: "body".into(),
+                    detail: rejection.body_text(),
+                },
             })?;
         parse(if bytes.is_empty() { b"{}" } else { &bytes }).map(Self)
+    }
+}
+
+fn too_large(limits: Limits) -> ApiError {
+    let most = limits.body_bytes;
+    ApiError::TooLarge {
+        detail: format!("The body has more than {most} bytes, which is the most"),
     }
 }
 

@@ -10,9 +10,9 @@ use crate::auth::{Scope, TokenHash};
 use crate::ids::{SandboxId, TemplateName};
 use crate::problem::ApiError;
 use crate::wire::{
-    CreateSandbox, CreateSnapshot, Created, DiskStats, Drained, Event, ExecRequest, ExecResult,
-    ForkSandbox, GuestMetrics, HostInfo, MemoryStats, NetworkPolicy, ResumeSandbox, Sandbox,
-    SandboxState, SetTimeout, Snapshot,
+    ConsoleLine, CreateSandbox, CreateSnapshot, Created, DiskStats, Drained, Event, ExecRequest,
+    ExecResult, ForkSandbox, GuestMetrics, HostInfo, MemoryStats, NetworkPolicy, Reconciled,
+    ResumeSandbox, Sandbox, SandboxState, SetTimeout, Snapshot,
 };
 
 /// Whether the daemon takes requests.
@@ -22,6 +22,41 @@ pub enum Readiness {
     Ready,
     /// It does not, and why.
     NotReady(String),
+}
+
+/// A sandbox that something is to be done to, and in which of its runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Aim {
+    /// Which.
+    pub id: SandboxId,
+    /// Only if its newest run is this one.
+    pub execution_id: Option<String>,
+}
+
+impl From<SandboxId> for Aim {
+    /// Whatever run it is in.
+    fn from(id: SandboxId) -> Self {
+        Self {
+            id,
+            execution_id: None,
+        }
+    }
+}
+
+impl Aim {
+    /// Whether the sandbox that was found is in the run that was meant.
+    ///
+    /// # Errors
+    /// It is in another one, which is told.
+    pub fn check(&self, newest: Option<&str>) -> Result<(), ApiError> {
+        match &self.execution_id {
+            Some(meant) if newest != Some(meant.as_str()) => Err(ApiError::OtherRun {
+                id: self.id.to_string(),
+                execution_id: newest.map(str::to_owned),
+            }),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Events as they happen.
@@ -44,6 +79,8 @@ pub trait ControlPlane: Clone + Send + Sync + 'static {
     fn prometheus(&self) -> impl Future<Output = Result<String, ApiError>> + Send;
     /// Takes no new work and writes everything that runs to disk.
     fn drain(&self) -> impl Future<Output = Result<Drained, ApiError>> + Send;
+    /// Looks for what belongs to nobody on this host, and removes it.
+    fn reconcile(&self) -> impl Future<Output = Result<Reconciled, ApiError>> + Send;
     /// Takes work again.
     fn undrain(&self) -> impl Future<Output = Result<(), ApiError>> + Send;
     /// What happens from now on, or has happened since an event. Ends with the daemon.
@@ -63,11 +100,11 @@ pub trait ControlPlane: Clone + Send + Sync + 'static {
     /// One sandbox.
     fn get(&self, id: SandboxId) -> impl Future<Output = Result<Sandbox, ApiError>> + Send;
     /// Writes it to disk and ends its process.
-    fn pause(&self, id: SandboxId) -> impl Future<Output = Result<Sandbox, ApiError>> + Send;
+    fn pause(&self, aim: Aim) -> impl Future<Output = Result<Sandbox, ApiError>> + Send;
     /// Brings it back.
     fn resume(
         &self,
-        id: SandboxId,
+        aim: Aim,
         request: ResumeSandbox,
     ) -> impl Future<Output = Result<Sandbox, ApiError>> + Send;
     /// Waits until it is in one of these states, and says how it is when that is so or the time is
@@ -81,14 +118,14 @@ pub trait ControlPlane: Clone + Send + Sync + 'static {
     /// Changes how long it may run.
     fn set_timeout(
         &self,
-        id: SandboxId,
+        aim: Aim,
         request: SetTimeout,
     ) -> impl Future<Output = Result<Sandbox, ApiError>> + Send;
     /// Makes running copies of it, which go on from where it is; it goes on, too. Each may fail by
     /// itself.
     fn fork(
         &self,
-        id: SandboxId,
+        aim: Aim,
         request: ForkSandbox,
     ) -> impl Future<Output = Result<Vec<Result<Sandbox, ApiError>>, ApiError>> + Send;
     /// How busy its guest is.
@@ -102,6 +139,11 @@ pub trait ControlPlane: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Result<ExecResult, ApiError>> + Send;
     /// What its memory did since it was last resumed.
     fn memory(&self, id: SandboxId) -> impl Future<Output = Result<MemoryStats, ApiError>> + Send;
+    /// The last lines of its console since it began to run; none while it is paused.
+    fn console(
+        &self,
+        id: SandboxId,
+    ) -> impl Future<Output = Result<Vec<ConsoleLine>, ApiError>> + Send;
     /// What its disk takes on the host.
     fn disk(&self, id: SandboxId) -> impl Future<Output = Result<DiskStats, ApiError>> + Send;
     /// Replaces what it may reach, at once if it runs.
@@ -111,7 +153,7 @@ pub trait ControlPlane: Clone + Send + Sync + 'static {
         policy: NetworkPolicy,
     ) -> impl Future<Output = Result<Sandbox, ApiError>> + Send;
     /// Removes it in whatever state it is.
-    fn delete(&self, id: SandboxId) -> impl Future<Output = Result<(), ApiError>> + Send;
+    fn delete(&self, aim: Aim) -> impl Future<Output = Result<(), ApiError>> + Send;
 
     /// Makes a template of a sandbox, which goes on.
     fn create_snapshot(

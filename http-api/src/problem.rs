@@ -4,14 +4,13 @@
 //! found* (404), *failed* (5xx, with its causes). `code` is stable and for programs,
 //! `detail` is for people and says what to do.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::context;
 use crate::wire::SandboxState;
 
 /// Why a request was not met; one variant per thing a caller can do about it.
@@ -29,6 +28,18 @@ pub enum ApiError {
     #[error("{detail}")]
     Late {
         /// What did.
+        detail: String,
+    },
+    /// The body is longer than allowed. 413.
+    #[error("{detail}")]
+    TooLarge {
+        /// How long it may be.
+        detail: String,
+    },
+    /// The head is longer than allowed. 431.
+    #[error("{detail}")]
+    HeadTooLarge {
+        /// How long it may be.
         detail: String,
     },
     /// No token, or one that nobody knows. 401.
@@ -58,6 +69,14 @@ pub enum ApiError {
         state: SandboxState,
         /// What was asked and why it can't be.
         detail: String,
+    },
+    /// The sandbox is in another run than the one that was meant. 412.
+    #[error("Sandbox {id:?} is in another run than the one that was meant; look at it again")]
+    OtherRun {
+        /// Which.
+        id: String,
+        /// Its newest run; none if it has never run.
+        execution_id: Option<String>,
     },
     /// The name is taken by something else. 409.
     #[error("{what} {name:?} exists already")]
@@ -121,10 +140,13 @@ impl ApiError {
         match self {
             Self::BadRequest { .. } => StatusCode::BAD_REQUEST,
             Self::Late { .. } => StatusCode::REQUEST_TIMEOUT,
+            Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::HeadTooLarge { .. } => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::Unauthorized { .. } => StatusCode::UNAUTHORIZED,
             Self::Forbidden { .. } => StatusCode::FORBIDDEN,
             Self::NotFound { .. } => StatusCode::NOT_FOUND,
             Self::Denied { .. } | Self::Exists { .. } => StatusCode::CONFLICT,
+            Self::OtherRun { .. } => StatusCode::PRECONDITION_FAILED,
             Self::Corrupt { .. } => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Busy { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::Full { .. } => StatusCode::INSUFFICIENT_STORAGE,
@@ -139,11 +161,14 @@ impl ApiError {
         match self {
             Self::BadRequest { .. } => "bad_request",
             Self::Late { .. } => "request_timeout",
+            Self::TooLarge { .. } => "body_too_large",
+            Self::HeadTooLarge { .. } => "head_too_large",
             Self::Unauthorized { .. } => "unauthorized",
             Self::Forbidden { .. } => "forbidden",
             Self::NotFound { .. } => "not_found",
             Self::Denied { .. } => "wrong_state",
             Self::Exists { .. } => "exists",
+            Self::OtherRun { .. } => "other_run",
             Self::Corrupt { .. } => "corrupt",
             Self::Busy { .. } => "busy",
             Self::Full { .. } => "capacity_exhausted",
@@ -156,20 +181,31 @@ impl ApiError {
     #[must_use]
     pub fn problem(&self) -> Problem {
         let status = self.status();
+        if status.is_server_error() && status != StatusCode::SERVICE_UNAVAILABLE {
+            // The span around it has the request's id.
+            tracing::error!(code = self.code(), detail = %self, "A request failed");
+        }
         let (field, state) = match self {
             Self::BadRequest { field, .. } => (Some(field.clone()), None),
             Self::Denied { state, .. } => (None, Some(*state)),
             _ => (None, None),
         };
+        let context = context::current();
+        let request_id = context.as_ref().map(|found| found.request_id().to_owned());
         Problem {
             title: status.canonical_reason().unwrap_or("Error").to_owned(),
             status: status.as_u16(),
             detail: self.to_string(),
             code: self.code().to_owned(),
             retryable: matches!(self, Self::Busy { .. } | Self::Unavailable { .. }),
-            request_id: next_request_id(),
+            request_id: request_id.unwrap_or_else(context::next_request_id),
+            trace_id: context.as_ref().and_then(context::Context::trace_id),
             field,
             state,
+            execution_id: match self {
+                Self::OtherRun { execution_id, .. } => execution_id.clone(),
+                _ => None,
+            },
         }
     }
 }
@@ -187,20 +223,20 @@ pub struct Problem {
     pub code: String,
     /// Whether the same request may succeed later.
     pub retryable: bool,
-    /// Found again in the daemon's log.
+    /// Found again in the daemon's log, if the failure is the host's.
     pub request_id: String,
+    /// The trace of the request's `traceparent`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace_id: Option<String>,
     /// The offending field of a 400.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub field: Option<String>,
     /// The sandbox's state of a 409.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<SandboxState>,
-}
-
-/// Unique while the process lives; restarts are told apart by the log's time.
-fn next_request_id() -> String {
-    static NEXT: AtomicU64 = AtomicU64::new(1);
-    format!("req-{:08x}", NEXT.fetch_add(1, Ordering::Relaxed))
+    /// The sandbox's newest run, of a 412.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub execution_id: Option<String>,
 }
 
 impl IntoResponse for ApiError {

@@ -80,10 +80,23 @@ pub trait Processes: Clone + Send + Sync + 'static {
         place: FilePlace,
         content: Body,
     ) -> impl Future<Output = Result<WrittenFile, ApiError>> + Send;
-    /// The entries of a directory.
+    /// The entries of a directory, and of those in it down to this depth; 1 is its own.
     fn list_files(
         &self,
         id: SandboxId,
         place: FilePlace,
+        depth: u32,
     ) -> impl Future<Output = Result<Vec<FileEntry>, ApiError>> + Send;
+    /// Makes a directory, with those that it needs. One that is there is an error.
+    fn make_dir(
+        &self,
+        id: SandboxId,
+        place: FilePlace,
+    ) -> impl Future<Output = Result<FileEntry, ApiError>> + Send;
+    /// Removes a file, or a directory with all that is in it.
+    fn remove_file(
+        &self,
+        id: SandboxId,
+        place: FilePlace,
+    ) -> impl Future<Output = Result<(), ApiError>> + Send;
 }

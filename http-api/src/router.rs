@@ -2,21 +2,23 @@
 //!
 //! The routes are a table, so that a test can walk them.
 
-use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::{Method, Uri};
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, delete, get, post, put};
+use axum::{Extension, Router};
 
-use crate::auth::{self, Access};
-use crate::body::MAX_BODY_BYTES;
+use crate::auth;
+use crate::context;
 use crate::control_plane::ControlPlane;
 use crate::e2b;
+use crate::options::{Options, Terms};
 use crate::problem::ApiError;
 use crate::processes::Processes;
 use crate::routes::{events, health, inside, sandboxes, snapshots};
 use crate::stream::{exec, pty};
+use crate::wrenn;
 
 /// Method, path, and what answers.
 pub(crate) type Table<C> = Vec<(&'static str, &'static str, MethodRouter<C>)>;
@@ -34,6 +36,7 @@ fn native<C: ControlPlane + Processes>() -> Table<C> {
         ("GET", "/v1/host", get(health::host::<C>)),
         ("POST", "/v1/host/drain", post(health::drain::<C>)),
         ("DELETE", "/v1/host/drain", delete(health::undrain::<C>)),
+        ("POST", "/v1/host/reconcile", post(health::reconcile::<C>)),
         ("GET", "/v1/events", get(events::events::<C>)),
         ("GET", "/v1/sandboxes", get(sandboxes::list::<C>)),
         ("POST", "/v1/sandboxes", post(sandboxes::create::<C>)),
@@ -93,6 +96,11 @@ fn native<C: ControlPlane + Processes>() -> Table<C> {
             "/v1/sandboxes/{id}/memory",
             get(sandboxes::memory::<C>),
         ),
+        (
+            "GET",
+            "/v1/sandboxes/{id}/console",
+            get(sandboxes::console::<C>),
+        ),
         ("GET", "/v1/sandboxes/{id}/disk", get(sandboxes::disk::<C>)),
         (
             "GET",
@@ -118,6 +126,7 @@ fn native<C: ControlPlane + Processes>() -> Table<C> {
 fn table<C: ControlPlane + Processes>() -> Table<C> {
     let mut table = native();
     table.extend(e2b::table());
+    table.extend(wrenn::table());
     table
 }
 
@@ -128,8 +137,9 @@ pub fn routes<C: ControlPlane + Processes>() -> Vec<(&'static str, &'static str)
     routes.map(|(method, path, _)| (method, path)).collect()
 }
 
-/// The whole API over one control plane, for a listener that lets in whom `access` says.
-pub fn router<C: ControlPlane + Processes>(control: C, access: Access) -> Router {
+/// The whole API over one control plane, for a listener with these options.
+pub fn router<C: ControlPlane + Processes>(control: C, options: impl Into<Options>) -> Router {
+    let options = options.into();
     let mut router = Router::new();
     for (_method, path, answer) in table::<C>() {
         router = router.route(path, answer);
@@ -137,12 +147,25 @@ pub fn router<C: ControlPlane + Processes>(control: C, access: Access) -> Router
     router
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
-        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .layer(DefaultBodyLimit::max(options.limits.body_bytes))
         .layer(from_fn_with_state(
-            (control.clone(), access),
+            (control.clone(), options.access.clone()),
             auth::guard::<C>,
         ))
+        .layer(Extension(Terms::new(&options)))
+        .layer(from_fn(context::enter))
         .with_state(control)
+}
+
+/// An error in the words of whoever asks on this path.
+pub(crate) fn refused(path: &str, error: ApiError) -> Response {
+    if e2b::speaks(path) {
+        e2b::Refusal(error).into_response()
+    } else if wrenn::speaks(path) {
+        wrenn::Refusal(error).into_response()
+    } else {
+        error.into_response()
+    }
 }
 
 async fn no_route(request: Request) -> Response {
@@ -156,8 +179,5 @@ async fn no_method(method: Method, uri: Uri) -> Response {
 fn absent(uri: &Uri, name: String) -> Response {
     let what = "route";
     let error = ApiError::NotFound { what, name };
-    if e2b::speaks(uri.path()) {
-        return e2b::Refusal(error).into_response();
-    }
-    error.into_response()
+    refused(uri.path(), error)
 }

@@ -9,7 +9,7 @@ use axum::body::Body;
 use axum::http::Request;
 use http_api::auth::Access;
 use http_api::router;
-use http_api::server::Peer;
+use http_api::server::{Channel, Peer};
 use http_body_util::BodyExt;
 use support::{FULL, Fake, METRICS};
 use tower::ServiceExt;
@@ -31,7 +31,7 @@ fn routes() -> Vec<(&'static str, String)> {
 
 const LOCAL: Peer = Peer::Tcp {
     ip: IpAddr::V4(std::net::Ipv4Addr::LOCALHOST),
-    tls: false,
+    channel: Channel::Plain,
 };
 
 fn access(require_token: bool) -> Access {
@@ -59,17 +59,18 @@ async fn status(access: Access, peer: Peer, route: (&str, &str), header: (&str, 
     if matches!(status, 401 | 403) {
         let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
         let others = ["/metrics", "/openapi.json", "/docs"];
-        let native = path.starts_with("/v1/") || others.contains(&path);
+        let wrenn = path.starts_with("/api/") || path.starts_with("/v1/capsules");
+        let native = !wrenn && path.starts_with("/v1/") || others.contains(&path);
         // Each kind of client is told in its own words.
         assert_eq!(
             kind.unwrap() == "application/problem+json",
             native,
             "{path}: {body}"
         );
-        let message = if native {
-            &body["detail"]
-        } else {
-            &body["message"]
+        let message = match (native, wrenn) {
+            (true, _) => &body["detail"],
+            (_, true) => &body["error"]["message"],
+            _ => &body["message"],
         };
         assert!(
             message.as_str().is_some_and(|m| !m.is_empty()),
@@ -147,6 +148,32 @@ async fn loopback_without_tokens_is_not_for_web_pages() {
                 refused(status),
                 !allowed && !open,
                 "{method} {path} {header:?}: {status}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_clients_certificate_is_as_good_as_a_token_but_not_for_web_pages() {
+    let peer = |channel| Peer::Tcp {
+        ip: IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)),
+        channel,
+    };
+    for (method, path) in routes() {
+        let open = matches!(path.as_str(), "/livez" | "/readyz");
+        for (channel, header, allowed) in [
+            (Channel::Encrypted, ("x-none", ""), false),
+            (Channel::Certified, ("x-none", ""), true),
+            (Channel::Certified, ("host", "thaw.example.com"), true),
+            (Channel::Certified, ("origin", "https://example.com"), false),
+            (Channel::Encrypted, ("x-api-key", FULL), true),
+        ] {
+            let route = (method, path.as_str());
+            let status = status(access(true), peer(channel), route, header).await;
+            assert_eq!(
+                refused(status),
+                !allowed && !open,
+                "{method} {path} {channel:?} {header:?}: {status}"
             );
         }
     }

@@ -6,6 +6,7 @@ mod support;
 use axum::body::Body;
 use axum::http::{HeaderMap, Request};
 use http_api::auth::Access;
+use http_api::options::Options;
 use http_api::router;
 use http_api::{ApiError, wire::SandboxState};
 use http_body_util::BodyExt;
@@ -173,6 +174,82 @@ async fn a_sandbox_is_brought_back_or_kept_longer() {
     assert_eq!(call("DELETE", "/sandboxes/a", Value::Null).await.0, 204);
     let network = json!({ "denyOut": ["0.0.0.0/0"] });
     assert_eq!(call("PUT", "/sandboxes/a/network", network).await.0, 204);
+}
+
+#[tokio::test]
+async fn logs_are_the_consoles_lines_from_a_time_on_or_back() {
+    let lines = async |path: &str| {
+        let (status, body) = call("GET", path, Value::Null).await;
+        assert_eq!(status, 200, "{path}: {body}");
+        let lines = body["logs"].as_array().unwrap().iter();
+        let text = lines.map(|l| {
+            l["line"]
+                .as_str()
+                .or(l["message"].as_str())
+                .unwrap()
+                .to_owned()
+        });
+        text.collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(lines("/sandboxes/a/logs").await, "first second third");
+    assert_eq!(
+        lines("/sandboxes/a/logs?start=1500&limit=1").await,
+        "second"
+    );
+    assert_eq!(
+        lines("/v2/sandboxes/a/logs?cursor=2000").await,
+        "second third"
+    );
+    let back = "/v2/sandboxes/a/logs?cursor=1500&direction=backward";
+    assert_eq!(lines(back).await, "first");
+    let (_, body) = call("GET", "/sandboxes/a/logs", Value::Null).await;
+    let entry = &body["logEntries"][0];
+    assert_eq!(entry["timestamp"], "1970-01-01T00:00:01Z", "{entry}");
+    assert_eq!(
+        (&entry["level"], &entry["fields"]),
+        (&json!("info"), &json!({}))
+    );
+    for wrong in ["limit=1001", "direction=up", "start=soon"] {
+        let path = format!("/v2/sandboxes/a/logs?{wrong}");
+        assert_eq!(call("GET", &path, Value::Null).await.0, 400, "{wrong}");
+    }
+}
+
+#[tokio::test]
+async fn rules_for_the_network_leave_its_rates_alone() {
+    let fake = Fake::default();
+    let rules = json!({ "denyOut": ["192.0.2.0/24"] });
+    let answer = ask(fake.clone(), "PUT", "/sandboxes/a/network", &rules).await;
+    assert_eq!(answer.0, 204);
+    let policy = fake.policy.borrow();
+    assert_eq!(policy.deny.len(), 1);
+    assert_eq!(policy.egress_kbit_s, Some(5000), "as it was before");
+}
+
+#[tokio::test]
+async fn a_host_with_a_domain_says_so_and_another_does_not() {
+    for domain in [None, Some("thaw.test:8443")] {
+        let options = Options {
+            domain: domain.map(Into::into),
+            ..Access::open().into()
+        };
+        for (method, path) in [
+            ("POST", "/sandboxes/a/connect"),
+            ("POST", "/sandboxes/a/resume"),
+            ("GET", "/sandboxes/a"),
+        ] {
+            let request = Request::builder().method(method).uri(path);
+            let request = request.body(Body::from("{}")).unwrap();
+            let answer = router(Fake::default(), options.clone()).oneshot(request);
+            let body = answer.await.unwrap().into_body().collect().await.unwrap();
+            let body: Value = serde_json::from_slice(&body.to_bytes()).unwrap();
+            assert_eq!(
+                body.get("domain").and_then(Value::as_str),
+                domain,
+                "{path}: {body}"
+            );
+        }
+    }
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ mod support;
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode, header};
 use http_api::auth::Access;
-use http_api::body::MAX_BODY_BYTES;
+use http_api::options::Limits;
 use http_api::wire::SandboxState;
 use http_api::{ApiError, router};
 use http_body_util::BodyExt;
@@ -70,10 +70,11 @@ async fn send(fake: Fake, method: &str, path: &str, body: impl Into<Body>) -> An
 }
 
 /// All routes behind the control plane, each with a body that is good.
-const ROUTES: [(&str, &str, &str); 26] = [
+const ROUTES: [(&str, &str, &str); 28] = [
     ("GET", "/v1/host", ""),
     ("POST", "/v1/host/drain", ""),
     ("DELETE", "/v1/host/drain", ""),
+    ("POST", "/v1/host/reconcile", ""),
     ("GET", "/v1/sandboxes", ""),
     ("POST", "/v1/sandboxes", r#"{"template":"base"}"#),
     ("GET", "/v1/sandboxes/a", ""),
@@ -96,6 +97,7 @@ const ROUTES: [(&str, &str, &str); 26] = [
     ("GET", "/v1/sandboxes/a/files/list?path=%2F", ""),
     ("GET", "/v1/sandboxes/a/memory", ""),
     ("GET", "/v1/sandboxes/a/disk", ""),
+    ("GET", "/v1/sandboxes/a/console", ""),
     ("PUT", "/v1/sandboxes/a/network", "{}"),
     ("GET", "/v1/snapshots", ""),
     ("POST", "/v1/snapshots", r#"{"sandbox":"a","name":"t"}"#),
@@ -330,27 +332,16 @@ async fn a_bad_name_in_the_path_is_a_400_that_names_it() {
 
 #[tokio::test]
 async fn a_body_over_the_limit_is_refused_and_one_at_it_is_not() {
+    let most = Limits::default().body_bytes;
     let body = |bytes: usize| {
         let frame = r#"{"template":""}"#.len();
         format!(r#"{{"template":"{}"}}"#, "a".repeat(bytes - frame))
     };
-    let at = send(
-        Fake::default(),
-        "POST",
-        "/v1/sandboxes",
-        body(MAX_BODY_BYTES),
-    )
-    .await;
+    let at = send(Fake::default(), "POST", "/v1/sandboxes", body(most)).await;
     assert_eq!(at.problem()["field"], "template", "it was read and judged");
-    let over = send(
-        Fake::default(),
-        "POST",
-        "/v1/sandboxes",
-        body(MAX_BODY_BYTES + 1),
-    )
-    .await;
-    assert_eq!(over.status, StatusCode::BAD_REQUEST);
-    assert_eq!(over.problem()["field"], "body");
+    let over = send(Fake::default(), "POST", "/v1/sandboxes", body(most + 1)).await;
+    assert_eq!(over.status, StatusCode::PAYLOAD_TOO_LARGE);
+    assert_eq!(over.problem()["code"], "body_too_large");
 }
 
 #[tokio::test]
@@ -562,7 +553,7 @@ fn the_document_has_the_native_routes_and_no_others() {
         documented.extend(methods.map(|method| (method.to_uppercase(), path.clone())));
     }
     let native = |path: &str| {
-        path.starts_with("/v1/")
+        path.starts_with("/v1/") && !path.starts_with("/v1/capsules")
             || ["/livez", "/readyz", "/metrics", "/openapi.json", "/docs"].contains(&path)
     };
     let routes = http_api::routes::<Fake>().into_iter();
@@ -620,4 +611,36 @@ async fn a_body_that_does_not_arrive_is_given_up() {
     )
     .await;
     assert_eq!(late.problem()["code"], "request_timeout");
+}
+
+#[tokio::test]
+async fn what_is_meant_for_another_run_is_refused_with_the_newest() {
+    for (method, path, body) in [
+        ("POST", "/v1/sandboxes/a/pause", ""),
+        ("POST", "/v1/sandboxes/a/resume", ""),
+        ("POST", "/v1/sandboxes/a/timeout", r#"{"timeout_s":9}"#),
+        ("POST", "/v1/sandboxes/a/fork", ""),
+        ("DELETE", "/v1/sandboxes/a", ""),
+    ] {
+        let at = |run: &str| format!("{path}?execution_id={run}");
+        let met = send(Fake::default(), method, &at(support::RUN), body).await;
+        assert!(met.status.is_success(), "{method} {path}: {}", met.text);
+        let other = send(Fake::default(), method, &at("exec-6"), body).await;
+        assert_eq!(
+            other.status,
+            StatusCode::PRECONDITION_FAILED,
+            "{method} {path}"
+        );
+        let problem = other.problem();
+        assert_eq!(problem["code"], "other_run", "{problem}");
+        assert_eq!(problem["execution_id"], support::RUN, "{problem}");
+        let typo = format!("{path}?executionid=exec-7");
+        let typo = send(Fake::default(), method, &typo, body).await;
+        assert_eq!(typo.status, StatusCode::BAD_REQUEST, "{method} {path}");
+    }
+    for (run, status) in [(support::RUN, 201), ("exec-6", 412)] {
+        let body = format!(r#"{{"sandbox":"a","execution_id":"{run}"}}"#);
+        let answer = send(Fake::default(), "POST", "/v1/snapshots", body).await;
+        assert_eq!(answer.status.as_u16(), status, "{}", answer.text);
+    }
 }

@@ -6,6 +6,7 @@ use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
 use crate::replay::ReplayTally;
+use crate::times::Times;
 
 /// Longest service time the histogram tells apart, in nanoseconds (10 s).
 const LONGEST_NS: u64 = 10_000_000_000;
@@ -40,6 +41,8 @@ pub struct Counters {
     /// Turns that answered a fault.
     turns: u64,
     service: Histogram<u32>,
+    service_times: Times,
+    turn_times: Times,
 }
 
 impl Default for Counters {
@@ -59,6 +62,8 @@ impl Default for Counters {
             turns: 0,
             service: Histogram::new_with_bounds(1, LONGEST_NS, 2)
                 .expect("constant bounds are valid"),
+            service_times: Times::default(),
+            turn_times: Times::default(),
         }
     }
 }
@@ -76,7 +81,9 @@ impl Counters {
         let answered = std::mem::take(answered);
         if answered > 0 {
             if self.turns.is_multiple_of(TIMED_TURNS) {
-                self.record_services(since.elapsed(), answered);
+                let took = since.elapsed();
+                self.record_services(took, answered);
+                self.turn_times.record_n(nanoseconds(took), 1);
             }
             self.turns += 1;
         }
@@ -84,7 +91,8 @@ impl Counters {
 
     /// Records how long `faults` faults took from being read to their pages being installed.
     pub(crate) fn record_services(&mut self, took: Duration, faults: u64) {
-        let ns = u64::try_from(took.as_nanos()).unwrap_or(LONGEST_NS);
+        let ns = nanoseconds(took);
+        self.service_times.record_n(ns, faults);
         self.service
             .saturating_record_n(ns.max(1), u32::try_from(faults).unwrap_or(u32::MAX));
     }
@@ -110,12 +118,18 @@ impl Counters {
             replay_hits: self.replayed.hits,
             replay_waste: self.replayed.waste,
             replay_stopped_early: self.replayed.stopped_early,
+            service: self.service_times.clone(),
+            turns: self.turn_times.clone(),
             service_us_p50: us(0.50),
             service_us_p90: us(0.90),
             service_us_p99: us(0.99),
             service_us_max: self.service.max() as f64 / 1000.0,
         }
     }
+}
+
+fn nanoseconds(took: Duration) -> u64 {
+    u64::try_from(took.as_nanos()).unwrap_or(LONGEST_NS)
 }
 
 /// The counters of one session as they travel to the daemon. Times are from the fault
@@ -164,6 +178,12 @@ pub struct SessionStats {
     /// The replay was given up, because the guest asked for other pages.
     #[serde(default)]
     pub replay_stopped_early: bool,
+    /// Service times in buckets.
+    #[serde(default)]
+    pub service: Times,
+    /// How long turns took that answered a fault at once; one in eight is in them.
+    #[serde(default)]
+    pub turns: Times,
     /// Median service time.
     pub service_us_p50: f64,
     /// 90th percentile.

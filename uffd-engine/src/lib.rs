@@ -42,6 +42,7 @@ pub mod counters;
 mod data_files;
 mod expecting;
 mod read_jobs;
+mod times;
 
 mod background;
 mod loader;
@@ -71,6 +72,7 @@ pub mod sys;
 
 pub use counters::SessionStats;
 pub use page_state::{PageState, PageStates};
+pub use times::Times;
 pub use tracking::Tracking;
 pub use worker::{Waiting, WorkerOptions};
 

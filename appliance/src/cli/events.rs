@@ -18,7 +18,7 @@ pub async fn events(args: &EventsArgs) -> Result<ExitCode> {
         Some(after) => format!("/v1/events?after={after}"),
         None => "/v1/events".to_owned(),
     };
-    let mut response = client(&args.at).stream(&path).await?;
+    let mut response = client(&args.at)?.stream(&path).await?;
     let mut rest = Vec::new();
     while let Some(frame) = response.body_mut().frame().await {
         let frame = frame.context("The daemon closed the connection")?;

@@ -27,13 +27,13 @@ pub async fn exec(args: &ExecArgs) -> Result<ExitCode> {
     }
     if args.at.json {
         let path = format!("/v1/sandboxes/{}/exec", args.id);
-        let result: ExecResult = client(&args.at).post(&path, &request).await?;
+        let result: ExecResult = client(&args.at)?.post(&path, &request).await?;
         print_json(&result)?;
         return Ok(status(result.exit_code.into()));
     }
     request["type"] = json!("start");
     let path = format!("/v1/sandboxes/{}/exec/stream", args.id);
-    let mut socket = client(&args.at).socket(&path).await?;
+    let mut socket = client(&args.at)?.socket(&path).await?;
     socket.send(Message::text(request.to_string())).await?;
     loop {
         let message = tokio::select! {

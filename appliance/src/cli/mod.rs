@@ -16,7 +16,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::args::{At, CreateArgs, ForkArgs, HostArgs, LsArgs, NewSnapshotArgs, One, ResumeArgs};
-use crate::client::Client;
+use crate::client::{Client, Credentials, Way};
 use table::Table;
 
 pub use events::events;
@@ -54,7 +54,7 @@ fn print_json(value: &impl Serialize) -> Result<ExitCode> {
 /// # Errors
 /// As the daemon's.
 pub async fn ls(args: &LsArgs) -> Result<ExitCode> {
-    let client = client(&args.at);
+    let client = client(&args.at)?;
     let mut query = Vec::new();
     if let Some(states) = &args.state {
         query.push(quoted("state", states));
@@ -89,8 +89,17 @@ pub async fn ls(args: &LsArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn client(at: &At) -> Client {
-    Client::new(&at.socket)
+/// The daemon that was meant.
+fn client(at: &At) -> Result<Client> {
+    let Some(url) = &at.url else {
+        return Ok(Client::new(&at.socket));
+    };
+    let credentials = Credentials {
+        ca: at.ca.clone(),
+        certificate: at.cert.clone().zip(at.key.clone()),
+        token: at.token.clone(),
+    };
+    Ok(Client::over(Way::url(url, &credentials)?))
 }
 
 /// Prints a sandbox: its id, for scripts, or all of it.
@@ -125,7 +134,7 @@ pub async fn create(args: &CreateArgs) -> Result<ExitCode> {
     }
     show(
         &args.at,
-        &client(&args.at).post("/v1/sandboxes", &request).await?,
+        &client(&args.at)?.post("/v1/sandboxes", &request).await?,
     )
 }
 
@@ -141,7 +150,7 @@ fn pairs(list: &[(String, String)]) -> BTreeMap<&str, &str> {
 /// As the daemon's.
 pub async fn pause(args: &One) -> Result<ExitCode> {
     let path = format!("/v1/sandboxes/{}/pause", args.id);
-    show(&args.at, &client(&args.at).post(&path, &json!({})).await?)
+    show(&args.at, &client(&args.at)?.post(&path, &json!({})).await?)
 }
 
 /// `thaw resume`
@@ -154,7 +163,7 @@ pub async fn resume(args: &ResumeArgs) -> Result<ExitCode> {
         Some(seconds) => json!({ "timeout_s": seconds }),
         None => json!({}),
     };
-    show(&args.at, &client(&args.at).post(&path, &request).await?)
+    show(&args.at, &client(&args.at)?.post(&path, &request).await?)
 }
 
 /// `thaw fork`
@@ -164,7 +173,7 @@ pub async fn resume(args: &ResumeArgs) -> Result<ExitCode> {
 pub async fn fork(args: &ForkArgs) -> Result<ExitCode> {
     let path = format!("/v1/sandboxes/{}/fork", args.id);
     let request = json!({ "count": args.count, "timeout_s": args.timeout_s });
-    let forks: Value = client(&args.at).post(&path, &request).await?;
+    let forks: Value = client(&args.at)?.post(&path, &request).await?;
     if args.at.json {
         print_json(&forks)?;
     } else {
@@ -186,7 +195,7 @@ pub async fn fork(args: &ForkArgs) -> Result<ExitCode> {
 pub async fn rm(at: &At, ids: &[String]) -> Result<ExitCode> {
     for id in ids {
         let path = format!("/v1/sandboxes/{id}");
-        let removed = client(at).delete(&path).await;
+        let removed = client(at)?.delete(&path).await;
         removed.with_context(|| format!("Sandbox {id} is not removed"))?;
     }
     if at.json {
@@ -204,7 +213,7 @@ pub async fn snapshot(args: &NewSnapshotArgs) -> Result<ExitCode> {
     if let Some(name) = &args.name {
         request["name"] = json!(name);
     }
-    let made: Snapshot = client(&args.at).post("/v1/snapshots", &request).await?;
+    let made: Snapshot = client(&args.at)?.post("/v1/snapshots", &request).await?;
     if args.at.json {
         return print_json(&made);
     }
@@ -217,7 +226,7 @@ pub async fn snapshot(args: &NewSnapshotArgs) -> Result<ExitCode> {
 /// # Errors
 /// As the daemon's.
 pub async fn snapshots(at: &At) -> Result<ExitCode> {
-    let all: Vec<Snapshot> = client(at).get("/v1/snapshots").await?;
+    let all: Vec<Snapshot> = client(at)?.get("/v1/snapshots").await?;
     if at.json {
         return print_json(&all);
     }
@@ -245,7 +254,7 @@ pub async fn snapshots(at: &At) -> Result<ExitCode> {
 /// # Errors
 /// As the daemon's.
 pub async fn remove_snapshot(at: &At, name: &str) -> Result<ExitCode> {
-    client(at).delete(&format!("/v1/snapshots/{name}")).await?;
+    client(at)?.delete(&format!("/v1/snapshots/{name}")).await?;
     if at.json {
         return print_json(&json!({ "removed": [name] }));
     }
@@ -257,7 +266,7 @@ pub async fn remove_snapshot(at: &At, name: &str) -> Result<ExitCode> {
 /// # Errors
 /// As the daemon's.
 pub async fn host(args: &HostArgs) -> Result<ExitCode> {
-    let host: HostInfo = client(&args.at).get("/v1/host").await?;
+    let host: HostInfo = client(&args.at)?.get("/v1/host").await?;
     if args.at.json {
         return print_json(&host);
     }
@@ -297,7 +306,7 @@ pub async fn host(args: &HostArgs) -> Result<ExitCode> {
 /// As the daemon's.
 pub async fn drain(at: &At, undo: bool) -> Result<ExitCode> {
     if undo {
-        client(at).delete("/v1/host/drain").await?;
+        client(at)?.delete("/v1/host/drain").await?;
         return if at.json {
             print_json(&json!({ "status": "ready" }))
         } else {
@@ -307,7 +316,7 @@ pub async fn drain(at: &At, undo: bool) -> Result<ExitCode> {
     if !at.json {
         eprintln!("Pausing all that runs …");
     }
-    let drained: Drained = client(at).post("/v1/host/drain", &json!({})).await?;
+    let drained: Drained = client(at)?.post("/v1/host/drain", &json!({})).await?;
     let code = ExitCode::from(u8::from(!drained.left.is_empty()));
     if at.json {
         print_json(&drained)?;

@@ -49,7 +49,7 @@ pub async fn shell(args: &ShellArgs) -> Result<ExitCode> {
         bail!("Standard input is no terminal; use `thaw exec` for commands");
     }
     let path = format!("/v1/sandboxes/{}/pty", args.id);
-    let mut socket = client(&args.at).socket(&path).await?;
+    let mut socket = client(&args.at)?.socket(&path).await?;
     let (cols, rows) = crate::sys::terminal::size(stdin.as_fd()).unwrap_or((80, 24));
     let mut start = json!({ "type": "start", "cols": cols, "rows": rows });
     if let Some(user) = &args.user {

@@ -70,7 +70,7 @@ fn run(sandbox: &Sandbox) -> String {
 /// # Errors
 /// As the daemon's.
 pub async fn top(args: &TopArgs) -> Result<ExitCode> {
-    let client = client(&args.at);
+    let client = client(&args.at)?;
     let interval = Duration::from_millis(args.interval_ms.max(100));
     let live = !args.at.json && !args.once && std::io::stdout().is_terminal();
     let mut before = Look::take(&client).await?;

@@ -148,6 +148,14 @@ impl Link {
         self.node.number
     }
 
+    /// The sessions that have memory, by name.
+    pub(super) fn names(&self) -> Vec<String> {
+        let shared = self.shared.lock();
+        let attached = |kept: &&Kept| kept.attached.is_some();
+        let kept = shared.kept.iter().filter(|(_, kept)| attached(kept));
+        kept.map(|(name, _)| name.clone()).collect()
+    }
+
     pub(super) fn sessions(&self) -> usize {
         self.shared.lock().kept.len()
     }

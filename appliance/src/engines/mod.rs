@@ -11,6 +11,7 @@ mod link;
 pub mod topology;
 mod working_sets;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
@@ -113,6 +114,36 @@ impl Engines {
         for link in self.links.iter() {
             link.stop();
         }
+    }
+
+    /// The names of all sessions, and the counters of those whose engine answers within this time.
+    pub async fn sessions(
+        &self,
+        patience: Duration,
+    ) -> (BTreeSet<String>, BTreeMap<String, SessionStats>) {
+        let (mut names, mut asked) = (BTreeSet::new(), Vec::new());
+        for link in self.links.iter() {
+            for session in link.names() {
+                names.insert(session.clone());
+                let wanted = session.clone();
+                let request = |request| Request::Stats {
+                    request,
+                    session: wanted,
+                };
+                if let Ok(answer) = link.ask(request, &[]) {
+                    asked.push((session, answer));
+                }
+            }
+        }
+        let deadline = tokio::time::Instant::now() + patience;
+        let mut said = BTreeMap::new();
+        for (session, answer) in asked {
+            let answer = tokio::time::timeout_at(deadline, answer).await;
+            if let Ok(Ok(Report::Stats { stats, .. })) = answer {
+                said.insert(session, stats);
+            }
+        }
+        (names, said)
     }
 
     /// How many there are.
@@ -240,6 +271,12 @@ impl Attachment {
     #[must_use]
     pub const fn worker_cpu(&self) -> Option<usize> {
         self.worker_cpu
+    }
+
+    /// What its engine calls it.
+    #[must_use]
+    pub fn session(&self) -> &str {
+        &self.session
     }
 
     /// Its counters now. They start anew with a successor engine.

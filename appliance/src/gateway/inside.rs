@@ -97,10 +97,23 @@ impl Processes for Gateway {
         &self,
         id: SandboxId,
         place: FilePlace,
+        depth: u32,
     ) -> Result<Vec<FileEntry>, ApiError> {
         let (guest, _) = self.guest(&id).await?;
-        let listed = guest.list_files(&place).await;
+        let listed = guest.list_files(&place, depth).await;
         listed.map_err(|error| judged(&error, "path", "directory", &place.path))
+    }
+
+    async fn make_dir(&self, id: SandboxId, place: FilePlace) -> Result<FileEntry, ApiError> {
+        let (guest, _) = self.guest(&id).await?;
+        let made = guest.make_dir(&place).await;
+        made.map_err(|error| judged(&error, "path", "directory", &place.path))
+    }
+
+    async fn remove_file(&self, id: SandboxId, place: FilePlace) -> Result<(), ApiError> {
+        let (guest, _) = self.guest(&id).await?;
+        let removed = guest.remove_file(&place).await;
+        removed.map_err(|error| judged(&error, "path", "file", &place.path))
     }
 }
 
@@ -123,6 +136,10 @@ fn judged(error: &GuestError, field: &str, what: &'static str, name: &str) -> Ap
     if status.starts_with("404") || status == "not_found" {
         let name = name.to_owned();
         return ApiError::NotFound { what, name };
+    }
+    if status.starts_with("409") || status == "already_exists" {
+        let name = name.to_owned();
+        return ApiError::Exists { what, name };
     }
     let said: Result<Said, _> = serde_json::from_str(body);
     let detail = said.map_or_else(|_| body.clone(), |said| said.message);

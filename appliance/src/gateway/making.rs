@@ -6,7 +6,7 @@ use std::sync::Arc;
 use futures_util::{StreamExt, stream};
 use http_api::ids::{SandboxId, TemplateName};
 use http_api::wire::{CreateSandbox, Created, ForkSandbox, Sandbox, SandboxState};
-use http_api::{ApiError, ControlPlane};
+use http_api::{Aim, ApiError, ControlPlane, context};
 use parking_lot::Mutex;
 use tokio::time::sleep;
 
@@ -146,12 +146,13 @@ impl Gateway {
         request: CreateSandbox,
     ) -> Result<Sandbox, ApiError> {
         let gateway = self.clone();
-        let created = tokio::spawn(async move {
+        let created = async move {
             let id = claim.id.clone();
             let made = gateway.create_of(template, shown, id, request).await;
             drop(claim);
             made
-        });
+        };
+        let created = tokio::spawn(context::within(context::current(), created));
         created.await.unwrap_or_else(|_| Err(task_failed()))
     }
 
@@ -202,9 +203,10 @@ impl Gateway {
     /// One snapshot, any number of sandboxes of it.
     pub(super) async fn fork_now(
         &self,
-        id: SandboxId,
+        aim: Aim,
         request: ForkSandbox,
     ) -> Result<Vec<Result<Sandbox, ApiError>>, ApiError> {
+        let id = aim.id.clone();
         let row = self
             .ask(&id, |reply| Request::Row(id.clone(), reply))
             .await?;
@@ -213,7 +215,7 @@ impl Gateway {
             name: name.clone(),
             transient: true,
         };
-        self.ask(&id, |reply| Request::Snapshot(id.clone(), transient, reply))
+        self.ask(&id, |reply| Request::Snapshot(aim, transient, reply))
             .await?;
         let template = self.template(&name)?;
         let wanted = CreateSandbox {

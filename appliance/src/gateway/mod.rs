@@ -2,6 +2,7 @@
 //! carries requests there. Holds no state of its own; one per shard, all alike.
 
 mod inside;
+mod leftovers;
 mod making;
 mod traffic;
 
@@ -14,11 +15,11 @@ use std::time::Duration;
 use http_api::auth::{Scope, TokenHash};
 use http_api::ids::{SandboxId, TemplateName};
 use http_api::wire::{
-    CreateSandbox, CreateSnapshot, Created, DiskStats, Drained, ExecRequest, ExecResult,
-    ForkSandbox, GuestMetrics, HostInfo, HostStatus, Left, MemoryStats, NetworkPolicy,
-    ResumeSandbox, Sandbox, SandboxState, SetTimeout, Snapshot, SnapshotKind,
+    ConsoleLine, CreateSandbox, CreateSnapshot, Created, DiskStats, Drained, ExecRequest,
+    ExecResult, ForkSandbox, GuestMetrics, HostInfo, HostStatus, Left, MemoryStats, NetworkPolicy,
+    Reconciled, ResumeSandbox, Sandbox, SandboxState, SetTimeout, Snapshot, SnapshotKind,
 };
-use http_api::{ApiError, ControlPlane, EventStream, Readiness};
+use http_api::{Aim, ApiError, ControlPlane, EventStream, Readiness, context};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
@@ -30,9 +31,11 @@ use crate::host::Host;
 use crate::inventory;
 use crate::metrics::Timed;
 use crate::sandbox::{NewTemplate, Reply};
-use crate::shard::Request;
+use crate::shard::{Asked, Request};
 use crate::template::{Origin, Template};
 
+/// How long engines may take to say what they did.
+const STATS_TIME: Duration = Duration::from_secs(1);
 /// How long a guest may take to say how busy it is.
 const METRICS_TIME: Duration = Duration::from_secs(10);
 
@@ -42,14 +45,14 @@ use making::Starting;
 #[derive(Clone)]
 pub struct Gateway {
     host: Arc<Host>,
-    shards: Arc<Vec<mpsc::Sender<Request>>>,
+    shards: Arc<Vec<mpsc::Sender<Asked>>>,
     starting: Starting,
 }
 
 impl Gateway {
     /// A gateway to these shards.
     #[must_use]
-    pub fn new(host: Arc<Host>, shards: Vec<mpsc::Sender<Request>>) -> Self {
+    pub fn new(host: Arc<Host>, shards: Vec<mpsc::Sender<Asked>>) -> Self {
         Self {
             host,
             shards: Arc::new(shards),
@@ -63,7 +66,7 @@ impl Gateway {
         let mut answers = Vec::new();
         for shard in self.shards.iter() {
             let (reply, answer) = oneshot::channel();
-            if shard.send(Request::Drain(reply)).await.is_ok() {
+            if shard.send(Request::Drain(reply).into()).await.is_ok() {
                 answers.push(answer);
             }
         }
@@ -90,7 +93,7 @@ impl Gateway {
         let stopped = || ApiError::Unavailable {
             detail: "The daemon is stopping".into(),
         };
-        match shard.try_send(request(reply)) {
+        match shard.try_send(request(reply).into()) {
             Ok(()) => {}
             Err(mpsc::error::TrySendError::Full(_)) => {
                 let detail = "The host has too many requests waiting; try again".into();
@@ -185,7 +188,8 @@ impl Gateway {
             .await
             .map_err(catalogue_failed)?;
         self.host.templates.write().remove(name);
-        self.host.collect_garbage().await.map_err(catalogue_failed)
+        let collected = self.host.collect_garbage().await;
+        collected.map(|_| ()).map_err(catalogue_failed)
     }
 
     async fn watch(&self, id: &SandboxId) -> Result<watch::Receiver<SandboxState>, ApiError> {
@@ -241,7 +245,10 @@ impl ControlPlane for Gateway {
     }
 
     async fn prometheus(&self) -> Result<String, ApiError> {
-        let text = self.host.metrics.text(&self.host().await?);
+        let (present, said) = self.host.engines.sessions(STATS_TIME).await;
+        self.host.metrics.faults.look(&present, said);
+        let depth = self.host.slots.depth();
+        let text = self.host.metrics.text(&self.host().await?, depth);
         text.map_err(|error| ApiError::failed("internal", &error))
     }
 
@@ -251,7 +258,8 @@ impl ControlPlane for Gateway {
         let before: Vec<SandboxId> = running.filter(was_paused).map(|s| s.id).collect();
         // In a task of its own: it goes on when the client goes away.
         let gateway = self.clone();
-        let paused = tokio::spawn(async move { gateway.pause_all().await });
+        let paused = async move { gateway.pause_all().await };
+        let paused = tokio::spawn(context::within(context::current(), paused));
         paused.await.map_err(|_| task_failed())?;
         let mut drained = Drained::default();
         for sandbox in self.list().await? {
@@ -266,6 +274,14 @@ impl ControlPlane for Gateway {
             }
         }
         Ok(drained)
+    }
+
+    async fn reconcile(&self) -> Result<Reconciled, ApiError> {
+        // In a task of its own: what was begun is ended when the client goes away.
+        let gateway = self.clone();
+        let work = async move { gateway.reconcile_now().await };
+        let done = tokio::spawn(context::within(context::current(), work)).await;
+        done.unwrap_or_else(|_| Err(task_failed()))
     }
 
     async fn undrain(&self) -> Result<(), ApiError> {
@@ -295,7 +311,7 @@ impl ControlPlane for Gateway {
                 detail: "The daemon is stopping".into(),
             };
             shard
-                .send(Request::List(reply))
+                .send(Request::List(reply).into())
                 .await
                 .map_err(|_| stopped())?;
             all.extend(answer.await.map_err(|_| stopped())??);
@@ -311,14 +327,16 @@ impl ControlPlane for Gateway {
         self.ask(&id, |reply| Request::Get(id.clone(), reply)).await
     }
 
-    async fn pause(&self, id: SandboxId) -> Result<Sandbox, ApiError> {
-        let pause = self.ask(&id, |reply| Request::Pause(id.clone(), reply));
+    async fn pause(&self, aim: Aim) -> Result<Sandbox, ApiError> {
+        let id = aim.id.clone();
+        let pause = self.ask(&id, |reply| Request::Pause(aim, reply));
         self.host.metrics.time(Timed::Pause, pause).await
     }
 
-    async fn resume(&self, id: SandboxId, request: ResumeSandbox) -> Result<Sandbox, ApiError> {
+    async fn resume(&self, aim: Aim, request: ResumeSandbox) -> Result<Sandbox, ApiError> {
         self.admit()?;
-        let resume = self.ask(&id, |reply| Request::Resume(id.clone(), request, reply));
+        let id = aim.id.clone();
+        let resume = self.ask(&id, |reply| Request::Resume(aim, request, reply));
         self.host.metrics.time(Timed::Resume, resume).await
     }
 
@@ -334,23 +352,25 @@ impl ControlPlane for Gateway {
         self.get(id).await
     }
 
-    async fn set_timeout(&self, id: SandboxId, request: SetTimeout) -> Result<Sandbox, ApiError> {
-        self.ask(&id, |reply| Request::Timeout(id.clone(), request, reply))
+    async fn set_timeout(&self, aim: Aim, request: SetTimeout) -> Result<Sandbox, ApiError> {
+        let id = aim.id.clone();
+        self.ask(&id, |reply| Request::Timeout(aim, request, reply))
             .await
     }
 
     async fn fork(
         &self,
-        id: SandboxId,
+        aim: Aim,
         request: ForkSandbox,
     ) -> Result<Vec<Result<Sandbox, ApiError>>, ApiError> {
         self.admit()?;
         // In a task of its own: the template goes even when the client does.
         let gateway = self.clone();
-        let forks = tokio::spawn(async move {
-            let fork = gateway.fork_now(id, request);
+        let forks = async move {
+            let fork = gateway.fork_now(aim, request);
             gateway.host.metrics.time(Timed::Fork, fork).await
-        });
+        };
+        let forks = tokio::spawn(context::within(context::current(), forks));
         forks.await.unwrap_or_else(|_| Err(task_failed()))
     }
 
@@ -381,6 +401,11 @@ impl ControlPlane for Gateway {
             .await
     }
 
+    async fn console(&self, id: SandboxId) -> Result<Vec<ConsoleLine>, ApiError> {
+        self.ask(&id, |reply| Request::Console(id.clone(), reply))
+            .await
+    }
+
     async fn disk(&self, id: SandboxId) -> Result<DiskStats, ApiError> {
         self.ask(&id, |reply| Request::Disk(id.clone(), reply))
             .await
@@ -391,9 +416,10 @@ impl ControlPlane for Gateway {
             .await
     }
 
-    async fn delete(&self, id: SandboxId) -> Result<(), ApiError> {
+    async fn delete(&self, aim: Aim) -> Result<(), ApiError> {
+        let id = aim.id.clone();
         let mut watch = self.watch(&id).await?;
-        let destroy = self.ask(&id, |reply| Request::Destroy(id.clone(), reply));
+        let destroy = self.ask(&id, |reply| Request::Destroy(aim, reply));
         match self.host.metrics.time(Timed::Delete, destroy).await {
             // Somebody else does; done is when nobody can change it any more.
             Err(ApiError::Denied {
@@ -408,7 +434,11 @@ impl ControlPlane for Gateway {
     }
 
     async fn create_snapshot(&self, request: CreateSnapshot) -> Result<Snapshot, ApiError> {
-        let CreateSnapshot { sandbox, name } = request;
+        let CreateSnapshot {
+            sandbox,
+            name,
+            execution_id,
+        } = request;
         let name = name.unwrap_or_else(|| crate::clock::new_template_name("snap"));
         if self.host.templates.read().contains_key(&name) {
             return Err(ApiError::Exists {
@@ -420,9 +450,11 @@ impl ControlPlane for Gateway {
             name,
             transient: false,
         };
-        let snapshot = self.ask(&sandbox, |reply| {
-            Request::Snapshot(sandbox.clone(), template, reply)
-        });
+        let aim = Aim {
+            id: sandbox.clone(),
+            execution_id,
+        };
+        let snapshot = self.ask(&sandbox, |reply| Request::Snapshot(aim, template, reply));
         self.host.metrics.time(Timed::Snapshot, snapshot).await
     }
 

@@ -29,7 +29,10 @@ impl Traffic for Gateway {
                     if !row.await?.lifetime.auto_resume {
                         return Err(ApiError::Denied { state, detail });
                     }
-                    match self.resume(id.clone(), ResumeSandbox::default()).await {
+                    match self
+                        .resume(id.clone().into(), ResumeSandbox::default())
+                        .await
+                    {
                         Ok(_) => {
                             self.host.metrics.woken.inc();
                         }

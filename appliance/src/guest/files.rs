@@ -14,6 +14,10 @@ use super::{Guest, GuestError, broken};
 
 /// Connect, unary: the entries of a directory.
 const LIST_PATH: &str = "/filesystem.Filesystem/ListDir";
+/// Connect, unary: a new directory.
+const MAKE_DIR_PATH: &str = "/filesystem.Filesystem/MakeDir";
+/// Connect, unary: away with something.
+const REMOVE_PATH: &str = "/filesystem.Filesystem/Remove";
 
 /// The path of a request for one file.
 fn path_of(place: &FilePlace) -> String {
@@ -74,21 +78,51 @@ impl Guest {
         }
     }
 
-    /// The entries of a directory.
+    /// The entries of a directory, down to a depth.
     ///
     /// # Errors
     /// See [`GuestError`].
-    pub async fn list_files(&self, place: &FilePlace) -> Result<Vec<FileEntry>, GuestError> {
+    pub async fn list_files(
+        &self,
+        place: &FilePlace,
+        depth: u32,
+    ) -> Result<Vec<FileEntry>, GuestError> {
         #[derive(Deserialize)]
         struct Listed {
             #[serde(default)]
             entries: Vec<Entry>,
         }
-        let message = json!({ "path": place.path, "depth": 1 });
+        let message = json!({ "path": place.path, "depth": depth });
         let listed = self.unary(LIST_PATH, &message, place.user.as_deref());
         let listed: Listed =
             serde_json::from_value(listed.await?).map_err(|error| broken(LIST_PATH, error))?;
         Ok(listed.entries.into_iter().map(FileEntry::from).collect())
+    }
+
+    /// Makes a directory, with those that it needs.
+    ///
+    /// # Errors
+    /// See [`GuestError`].
+    pub async fn make_dir(&self, place: &FilePlace) -> Result<FileEntry, GuestError> {
+        #[derive(Deserialize)]
+        struct Made {
+            entry: Entry,
+        }
+        let message = json!({ "path": place.path });
+        let made = self.unary(MAKE_DIR_PATH, &message, place.user.as_deref());
+        let made: Made =
+            serde_json::from_value(made.await?).map_err(|error| broken(MAKE_DIR_PATH, error))?;
+        Ok(made.entry.into())
+    }
+
+    /// Removes a file, or a directory with all that is in it.
+    ///
+    /// # Errors
+    /// See [`GuestError`].
+    pub async fn remove_file(&self, place: &FilePlace) -> Result<(), GuestError> {
+        let message = json!({ "path": place.path });
+        let removed = self.unary(REMOVE_PATH, &message, place.user.as_deref());
+        removed.await.map(|_| ())
     }
 }
 

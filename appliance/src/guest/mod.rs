@@ -17,6 +17,7 @@ use envd::protocol::envelope::{Decoder, Frame, MAX_PAYLOAD, encode_message};
 use envd::protocol::{
     self, EndEvent, InitRequest, Output, ProcessConfig, ProcessEvent, StartRequest, StreamMessage,
 };
+use http_api::context;
 use http_api::wire::{ExecRequest, ExecResult, GuestMetrics};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Incoming};
@@ -303,6 +304,10 @@ impl Guest {
         if let Some(token) = self.token.as_deref().and_then(|token| token.parse().ok()) {
             let headers = request.headers_mut();
             headers.insert(protocol::ACCESS_TOKEN_HEADER, token);
+        }
+        let trace = context::current().and_then(|context| context.traceparent());
+        if let Some(trace) = trace {
+            request.headers_mut().insert(context::TRACEPARENT, trace);
         }
         let stream = self.connect().await.map_err(|error| broken(path, error))?;
         let handshake = http1::handshake(TokioIo::new(stream)).await;

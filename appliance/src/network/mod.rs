@@ -16,6 +16,7 @@ pub mod slot;
 pub mod slots;
 
 pub use address::{Pool, SlotIndex};
+pub use ready::Depth;
 pub use rules::Egress;
 pub use slot::{Slot, SlotError};
 pub use slots::Slots;

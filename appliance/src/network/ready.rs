@@ -16,6 +16,15 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use super::address::SlotIndex;
 use super::slot::Slot;
 
+/// Slots that wait, built.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Depth {
+    /// For new sandboxes.
+    pub free: usize,
+    /// For the paused ones that gave them back.
+    pub kept: usize,
+}
+
 /// The waiting slots of an instance.
 #[derive(Debug)]
 pub(super) struct Ready {
@@ -91,6 +100,19 @@ impl Ready {
         let idle =
             |index: &SlotIndex| !self.owned.contains(index) && !self.built.contains_key(index);
         (0..self.size).map(SlotIndex).find(idle)
+    }
+
+    /// How many wait: for anybody, and for the paused sandboxes that gave them back.
+    pub(super) fn depth(&self) -> Depth {
+        Depth {
+            free: self.free(),
+            kept: self.kept.len(),
+        }
+    }
+
+    /// Whether a slot waits, or belongs to a sandbox.
+    pub(super) fn has(&self, index: SlotIndex) -> bool {
+        self.built.contains_key(&index) || self.owned.contains(&index)
     }
 
     /// Whether slots that are given back may wait at all.

@@ -15,13 +15,17 @@ use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, oneshot};
 
 use super::address::{Pool, SlotIndex};
-use super::ready::Ready;
+use super::ready::{Depth, Ready};
 use super::rules::{self, Egress};
 use super::slot::{self, Slot, SlotError};
 use super::{address, namespace, nftables};
+use crate::reconcile;
 
 /// After a slot could not be built ahead; doubled each time, up to a hundred times as long.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// A slot that was nobody's, and whether it is gone.
+pub type Swept = (SlotIndex, Result<(), SlotError>);
 
 type Answer<T> = oneshot::Sender<Result<T, SlotError>>;
 
@@ -30,6 +34,7 @@ enum Order {
     SetPolicy(SlotIndex, NetworkPolicy, Answer<()>),
     GiveBack(SlotIndex, Answer<()>),
     TakeDown(SlotIndex, Answer<()>),
+    Sweep(oneshot::Sender<Vec<Swept>>),
     /// Look at what waits.
     Look,
     End(oneshot::Sender<io::Result<()>>),
@@ -41,6 +46,7 @@ pub struct Slots {
     orders: mpsc::Sender<Order>,
     ready: Arc<Mutex<Ready>>,
     pool: Pool,
+    instance: Arc<str>,
 }
 
 impl Slots {
@@ -74,6 +80,7 @@ impl Slots {
             orders,
             ready,
             pool,
+            instance: instance.into(),
         })
     }
 
@@ -82,6 +89,12 @@ impl Slots {
     pub fn keep_ready(&self, count: usize, owned: impl IntoIterator<Item = SlotIndex>) {
         self.ready.lock().open(count, owned);
         self.look();
+    }
+
+    /// How many wait, built.
+    #[must_use]
+    pub fn depth(&self) -> Depth {
+        self.ready.lock().depth()
     }
 
     /// The addresses that slots are made of.
@@ -144,6 +157,19 @@ impl Slots {
     pub async fn take_down(&self, index: SlotIndex) -> Result<(), SlotError> {
         self.ask(index, |answer| Order::TakeDown(index, answer))
             .await
+    }
+
+    /// Takes down every slot that exists and is nobody's, with the processes in it.
+    pub async fn sweep(&self) -> Vec<Swept> {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.orders.send(Order::Sweep(reply)).await;
+        answer.await.unwrap_or_default()
+    }
+
+    /// The name that all of them begin with.
+    #[must_use]
+    pub fn instance(&self) -> &str {
+        &self.instance
     }
 
     /// Takes down what waits, removes the host's rules and ends the thread; when no sandbox has a
@@ -255,6 +281,9 @@ impl Builder {
             Order::TakeDown(index, reply) => {
                 let _ = reply.send(self.take_down(index));
             }
+            Order::Sweep(reply) => {
+                let _ = reply.send(self.sweep());
+            }
             Order::Look | Order::End(_) => unreachable!("answered by the loop"),
         }
     }
@@ -344,6 +373,27 @@ impl Builder {
             tracing::warn!(slot = index.0, %error, "Its connections are not forgotten");
         }
         Ok(())
+    }
+
+    /// Nobody but this thread builds slots, so none is half made now.
+    fn sweep(&mut self) -> Vec<Swept> {
+        let existing = existing(&self.instance).unwrap_or_default().into_iter();
+        let nobodys: Vec<SlotIndex> = {
+            let ready = self.ready.lock();
+            existing.filter(|index| !ready.has(*index)).collect()
+        };
+        let mut swept = Vec::new();
+        for index in nobodys {
+            let name = address::namespace(&self.instance, index);
+            let ended = reconcile::end_processes_in(&name);
+            let ended = ended.map_err(|source| SlotError {
+                slot: index,
+                operation: "ending processes in it",
+                source,
+            });
+            swept.push((index, ended.and_then(|_| self.take_down(index))));
+        }
+        swept
     }
 
     fn end(&mut self) -> io::Result<()> {

@@ -114,8 +114,11 @@ pub(super) async fn give_back(host: &Arc<Host>, row: &SandboxRow, live: Option<L
     if let Some(mut live) = live {
         live.machine.kill().await;
         if let Some(session) = live.session {
+            let name = session.attachment.session().to_owned();
             match session.attachment.detach().await {
-                Ok(stats) => tracing::info!(
+                Ok(stats) => {
+                    host.metrics.faults.end(&name, &stats);
+                    tracing::info!(
                     sandbox_id = %row.id,
                     faults = stats.faults,
                     pages_installed = stats.pages_installed,
@@ -126,7 +129,8 @@ pub(super) async fn give_back(host: &Arc<Host>, row: &SandboxRow, live: Option<L
                     service_us_p50 = stats.service_us_p50,
                     service_us_p99 = stats.service_us_p99,
                     "Detached"
-                ),
+                    );
+                }
                 Err(error) => {
                     tracing::warn!(sandbox_id = %row.id, %error, "Its session is not detached");
                 }

@@ -25,5 +25,5 @@ mod templating;
 pub use cell::Cell;
 pub use connections::{Connection, Connections};
 pub use error::OperationError;
-pub use owner::{Job, Owner, Reply};
+pub use owner::{Given, Job, Owner, Reply};
 pub use templating::NewTemplate;

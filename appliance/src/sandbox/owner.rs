@@ -7,9 +7,10 @@
 use std::sync::Arc;
 
 use http_api::ApiError;
+use http_api::context::{Context, within};
 use http_api::wire::{
-    DiskStats, MemoryStats, NetworkPolicy, ResumeSandbox, Sandbox, SandboxState, SetTimeout,
-    Snapshot,
+    ConsoleLine, DiskStats, MemoryStats, NetworkPolicy, ResumeSandbox, Sandbox, SandboxState,
+    SetTimeout, Snapshot,
 };
 use snapshot_format::PageSize;
 use tokio::sync::{mpsc, oneshot};
@@ -43,12 +44,29 @@ pub enum Job {
     Snapshot(NewTemplate, Reply<Snapshot>),
     /// Say what its memory did.
     Memory(Reply<MemoryStats>),
+    /// Say what its VMM and its guest printed.
+    Console(Reply<Vec<ConsoleLine>>),
     /// Say what its disk takes.
     Disk(Reply<DiskStats>),
     /// Replace what it may reach.
     Network(NetworkPolicy, Reply<Sandbox>),
     /// Remove it.
     Destroy(Reply<()>),
+}
+
+/// A job, and which of the API's requests it is done for.
+#[derive(Debug)]
+pub struct Given {
+    job: Job,
+    context: Option<Context>,
+}
+
+impl Job {
+    /// To be done for a request, or for none.
+    #[must_use]
+    pub const fn within(self, context: Option<Context>) -> Given {
+        Given { job: self, context }
+    }
 }
 
 /// The task's state.
@@ -74,19 +92,23 @@ impl Owner {
         mut self,
         template: Template,
         reply: Reply<Sandbox>,
-        jobs: mpsc::Receiver<Job>,
+        context: Option<Context>,
+        jobs: mpsc::Receiver<Given>,
     ) {
         let row = self.cell.row();
-        let made = match template.origin {
-            Origin::Disk { image, size_mb } => {
-                let disk = Source::Image {
-                    path: image,
-                    size_mb,
-                };
-                boot::boot(&self.host, &row, disk).await
+        let making = async {
+            match template.origin {
+                Origin::Disk { image, size_mb } => {
+                    let disk = Source::Image {
+                        path: image,
+                        size_mb,
+                    };
+                    boot::boot(&self.host, &row, disk).await
+                }
+                Origin::Memory(build) => restore::restore(&self.host, &row, build).await,
             }
-            Origin::Memory(build) => restore::restore(&self.host, &row, build).await,
         };
+        let made = within(context, making).await;
         match self.keep(&row, made).await {
             Ok(()) => {
                 self.cell.set_generation(self.generation().await);
@@ -126,7 +148,7 @@ impl Owner {
     }
 
     /// Takes jobs until the sandbox is gone.
-    pub async fn serve(mut self, mut jobs: mpsc::Receiver<Job>) {
+    pub async fn serve(mut self, mut jobs: mpsc::Receiver<Given>) {
         loop {
             let job = match &mut self.live {
                 Some(live) => tokio::select! {
@@ -145,38 +167,45 @@ impl Owner {
                 },
                 None => jobs.recv().await,
             };
+            let Some(Given { job, context }) = job else {
+                return self.leave().await;
+            };
             match job {
-                None => return self.leave().await,
-                Some(Job::Pause(reply)) => {
-                    let result = self.pause().await;
+                Job::Pause(reply) => {
+                    let result = within(context, self.pause()).await;
                     let _ = reply.send(result);
                 }
-                Some(Job::Resume(request, reply)) => {
-                    let result = self.resume(request).await;
+                Job::Resume(request, reply) => {
+                    let result = within(context, self.resume(request)).await;
                     let _ = reply.send(result);
                 }
-                Some(Job::Timeout(request, reply)) => {
-                    let result = self.set_timeout(request).await;
+                Job::Timeout(request, reply) => {
+                    let result = within(context, self.set_timeout(request)).await;
                     let _ = reply.send(result);
                 }
-                Some(Job::Snapshot(name, reply)) => {
-                    let result = self.snapshot(name).await;
+                Job::Snapshot(name, reply) => {
+                    let result = within(context, self.snapshot(name)).await;
                     let _ = reply.send(result);
                 }
-                Some(Job::Memory(reply)) => {
-                    let result = self.memory().await;
+                Job::Memory(reply) => {
+                    let result = within(context, self.memory()).await;
                     let _ = reply.send(result);
                 }
-                Some(Job::Disk(reply)) => {
-                    let result = self.disk().await;
+                Job::Console(reply) => {
+                    let live = self.live.as_ref();
+                    let lines = live.map(|live| live.machine.console().lines());
+                    let _ = reply.send(Ok(lines.unwrap_or_default()));
+                }
+                Job::Disk(reply) => {
+                    let result = within(context, self.disk()).await;
                     let _ = reply.send(result);
                 }
-                Some(Job::Network(policy, reply)) => {
-                    let result = self.set_network(policy).await;
+                Job::Network(policy, reply) => {
+                    let result = within(context, self.set_network(policy)).await;
                     let _ = reply.send(result);
                 }
-                Some(Job::Destroy(reply)) => {
-                    self.destroy("It was asked for").await;
+                Job::Destroy(reply) => {
+                    within(context, self.destroy("It was asked for")).await;
                     let _ = reply.send(Ok(()));
                     return refuse_all(jobs, &self.cell.row().id);
                 }
@@ -484,20 +513,21 @@ impl Owner {
 }
 
 /// Jobs that came too late.
-fn refuse_all(mut jobs: mpsc::Receiver<Job>, id: &http_api::ids::SandboxId) {
+fn refuse_all(mut jobs: mpsc::Receiver<Given>, id: &http_api::ids::SandboxId) {
     jobs.close();
     let error = || ApiError::NotFound {
         what: "sandbox",
         name: id.to_string(),
     };
-    while let Ok(job) = jobs.try_recv() {
-        match job {
+    while let Ok(given) = jobs.try_recv() {
+        match given.job {
             Job::Pause(reply)
             | Job::Resume(_, reply)
             | Job::Timeout(_, reply)
             | Job::Network(_, reply) => drop(reply.send(Err(error()))),
             Job::Snapshot(_, reply) => drop(reply.send(Err(error()))),
             Job::Memory(reply) => drop(reply.send(Err(error()))),
+            Job::Console(reply) => drop(reply.send(Err(error()))),
             Job::Disk(reply) => drop(reply.send(Err(error()))),
             Job::Destroy(reply) => drop(reply.send(Ok(()))),
         }

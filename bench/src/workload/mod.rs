@@ -2,6 +2,7 @@
 //! its memory.
 
 pub(crate) mod ahead;
+pub(crate) mod api;
 pub(crate) mod disks;
 pub(crate) mod format;
 pub(crate) mod page_fault;

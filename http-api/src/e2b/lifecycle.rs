@@ -7,7 +7,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use serde::Serialize;
 
-use super::refusal::{Body, Id, Refusal, bad};
+use super::refusal::{Body, Id, Refusal, Said, bad};
 use super::sandboxes::timeout as seconds;
 use super::wire::{Access, Lifetime};
 use super::{known, network::unsupported, not_found};
@@ -40,13 +40,14 @@ pub(super) async fn pause<C: ControlPlane>(
         return Err(unsupported("memory").into());
     }
     settled(&control, &id).await?;
-    control.pause(id).await?;
+    control.pause(id.into()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 /// The old way: a running sandbox is a conflict.
 pub(super) async fn resume<C: ControlPlane>(
     State(control): State<C>,
+    Said(terms): Said,
     Id(id): Id,
     Body(request): Body<Lifetime>,
 ) -> Result<(StatusCode, Json<Access>), Refusal> {
@@ -55,13 +56,16 @@ pub(super) async fn resume<C: ControlPlane>(
     }
     let timeout_s = Some(seconds("timeout", request.timeout)?);
     settled(&control, &id).await?;
-    let resumed = control.resume(id, ResumeSandbox { timeout_s }).await?;
-    Ok((StatusCode::CREATED, Json(resumed.into())))
+    let resumed = control
+        .resume(id.into(), ResumeSandbox { timeout_s })
+        .await?;
+    Ok((StatusCode::CREATED, Json(Access::new(resumed, &terms))))
 }
 
 /// Whatever it is now, it runs afterwards: 200 when it ran already, 201 when it was brought back.
 pub(super) async fn connect<C: ControlPlane>(
     State(control): State<C>,
+    Said(terms): Said,
     Id(id): Id,
     Body(request): Body<Lifetime>,
 ) -> Result<(StatusCode, Json<Access>), Refusal> {
@@ -74,7 +78,7 @@ pub(super) async fn connect<C: ControlPlane>(
         let sandbox = settled(&control, &id).await?;
         let (status, answer) = match sandbox.state {
             SandboxState::Paused => {
-                let resumed = control.resume(id.clone(), ResumeSandbox { timeout_s });
+                let resumed = control.resume(id.clone().into(), ResumeSandbox { timeout_s });
                 (StatusCode::CREATED, resumed.await)
             }
             _ => {
@@ -82,14 +86,14 @@ pub(super) async fn connect<C: ControlPlane>(
                     timeout_s,
                     extend_only: true,
                 };
-                let extended = control.set_timeout(id.clone(), extended);
+                let extended = control.set_timeout(id.clone().into(), extended);
                 (StatusCode::OK, extended.await)
             }
         };
         match answer {
             // It was paused between the look and the change.
             Ok(sandbox) if sandbox.state == SandboxState::Paused => {}
-            Ok(sandbox) => return Ok((status, Json(sandbox.into()))),
+            Ok(sandbox) => return Ok((status, Json(Access::new(sandbox, &terms)))),
             // Somebody else was faster; look again.
             Err(error @ ApiError::Denied { .. }) => last = error,
             Err(error) => return Err(error.into()),
@@ -110,7 +114,7 @@ pub(super) async fn timeout<C: ControlPlane>(
         timeout_s: Some(seconds("timeout", Some(asked))?),
         extend_only: false,
     };
-    known(control.set_timeout(id, request).await?)?;
+    known(control.set_timeout(id.into(), request).await?)?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -127,7 +131,7 @@ pub(super) async fn refresh<C: ControlPlane>(
         timeout_s: Some(seconds("duration", asked)?),
         extend_only: true,
     };
-    known(control.set_timeout(id, request).await?)?;
+    known(control.set_timeout(id.into(), request).await?)?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -141,6 +145,7 @@ pub(super) enum Forked {
 
 pub(super) async fn fork<C: ControlPlane>(
     State(control): State<C>,
+    Said(terms): Said,
     Id(id): Id,
     Body(request): Body<Lifetime>,
 ) -> Result<(StatusCode, Json<Vec<Forked>>), Refusal> {
@@ -154,9 +159,9 @@ pub(super) async fn fork<C: ControlPlane>(
         timeout_s: Some(seconds("timeout", request.timeout)?),
     };
     settled(&control, &id).await?;
-    let forks = control.fork(id, request).await?;
+    let forks = control.fork(id.into(), request).await?;
     let forks = forks.into_iter().map(|fork| match fork {
-        Ok(sandbox) => Forked::Sandbox(sandbox.into()),
+        Ok(sandbox) => Forked::Sandbox(Access::new(sandbox, &terms)),
         Err(error) => Forked::Error {
             code: error.status().as_u16(),
             message: error.to_string(),

@@ -11,8 +11,8 @@ use serde::Deserialize;
 
 use super::known;
 use super::refusal::{Refusal, bad};
-use super::sandboxes::now_ms;
 use super::wire::{Listed, state};
+use crate::clock::now_ms;
 use crate::control_plane::ControlPlane;
 use crate::problem::ApiError;
 use crate::wire::Sandbox;

@@ -8,6 +8,7 @@
 
 mod lifecycle;
 mod listing;
+mod logs;
 mod network;
 mod refusal;
 mod sandboxes;
@@ -52,6 +53,8 @@ pub(crate) fn table<C: ControlPlane>() -> Table<C> {
             "/sandboxes/{id}/metrics",
             get(sandboxes::metrics::<C>),
         ),
+        ("GET", "/sandboxes/{id}/logs", get(logs::logs::<C>)),
+        ("GET", "/v2/sandboxes/{id}/logs", get(logs::logs_v2::<C>)),
         (
             "PUT",
             "/sandboxes/{id}/network",

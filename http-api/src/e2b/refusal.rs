@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 
 use crate::body::JsonBody;
 use crate::ids::SandboxId;
+use crate::options::Terms;
 use crate::problem::ApiError;
 
 /// An error on its way to such a client.
@@ -76,6 +77,17 @@ impl<S: Send + Sync> FromRequestParts<S> for Name {
         let path = Path::from_request_parts(parts, state).await;
         path.map(|Path(text)| Self(text))
             .map_err(|rejection: PathRejection| bad("path", rejection.body_text()).into())
+    }
+}
+
+/// What the listener says of itself.
+pub(super) struct Said(pub(super) Terms);
+
+impl<S: Send + Sync> FromRequestParts<S> for Said {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
+        Ok(Self(Terms::from_request_parts(parts, state).await?))
     }
 }
 

@@ -1,29 +1,23 @@
 //! Create, look at, kill.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use axum::Json;
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, StatusCode};
 use serde::Deserialize;
 
 use super::network::{Network, unsupported};
-use super::refusal::{Body, Id, Refusal, bad};
+use super::refusal::{Body, Id, Refusal, Said, bad};
 use super::wire::{Access, Detail, NewSandbox, Sample};
 use super::{DEFAULT_TIMEOUT_S, known};
+use crate::clock::now_ms;
 use crate::control_plane::ControlPlane;
 use crate::ids::{SandboxId, TemplateName};
 use crate::problem::ApiError;
 use crate::wire::{CreateSandbox, MAX_TIMEOUT_S, OnTimeout, SandboxState};
 
-/// Unix milliseconds.
-pub(super) fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
-}
-
 pub(super) async fn create<C: ControlPlane>(
     State(control): State<C>,
+    Said(terms): Said,
     headers: HeaderMap,
     Body(request): Body<NewSandbox>,
 ) -> Result<(StatusCode, Json<Access>), Refusal> {
@@ -32,7 +26,10 @@ pub(super) async fn create<C: ControlPlane>(
         request.id = Some(id_of_key(key.as_bytes())?);
     }
     let created = control.create(request).await?;
-    Ok((StatusCode::CREATED, Json(created.sandbox.into())))
+    Ok((
+        StatusCode::CREATED,
+        Json(Access::new(created.sandbox, &terms)),
+    ))
 }
 
 fn translate(request: NewSandbox) -> Result<CreateSandbox, ApiError> {
@@ -106,17 +103,18 @@ fn id_of_key(key: &[u8]) -> Result<SandboxId, ApiError> {
 
 pub(super) async fn info<C: ControlPlane>(
     State(control): State<C>,
+    Said(terms): Said,
     Id(id): Id,
 ) -> Result<Json<Detail>, Refusal> {
     let sandbox = known(control.get(id).await?)?;
-    Ok(Json(Detail::new(sandbox, now_ms())))
+    Ok(Json(Detail::new(sandbox, &terms, now_ms())))
 }
 
 pub(super) async fn kill<C: ControlPlane>(
     State(control): State<C>,
     Id(id): Id,
 ) -> Result<StatusCode, Refusal> {
-    control.delete(id).await?;
+    control.delete(id.into()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -148,7 +146,11 @@ pub(super) async fn set_network<C: ControlPlane>(
     Id(id): Id,
     Body(network): Body<Network>,
 ) -> Result<StatusCode, Refusal> {
-    let policy = network.policy(None, "")?;
+    let mut policy = network.policy(None, "")?;
+    // These clients have no words for how fast, so they don't mean to change it.
+    let before = control.get(id.clone()).await?.network;
+    policy.egress_kbit_s = before.egress_kbit_s;
+    policy.ingress_kbit_s = before.ingress_kbit_s;
     control.set_network(id, policy).await?;
     Ok(StatusCode::NO_CONTENT)
 }

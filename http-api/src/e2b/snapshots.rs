@@ -10,7 +10,8 @@ use super::listing::{MAX_PAGE, next_token};
 use super::network::unsupported;
 use super::refusal::{Body, Id, Name, Refusal, bad};
 use super::sandboxes::template;
-use super::wire::{Lifetime, timestamp};
+use super::wire::Lifetime;
+use crate::clock::rfc3339;
 use crate::control_plane::ControlPlane;
 use crate::problem::ApiError;
 use crate::wire::{CreateSnapshot, Snapshot, SnapshotKind};
@@ -42,7 +43,11 @@ pub(super) async fn create<C: ControlPlane>(
     }
     let name = request.name.as_deref().filter(|name| !name.is_empty());
     let name = name.map(|name| template("name", name)).transpose()?;
-    let snapshot = control.create_snapshot(CreateSnapshot { sandbox, name });
+    let snapshot = control.create_snapshot(CreateSnapshot {
+        sandbox,
+        name,
+        execution_id: None,
+    });
     Ok((StatusCode::CREATED, Json(snapshot.await?.into())))
 }
 
@@ -143,8 +148,8 @@ pub(super) async fn templates<C: ControlPlane>(
         public: false,
         aliases: vec![snapshot.name.to_string()],
         names: vec![snapshot.name.to_string()],
-        created_at: timestamp(snapshot.created_at_ms),
-        updated_at: timestamp(snapshot.created_at_ms),
+        created_at: rfc3339(snapshot.created_at_ms),
+        updated_at: rfc3339(snapshot.created_at_ms),
         last_spawned_at: None,
         spawn_count: 0,
         created_by: None,

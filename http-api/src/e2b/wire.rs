@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::ENVD_VERSION;
 use super::network::Network;
+use crate::clock::rfc3339;
+use crate::options::Terms;
 use crate::wire::{GuestMetrics, OnTimeout, Sandbox, SandboxState};
 
 /// `POST /sandboxes`, `POST /v2/sandboxes`.
@@ -67,19 +68,23 @@ pub(super) struct Access {
     envd_version: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     envd_access_token: Option<String>,
+    /// Ports of sandboxes are below it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    domain: Option<String>,
 }
 
 /// The host has no other name to these clients.
 const CLIENT: &str = "thaw";
 
-impl From<Sandbox> for Access {
-    fn from(sandbox: Sandbox) -> Self {
+impl Access {
+    pub(super) fn new(sandbox: Sandbox, terms: &Terms) -> Self {
         Self {
             template_id: sandbox.template.to_string(),
             sandbox_id: sandbox.id.to_string(),
             client_id: CLIENT,
             envd_version: ENVD_VERSION,
             envd_access_token: sandbox.access_token,
+            domain: terms.domain.as_deref().map(str::to_owned),
         }
     }
 }
@@ -115,6 +120,8 @@ pub(super) struct Detail {
     listed: Listed,
     #[serde(skip_serializing_if = "Option::is_none")]
     envd_access_token: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    domain: Option<String>,
     allow_internet_access: bool,
     network: Network,
     lifecycle: Lifecycle,
@@ -135,13 +142,6 @@ pub(super) const fn state(state: SandboxState) -> &'static str {
     }
 }
 
-/// RFC 3339.
-pub(super) fn timestamp(ms: u64) -> String {
-    let ms = i64::try_from(ms).unwrap_or(i64::MAX);
-    let time = Timestamp::from_millisecond(ms).unwrap_or(Timestamp::MAX);
-    time.to_string()
-}
-
 /// For those that may run for ever; the field is mandatory.
 const TEN_YEARS_MS: u64 = 10 * 366 * 24 * 3600 * 1000;
 
@@ -155,8 +155,8 @@ impl Listed {
             alias: sandbox.template.to_string(),
             sandbox_id: sandbox.id.to_string(),
             client_id: CLIENT,
-            started_at: timestamp(sandbox.started_at_ms),
-            end_at: timestamp(end.unwrap_or(sandbox.started_at_ms + TEN_YEARS_MS)),
+            started_at: rfc3339(sandbox.started_at_ms),
+            end_at: rfc3339(end.unwrap_or(sandbox.started_at_ms + TEN_YEARS_MS)),
             cpu_count: sandbox.vcpus,
             memory_mb: sandbox.memory_mb,
             disk_size_mb: sandbox.disk_mb,
@@ -168,9 +168,10 @@ impl Listed {
 }
 
 impl Detail {
-    pub(super) fn new(sandbox: Sandbox, now_ms: u64) -> Self {
+    pub(super) fn new(sandbox: Sandbox, terms: &Terms, now_ms: u64) -> Self {
         Self {
             envd_access_token: sandbox.access_token.clone(),
+            domain: terms.domain.as_deref().map(str::to_owned),
             allow_internet_access: sandbox.network.allow_internet_access,
             network: Network::from(&sandbox.network),
             lifecycle: Lifecycle {
@@ -200,7 +201,7 @@ pub(super) struct Sample {
 impl From<GuestMetrics> for Sample {
     fn from(metrics: GuestMetrics) -> Self {
         Self {
-            timestamp: timestamp(metrics.timestamp_s.saturating_mul(1000)),
+            timestamp: rfc3339(metrics.timestamp_s.saturating_mul(1000)),
             timestamp_unix: metrics.timestamp_s,
             cpu_count: metrics.cpu_count,
             cpu_used_pct: metrics.cpu_used_percent,

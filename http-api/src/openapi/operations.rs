@@ -7,9 +7,9 @@ use super::{Content, Operation, reference};
 use crate::routes::sandboxes::Forks;
 use crate::wire::process::{FileEntry, ProcessInfo, SendSignal, WrittenFile};
 use crate::wire::{
-    CreateSandbox, CreateSnapshot, DiskStats, Drained, ExecRequest, ExecResult, ForkSandbox,
-    GuestMetrics, HostInfo, MemoryStats, NetworkPolicy, ResumeSandbox, Sandbox, SetTimeout,
-    Snapshot,
+    ConsoleLine, CreateSandbox, CreateSnapshot, DiskStats, Drained, ExecRequest, ExecResult,
+    ForkSandbox, GuestMetrics, HostInfo, MemoryStats, NetworkPolicy, Reconciled, ResumeSandbox,
+    Sandbox, SetTimeout, Snapshot,
 };
 
 fn operation(method: &'static str, path: &'static str, summary: &'static str) -> Operation {
@@ -49,6 +49,15 @@ impl Operation {
         self
     }
 
+    /// A precondition.
+    fn of_a_run(self) -> Self {
+        self.asks(
+            "execution_id",
+            json!({ "type": "string" }),
+            "Only if its newest run is this one; a 412 else, with the newest",
+        )
+    }
+
     /// A file, and whose.
     fn of_a_file(mut self) -> Self {
         let text = || json!({ "type": "string", "minLength": 1 });
@@ -83,6 +92,12 @@ pub(crate) fn operations() -> Vec<Operation> {
         )
         .gives::<Drained>(200),
         operation("DELETE", "/v1/host/drain", "Take work again").ends(204, "It does"),
+        operation(
+            "POST",
+            "/v1/host/reconcile",
+            "Look for what belongs to nobody, and remove it",
+        )
+        .gives::<Reconciled>(200),
         operation(
             "GET",
             "/v1/events",
@@ -128,13 +143,17 @@ pub(crate) fn operations() -> Vec<Operation> {
             "/v1/sandboxes/{id}",
             "Remove one, whatever it does",
         )
+        .of_a_run()
         .ends(204, "It is gone"),
         sandbox(
             "POST",
             "/v1/sandboxes/{id}/pause",
             "Write it to disk and end its process",
-        ),
-        sandbox("POST", "/v1/sandboxes/{id}/resume", "Bring it back").takes::<ResumeSandbox>(),
+        )
+        .of_a_run(),
+        sandbox("POST", "/v1/sandboxes/{id}/resume", "Bring it back")
+            .of_a_run()
+            .takes::<ResumeSandbox>(),
         sandbox(
             "GET",
             "/v1/sandboxes/{id}/wait",
@@ -151,12 +170,14 @@ pub(crate) fn operations() -> Vec<Operation> {
             "/v1/sandboxes/{id}/timeout",
             "Change how long it may run",
         )
+        .of_a_run()
         .takes::<SetTimeout>(),
         operation(
             "POST",
             "/v1/sandboxes/{id}/fork",
             "Make running copies of it",
         )
+        .of_a_run()
         .takes::<ForkSandbox>()
         .gives::<Forks>(201),
         operation(
@@ -213,6 +234,12 @@ pub(crate) fn operations() -> Vec<Operation> {
             "What its memory did since it was resumed",
         )
         .gives::<MemoryStats>(200),
+        operation(
+            "GET",
+            "/v1/sandboxes/{id}/console",
+            "The last lines that its VMM and its guest's kernel printed since it began to run",
+        )
+        .gives::<Vec<ConsoleLine>>(200),
         operation(
             "GET",
             "/v1/sandboxes/{id}/disk",

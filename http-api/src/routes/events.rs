@@ -15,6 +15,7 @@ use futures_util::{Stream, StreamExt, future};
 use serde::Deserialize;
 
 use crate::control_plane::ControlPlane;
+use crate::options::Place;
 use crate::problem::ApiError;
 
 /// A silent stream carries a comment this often, so that both sides know that the other is there.
@@ -30,6 +31,7 @@ pub(crate) struct Asked {
 
 pub(crate) async fn events<C: ControlPlane>(
     State(control): State<C>,
+    place: Place,
     headers: HeaderMap,
     asked: Result<Query<Asked>, QueryRejection>,
 ) -> Result<Sse<impl Stream<Item = Result<sse::Event, Infallible>>>, ApiError> {
@@ -48,6 +50,8 @@ pub(crate) async fn events<C: ControlPlane>(
     let events = control.events(after).await?;
     let wanted = asked.sandbox;
     let events = events.filter_map(move |event| {
+        // Held for as long as the stream is.
+        let _ = &place;
         let other = event.sandbox.is_some() && wanted.is_some() && event.sandbox != wanted;
         let line = serde_json::to_string(&event).unwrap_or_default();
         let sent = sse::Event::default()

@@ -8,7 +8,7 @@ use axum::response::IntoResponse;
 
 use crate::control_plane::{ControlPlane, Readiness};
 use crate::problem::ApiError;
-use crate::wire::{Drained, HostInfo};
+use crate::wire::{Drained, HostInfo, Reconciled};
 
 /// Answers as long as a thread of the daemon runs.
 pub(crate) async fn livez() -> &'static str {
@@ -35,6 +35,13 @@ pub(crate) async fn drain<C: ControlPlane>(
     State(control): State<C>,
 ) -> Result<Json<Drained>, ApiError> {
     control.drain().await.map(Json)
+}
+
+/// Away with what belongs to nobody.
+pub(crate) async fn reconcile<C: ControlPlane>(
+    State(control): State<C>,
+) -> Result<Json<Reconciled>, ApiError> {
+    control.reconcile().await.map(Json)
 }
 
 /// Work again.

@@ -81,6 +81,6 @@ pub(crate) async fn list<C: Processes>(
     Segment(id): Segment,
     asked: Asked,
 ) -> Result<Json<Vec<FileEntry>>, ApiError> {
-    let listed = control.list_files(name("id", &id)?, place(asked)?);
+    let listed = control.list_files(name("id", &id)?, place(asked)?, 1);
     listed.await.map(Json)
 }

@@ -11,9 +11,11 @@ use std::fmt::Display;
 use std::str::FromStr;
 
 use axum::extract::rejection::PathRejection;
-use axum::extract::{FromRequestParts, Path};
+use axum::extract::{FromRequestParts, Path, Query};
 use axum::http::request::Parts;
+use serde::Deserialize;
 
+use crate::control_plane::Aim;
 use crate::problem::ApiError;
 
 /// The one variable part of a route's path; a 400 when its bytes are no text.
@@ -29,6 +31,30 @@ impl<S: Send + Sync> FromRequestParts<S> for Segment {
                 field: "path".to_owned(),
                 detail: rejection.body_text(),
             })
+    }
+}
+
+/// The sandbox of a path, in the run that `?execution_id=` names if there is that.
+pub(crate) struct Aimed(pub(crate) Aim);
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Run {
+    execution_id: Option<String>,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Aimed {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let Segment(id) = Segment::from_request_parts(parts, state).await?;
+        let id = name("id", &id)?;
+        let query = Query::<Run>::from_request_parts(parts, state).await;
+        let Query(Run { execution_id }) = query.map_err(|rejection| ApiError::BadRequest {
+            field: "query".to_owned(),
+            detail: rejection.body_text(),
+        })?;
+        Ok(Self(Aim { id, execution_id }))
     }
 }
 

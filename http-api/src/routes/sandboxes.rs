@@ -10,13 +10,14 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::listing::Filter;
-use super::{Segment, name};
+use super::{Aimed, Segment, name};
 use crate::body::JsonBody;
 use crate::control_plane::ControlPlane;
+use crate::options::Place;
 use crate::problem::{ApiError, Problem};
 use crate::wire::{
-    CreateSandbox, DiskStats, ExecRequest, ExecResult, ForkSandbox, GuestMetrics, MAX_FORKS,
-    MAX_TIMEOUT_S, MemoryStats, NetworkPolicy, ResumeSandbox, Sandbox, SetTimeout,
+    ConsoleLine, CreateSandbox, DiskStats, ExecRequest, ExecResult, ForkSandbox, GuestMetrics,
+    MAX_FORKS, MAX_TIMEOUT_S, MemoryStats, NetworkPolicy, ResumeSandbox, Sandbox, SetTimeout,
 };
 
 pub(crate) async fn list<C: ControlPlane>(
@@ -62,29 +63,27 @@ pub(crate) async fn get<C: ControlPlane>(
 
 pub(crate) async fn pause<C: ControlPlane>(
     State(control): State<C>,
-    Segment(id): Segment,
+    Aimed(aim): Aimed,
 ) -> Result<Json<Sandbox>, ApiError> {
-    control.pause(name("id", &id)?).await.map(Json)
+    control.pause(aim).await.map(Json)
 }
 
 pub(crate) async fn resume<C: ControlPlane>(
     State(control): State<C>,
-    Segment(id): Segment,
+    Aimed(aim): Aimed,
     JsonBody(request): JsonBody<ResumeSandbox>,
 ) -> Result<Json<Sandbox>, ApiError> {
-    let id = name("id", &id)?;
     check_timeout(request.timeout_s)?;
-    control.resume(id, request).await.map(Json)
+    control.resume(aim, request).await.map(Json)
 }
 
 pub(crate) async fn set_timeout<C: ControlPlane>(
     State(control): State<C>,
-    Segment(id): Segment,
+    Aimed(aim): Aimed,
     JsonBody(request): JsonBody<SetTimeout>,
 ) -> Result<Json<Sandbox>, ApiError> {
-    let id = name("id", &id)?;
     check_timeout(request.timeout_s)?;
-    control.set_timeout(id, request).await.map(Json)
+    control.set_timeout(aim, request).await.map(Json)
 }
 
 /// Forks that were made, and what became of the others.
@@ -96,10 +95,9 @@ pub(crate) struct Forks {
 
 pub(crate) async fn fork<C: ControlPlane>(
     State(control): State<C>,
-    Segment(id): Segment,
+    Aimed(aim): Aimed,
     JsonBody(request): JsonBody<ForkSandbox>,
 ) -> Result<(StatusCode, Json<Forks>), ApiError> {
-    let id = name("id", &id)?;
     check_timeout(request.timeout_s)?;
     if !(1..=MAX_FORKS).contains(&request.count) {
         return Err(ApiError::BadRequest {
@@ -111,7 +109,7 @@ pub(crate) async fn fork<C: ControlPlane>(
         sandboxes: Vec::new(),
         errors: Vec::new(),
     };
-    for fork in control.fork(id, request).await? {
+    for fork in control.fork(aim, request).await? {
         match fork {
             Ok(sandbox) => forks.sandboxes.push(sandbox),
             Err(error) => forks.errors.push(error.problem()),
@@ -141,6 +139,7 @@ const MAX_WAIT: Duration = Duration::from_secs(300);
 pub(crate) async fn wait<C: ControlPlane>(
     State(control): State<C>,
     Segment(id): Segment,
+    _place: Place,
     asked: Result<Query<WaitFor>, QueryRejection>,
 ) -> Result<Json<Sandbox>, ApiError> {
     let id = name("id", &id)?;
@@ -186,6 +185,13 @@ pub(crate) async fn memory<C: ControlPlane>(
     control.memory(name("id", &id)?).await.map(Json)
 }
 
+pub(crate) async fn console<C: ControlPlane>(
+    State(control): State<C>,
+    Segment(id): Segment,
+) -> Result<Json<Vec<ConsoleLine>>, ApiError> {
+    control.console(name("id", &id)?).await.map(Json)
+}
+
 pub(crate) async fn disk<C: ControlPlane>(
     State(control): State<C>,
     Segment(id): Segment,
@@ -205,8 +211,8 @@ pub(crate) async fn set_network<C: ControlPlane>(
 
 pub(crate) async fn delete<C: ControlPlane>(
     State(control): State<C>,
-    Segment(id): Segment,
+    Aimed(aim): Aimed,
 ) -> Result<StatusCode, ApiError> {
-    control.delete(name("id", &id)?).await?;
+    control.delete(aim).await?;
     Ok(StatusCode::NO_CONTENT)
 }

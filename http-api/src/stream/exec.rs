@@ -20,11 +20,12 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use super::text::Pieces;
-use super::{MAX_MESSAGE_BYTES, PING, Said, close, first, must_run, receive, send};
+use super::{PING, Said, close, first, must_run, receive, send, upgraded};
 use crate::control_plane::ControlPlane;
 use crate::ids::SandboxId;
+use crate::options::Place;
 use crate::problem::ApiError;
-use crate::processes::Processes;
+use crate::processes::{ProcessStream, Processes};
 use crate::routes::{Segment, name};
 use crate::wire::process::{ProcessOutput, Signal, StartProcess, Which};
 
@@ -61,28 +62,21 @@ fn error(data: impl Into<String>) -> Answer {
 pub(crate) async fn exec<C: ControlPlane + Processes>(
     State(control): State<C>,
     Segment(id): Segment,
+    place: Place,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
     let id = name("id", &id)?;
     must_run(&control, &id).await?;
     let upgrade = upgraded(upgrade)?;
     Ok(upgrade.on_upgrade(move |mut socket| async move {
-        run(&control, id, &mut socket).await;
+        command(&control, id, &mut socket).await;
         close(socket).await;
+        drop(place);
     }))
 }
 
-pub(super) fn upgraded(
-    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
-) -> Result<WebSocketUpgrade, ApiError> {
-    let upgrade = upgrade.map_err(|rejection| ApiError::BadRequest {
-        field: "upgrade".into(),
-        detail: format!("must be a WebSocket's: {rejection}"),
-    })?;
-    Ok(upgrade.max_message_size(MAX_MESSAGE_BYTES))
-}
-
-async fn run<C: ControlPlane + Processes>(control: &C, id: SandboxId, socket: &mut WebSocket) {
+/// What the client asks for first, to its end. It ends with the connection, too.
+pub(crate) async fn command<C: Processes>(control: &C, id: SandboxId, socket: &mut WebSocket) {
     let process = match first::<Request>(socket).await {
         Said::Message(Request::Start {
             cmd,
@@ -106,7 +100,7 @@ async fn run<C: ControlPlane + Processes>(control: &C, id: SandboxId, socket: &m
             send(socket, &error(data)).await;
             return;
         }
-        Said::Message(_) => {
+        Said::Message(_) | Said::Bytes(_) => {
             send(
                 socket,
                 &error("The first message must be `start` with a `cmd`"),
@@ -115,13 +109,35 @@ async fn run<C: ControlPlane + Processes>(control: &C, id: SandboxId, socket: &m
             return;
         }
     };
-    let mut output = match control.start(id.clone(), process).await {
+    let output = match control.start(id.clone(), process).await {
         Ok(output) => output,
         Err(refused) => {
             send(socket, &error(refused.to_string())).await;
             return;
         }
     };
+    if let Some(pid) = relay(control, id.clone(), socket, output).await {
+        stop(control, id, Some(pid)).await;
+    }
+}
+
+/// What a process says, to its end or the client's. It goes on without its client.
+pub(crate) async fn listen<C: Processes>(
+    control: &C,
+    id: SandboxId,
+    socket: &mut WebSocket,
+    output: ProcessStream,
+) {
+    relay(control, id, socket, output).await;
+}
+
+/// Passes on what a process says; returns its number if it runs still when nobody listens any more.
+async fn relay<C: Processes>(
+    control: &C,
+    id: SandboxId,
+    socket: &mut WebSocket,
+    mut output: ProcessStream,
+) -> Option<u32> {
     let mut pid = None;
     let (mut stdout, mut stderr) = (Pieces::default(), Pieces::default());
     let mut ping = interval_at(Instant::now() + PING, PING);
@@ -155,11 +171,11 @@ async fn run<C: ControlPlane + Processes>(control: &C, id: SandboxId, socket: &m
                         Answer::Stdout { data } | Answer::Stderr { data } if data.is_empty()
                     );
                     if !empty && !send(socket, &answer).await {
-                        return stop(control, id, pid).await;
+                        return pid;
                     }
                 }
                 if ended {
-                    return;
+                    return None;
                 }
                 true
             }
@@ -173,6 +189,10 @@ async fn run<C: ControlPlane + Processes>(control: &C, id: SandboxId, socket: &m
                     send(socket, &error("A connection runs one command")).await;
                     false
                 }
+                Said::Bytes(_) => {
+                    send(socket, &error("Messages are JSON texts")).await;
+                    false
+                }
                 Said::Nonsense(reason) => {
                     send(socket, &error(reason)).await;
                     false
@@ -182,7 +202,7 @@ async fn run<C: ControlPlane + Processes>(control: &C, id: SandboxId, socket: &m
             _ = ping.tick() => socket.send(Message::Ping(Vec::new().into())).await.is_ok(),
         };
         if !there {
-            return stop(control, id, pid).await;
+            return pid;
         }
     }
 }

@@ -6,7 +6,8 @@ mod text;
 
 use std::time::Duration;
 
-use axum::extract::ws::{Message, Utf8Bytes, WebSocket};
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
+use axum::extract::ws::{Message, Utf8Bytes, WebSocket, WebSocketUpgrade};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -26,7 +27,7 @@ const PING: Duration = Duration::from_secs(30);
 
 /// Before the connection becomes a WebSocket: an unknown sandbox is a 404, one that does not run a
 /// 409 with its state.
-async fn must_run<C: ControlPlane>(control: &C, id: &SandboxId) -> Result<(), ApiError> {
+pub(crate) async fn must_run<C: ControlPlane>(control: &C, id: &SandboxId) -> Result<(), ApiError> {
     let sandbox = control.get(id.clone()).await?;
     match sandbox.state {
         SandboxState::Running | SandboxState::Snapshotting => Ok(()),
@@ -47,16 +48,39 @@ async fn send(socket: &mut WebSocket, message: &impl Serialize) -> bool {
 }
 
 /// Ends a connection: what was sent arrives, also at a client that has to say something first.
-async fn close(mut socket: WebSocket) {
+pub(crate) async fn close(mut socket: WebSocket) {
     if socket.send(Message::Close(None)).await.is_ok() {
         let answered = async { while let Some(Ok(_)) = socket.recv().await {} };
         let _ = tokio::time::timeout(CLOSE, answered).await;
     }
 }
 
+/// The upgrade that a route asks for.
+pub(crate) fn upgraded(
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Result<WebSocketUpgrade, ApiError> {
+    let upgrade = upgrade.map_err(|rejection| ApiError::BadRequest {
+        field: "upgrade".into(),
+        detail: format!("must be a WebSocket's: {rejection}"),
+    })?;
+    Ok(upgrade.max_message_size(MAX_MESSAGE_BYTES))
+}
+
+/// Unlike all others of this host and its restarts, by the time and a count.
+pub(crate) fn fresh() -> String {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::time::{SystemTime, UNIX_EPOCH};
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let now = now.unwrap_or_default().as_micros();
+    format!("{now:x}-{:x}", NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
 /// What a client said.
 enum Said<T> {
     Message(T),
+    /// Bytes that are for the process.
+    Bytes(Vec<u8>),
     /// It is no message of ours, and why.
     Nonsense(String),
     /// Nobody is there any more.
@@ -68,9 +92,7 @@ async fn receive<T: DeserializeOwned>(socket: &mut WebSocket) -> Said<T> {
     loop {
         let text = match socket.recv().await {
             Some(Ok(Message::Text(text))) => text,
-            Some(Ok(Message::Binary(_))) => {
-                return Said::Nonsense("Messages are JSON texts".to_owned());
-            }
+            Some(Ok(Message::Binary(bytes))) => return Said::Bytes(bytes.into()),
             Some(Ok(Message::Ping(_) | Message::Pong(_))) => continue,
             Some(Ok(Message::Close(_)) | Err(_)) | None => return Said::Gone,
         };

@@ -7,27 +7,30 @@
 //!        or {"type":"connect","tag"}         ────────▶
 //!                                            ◀──────── {"type":"started","pid","tag"}
 //!     {"type":"input","data":base64}         ────────▶
+//!        or the bytes as they are
 //!     {"type":"resize","cols","rows"}        ────────▶
 //!                                            ◀──────── {"type":"output","data":base64}
 //!     {"type":"kill"}, if at all             ────────▶
 //!                                            ◀──────── {"type":"exit","exit_code"} or {"type":"error","data"}
 //! ```
+//!
+//! To clients that want that, output goes as it is, too, in binary messages.
 
 use std::collections::BTreeMap;
 
 use axum::extract::State;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
-use axum::extract::ws::{WebSocket, WebSocketUpgrade};
+use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::response::Response;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use tokio::time::{MissedTickBehavior, interval_at};
 
-use super::exec::upgraded;
-use super::{PING, Said, close, first, must_run, receive, send};
+use super::{PING, Said, close, first, fresh, must_run, receive, send, upgraded};
 use crate::control_plane::ControlPlane;
 use crate::ids::SandboxId;
+use crate::options::Place;
 use crate::problem::ApiError;
 use crate::processes::{ProcessStream, Processes};
 use crate::routes::{Segment, name};
@@ -40,7 +43,7 @@ enum Request {
         #[serde(default = "shell")]
         cmd: String,
         args: Option<Vec<String>>,
-        #[serde(default)]
+        #[serde(default, alias = "envs")]
         env: BTreeMap<String, String>,
         cwd: Option<String>,
         user: Option<String>,
@@ -59,7 +62,11 @@ enum Request {
         rows: u16,
     },
     Kill,
+    /// The answer to a ping that wants one.
+    Pong,
 }
+
+const NO_START: &str = "The first message must be `start` or `connect`";
 
 fn shell() -> String {
     "/bin/bash".to_owned()
@@ -68,41 +75,70 @@ fn shell() -> String {
 #[derive(Debug, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 enum Answer {
-    Started { pid: u32, tag: String },
-    Output { data: String },
-    Exit { exit_code: i32 },
-    Error { data: String },
+    Started {
+        pid: u32,
+        tag: String,
+    },
+    Output {
+        data: String,
+    },
+    Exit {
+        exit_code: i32,
+    },
+    /// Always the last.
+    Error {
+        data: String,
+        fatal: bool,
+    },
     Ping,
-}
-
-fn error(data: impl Into<String>) -> Answer {
-    Answer::Error { data: data.into() }
 }
 
 pub(crate) async fn pty<C: ControlPlane + Processes>(
     State(control): State<C>,
     Segment(id): Segment,
+    place: Place,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
     let id = name("id", &id)?;
     must_run(&control, &id).await?;
     let upgrade = upgraded(upgrade)?;
     Ok(upgrade.on_upgrade(move |mut socket| async move {
-        if let Err(refusal) = run(&control, id, &mut socket).await {
-            send(&mut socket, &error(refusal)).await;
-        }
+        terminal(&control, id, &mut socket, Bytes::Coded).await;
         close(socket).await;
+        drop(place);
     }))
 }
 
+/// How a terminal's bytes travel to the client. From there they may come either way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Bytes {
+    /// In messages, as base64.
+    Coded,
+    /// As they are, in binary messages.
+    Raw,
+}
+
 /// Until the process ends or the client goes; an error ends it, too, and is told.
-async fn run<C: ControlPlane + Processes>(
+pub(crate) async fn terminal<C: Processes>(
     control: &C,
     id: SandboxId,
     socket: &mut WebSocket,
+    bytes: Bytes,
+) {
+    if let Err(data) = run(control, id, socket, bytes).await {
+        send(socket, &Answer::Error { data, fatal: true }).await;
+    }
+}
+
+async fn run<C: Processes>(
+    control: &C,
+    id: SandboxId,
+    socket: &mut WebSocket,
+    bytes: Bytes,
 ) -> Result<(), String> {
     let (tag, mut output) = match first::<Request>(socket).await {
         Said::Message(request) => begin(control, id.clone(), request).await?,
+        Said::Bytes(_) => return Err(NO_START.to_owned()),
         Said::Nonsense(reason) => return Err(reason),
         Said::Gone => return Ok(()),
     };
@@ -114,10 +150,18 @@ async fn run<C: ControlPlane + Processes>(
             said = output.next() => match said {
                 Some(ProcessOutput::Started { pid }) => Answer::Started { pid, tag: tag.clone() },
                 Some(
-                    ProcessOutput::Terminal(bytes)
-                    | ProcessOutput::Stdout(bytes)
-                    | ProcessOutput::Stderr(bytes),
-                ) => Answer::Output { data: STANDARD.encode(bytes) },
+                    ProcessOutput::Terminal(said)
+                    | ProcessOutput::Stdout(said)
+                    | ProcessOutput::Stderr(said),
+                ) => match bytes {
+                    Bytes::Coded => Answer::Output { data: STANDARD.encode(said) },
+                    Bytes::Raw => {
+                        if socket.send(Message::Binary(said.into())).await.is_err() {
+                            return Ok(());
+                        }
+                        continue;
+                    }
+                },
                 Some(ProcessOutput::Exit { exit_code, .. }) => {
                     send(socket, &Answer::Exit { exit_code }).await;
                     return Ok(());
@@ -128,6 +172,11 @@ async fn run<C: ControlPlane + Processes>(
             said = receive::<Request>(socket) => {
                 let said = match said {
                     Said::Message(request) => request,
+                    Said::Bytes(typed) => {
+                        let typed = control.input(id.clone(), which.clone(), true, typed).await;
+                        typed.map_err(|refused| refused.to_string())?;
+                        continue;
+                    }
                     Said::Nonsense(reason) => return Err(reason),
                     Said::Gone => return Ok(()),
                 };
@@ -183,7 +232,7 @@ async fn begin<C: Processes>(
             let found = control.find(id, Which::Tag(tag.clone())).await;
             (tag, found)
         }
-        _ => return Err("The first message must be `start` or `connect`".to_owned()),
+        _ => return Err(NO_START.to_owned()),
     };
     Ok((tag, output.map_err(|refused| refused.to_string())?))
 }
@@ -204,19 +253,10 @@ async fn act<C: Processes>(
         }
         // Its end is told as that of any other.
         Request::Kill => control.signal(id, which, Signal::Kill).await,
+        Request::Pong => return Ok(()),
         Request::Start { .. } | Request::Connect { .. } => {
             return Err("A connection has one terminal".to_owned());
         }
     };
     done.map_err(|refused| refused.to_string())
-}
-
-/// Unlike all others of this host and its restarts, by the time and a count.
-fn fresh() -> String {
-    use std::sync::atomic::{AtomicU64, Ordering};
-    use std::time::{SystemTime, UNIX_EPOCH};
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    let now = now.unwrap_or_default().as_micros();
-    format!("{now:x}-{:x}", NEXT.fetch_add(1, Ordering::Relaxed))
 }

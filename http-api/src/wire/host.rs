@@ -138,3 +138,42 @@ pub struct Left {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
+
+/// `POST /v1/host/reconcile`: what was left over, and what became of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Reconciled {
+    /// Sandboxes there are, each with what it should have.
+    pub sandboxes: usize,
+    /// What belonged to nobody.
+    pub found: Vec<Finding>,
+}
+
+/// One thing that belonged to nobody.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Finding {
+    /// What it is.
+    pub kind: FindingKind,
+    /// Which.
+    pub name: String,
+    /// Whether it is gone now.
+    pub removed: bool,
+    /// Why not, if not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// What can be left over.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum FindingKind {
+    /// A sandbox in the catalogue that no thread of the daemon knows.
+    Row,
+    /// The directory of a sandbox that there isn't.
+    Directory,
+    /// A network slot, with the processes in it, of no sandbox.
+    Slot,
+    /// A build that nothing needs.
+    Build,
+}

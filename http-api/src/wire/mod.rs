@@ -12,11 +12,12 @@ pub mod snapshot;
 pub use event::{Event, EventKind};
 pub use exec::{ExecRequest, ExecResult};
 pub use host::{
-    Capacity, CpuInfo, Drained, HostInfo, HostStatus, Hugepages, Left, NumaNode, VmmInfo,
+    Capacity, CpuInfo, Drained, Finding, FindingKind, HostInfo, HostStatus, Hugepages, Left,
+    NumaNode, Reconciled, VmmInfo,
 };
 pub use network::{MAX_NETWORKS, NetworkPolicy, RATES_KBIT_S};
 pub use sandbox::{
-    CreateSandbox, Created, DiskStats, ForkSandbox, GuestMetrics, MAX_FORKS, MAX_TIMEOUT_S,
-    MemoryStats, OnTimeout, ResumeSandbox, Sandbox, SandboxState, SetTimeout,
+    ConsoleLine, CreateSandbox, Created, DiskStats, ForkSandbox, GuestMetrics, MAX_FORKS,
+    MAX_TIMEOUT_S, MemoryStats, OnTimeout, ResumeSandbox, Sandbox, SandboxState, SetTimeout,
 };
 pub use snapshot::{CreateSnapshot, Snapshot, SnapshotKind};

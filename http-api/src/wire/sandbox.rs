@@ -287,6 +287,15 @@ pub struct MemoryStats {
     pub loaded_pages: u64,
 }
 
+/// `GET /v1/sandboxes/{id}/console`: a line of what its VMM and its guest's kernel print.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ConsoleLine {
+    /// When it began to be printed, Unix milliseconds.
+    pub at_ms: u64,
+    /// The line.
+    pub line: String,
+}
+
 /// A sandbox for tests.
 #[cfg(test)]
 pub(crate) fn example(id: &str, state: SandboxState) -> Sandbox {

@@ -24,6 +24,9 @@ pub struct CreateSnapshot {
     /// The template's name; chosen by the host when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<TemplateName>,
+    /// Only if the sandbox's newest run is this one; a 412 else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub execution_id: Option<String>,
 }
 
 /// One template.

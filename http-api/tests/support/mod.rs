@@ -14,13 +14,13 @@ use http_api::wire::process::{
     WrittenFile,
 };
 use http_api::wire::{
-    Capacity, CpuInfo, CreateSandbox, CreateSnapshot, Created, DiskStats, Drained, Event,
-    EventKind, ExecRequest, ExecResult, ForkSandbox, GuestMetrics, HostInfo, HostStatus,
-    MemoryStats, NetworkPolicy, OnTimeout, ResumeSandbox, Sandbox, SandboxState, SetTimeout,
-    Snapshot, SnapshotKind, VmmInfo,
+    Capacity, ConsoleLine, CpuInfo, CreateSandbox, CreateSnapshot, Created, DiskStats, Drained,
+    Event, EventKind, ExecRequest, ExecResult, ForkSandbox, GuestMetrics, HostInfo, HostStatus,
+    MemoryStats, NetworkPolicy, OnTimeout, Reconciled, ResumeSandbox, Sandbox, SandboxState,
+    SetTimeout, Snapshot, SnapshotKind, VmmInfo,
 };
 use http_api::{
-    ApiError, ControlPlane, EventStream, FileContent, ProcessStream, Processes, Readiness,
+    Aim, ApiError, ControlPlane, EventStream, FileContent, ProcessStream, Processes, Readiness,
 };
 use http_body_util::BodyExt;
 use tokio::sync::watch;
@@ -30,6 +30,9 @@ pub(crate) const FULL: &str = "e2b_full";
 /// A token for metrics.
 pub(crate) const METRICS: &str = "e2b_metrics";
 
+/// The run that all of its sandboxes are in.
+pub(crate) const RUN: &str = "exec-7";
+
 /// Answers everything with fixed values, or everything with one error.
 #[derive(Clone, Default)]
 pub(crate) struct Fake {
@@ -37,6 +40,8 @@ pub(crate) struct Fake {
     pub(crate) not_ready: Option<&'static str>,
     /// The process that was last sent a signal.
     pub(crate) killed: watch::Sender<u32>,
+    /// What a sandbox was last allowed to reach.
+    pub(crate) policy: watch::Sender<NetworkPolicy>,
 }
 
 impl Fake {
@@ -136,6 +141,9 @@ impl ControlPlane for Fake {
     async fn drain(&self) -> Result<Drained, ApiError> {
         self.answer(Drained::default())
     }
+    async fn reconcile(&self) -> Result<Reconciled, ApiError> {
+        self.answer(Reconciled::default())
+    }
     async fn undrain(&self) -> Result<(), ApiError> {
         self.answer(())
     }
@@ -175,10 +183,12 @@ impl ControlPlane for Fake {
     async fn get(&self, id: SandboxId) -> Result<Sandbox, ApiError> {
         let mut found = sandbox(id, SandboxState::Running);
         found.access_token = Some("secret".into());
+        found.network.egress_kbit_s = Some(5000);
         self.answer(found)
     }
-    async fn pause(&self, id: SandboxId) -> Result<Sandbox, ApiError> {
-        self.answer(sandbox(id, SandboxState::Paused))
+    async fn pause(&self, aim: Aim) -> Result<Sandbox, ApiError> {
+        aim.check(Some(RUN))?;
+        self.answer(sandbox(aim.id, SandboxState::Paused))
     }
     async fn wait(
         &self,
@@ -188,16 +198,18 @@ impl ControlPlane for Fake {
     ) -> Result<Sandbox, ApiError> {
         self.answer(sandbox(id, states[0]))
     }
-    async fn set_timeout(&self, id: SandboxId, request: SetTimeout) -> Result<Sandbox, ApiError> {
-        let mut changed = sandbox(id, SandboxState::Running);
+    async fn set_timeout(&self, aim: Aim, request: SetTimeout) -> Result<Sandbox, ApiError> {
+        aim.check(Some(RUN))?;
+        let mut changed = sandbox(aim.id, SandboxState::Running);
         changed.expires_at_ms = request.timeout_s;
         self.answer(changed)
     }
     async fn fork(
         &self,
-        _: SandboxId,
+        aim: Aim,
         request: ForkSandbox,
     ) -> Result<Vec<Result<Sandbox, ApiError>>, ApiError> {
+        aim.check(Some(RUN))?;
         let fork = |n| sandbox(format!("f{n}").parse().unwrap(), SandboxState::Running);
         let full = || ApiError::Full {
             detail: "No room for the last".into(),
@@ -213,8 +225,9 @@ impl ControlPlane for Fake {
             ..GuestMetrics::default()
         })
     }
-    async fn resume(&self, id: SandboxId, _: ResumeSandbox) -> Result<Sandbox, ApiError> {
-        self.answer(sandbox(id, SandboxState::Running))
+    async fn resume(&self, aim: Aim, _: ResumeSandbox) -> Result<Sandbox, ApiError> {
+        aim.check(Some(RUN))?;
+        self.answer(sandbox(aim.id, SandboxState::Running))
     }
     async fn exec(&self, id: SandboxId, request: ExecRequest) -> Result<ExecResult, ApiError> {
         self.answer(ExecResult {
@@ -226,8 +239,20 @@ impl ControlPlane for Fake {
     }
     async fn set_network(&self, id: SandboxId, policy: NetworkPolicy) -> Result<Sandbox, ApiError> {
         let mut changed = sandbox(id, SandboxState::Running);
+        self.policy.send_replace(policy.clone());
         changed.network = policy;
         self.answer(changed)
+    }
+    async fn console(&self, _: SandboxId) -> Result<Vec<ConsoleLine>, ApiError> {
+        let line = |at_ms, line: &str| ConsoleLine {
+            at_ms,
+            line: line.to_owned(),
+        };
+        self.answer(vec![
+            line(1000, "first"),
+            line(2000, "second"),
+            line(2000, "third"),
+        ])
     }
     async fn disk(&self, _: SandboxId) -> Result<DiskStats, ApiError> {
         self.answer(DiskStats {
@@ -246,10 +271,16 @@ impl ControlPlane for Fake {
             ..MemoryStats::default()
         })
     }
-    async fn delete(&self, _: SandboxId) -> Result<(), ApiError> {
+    async fn delete(&self, aim: Aim) -> Result<(), ApiError> {
+        aim.check(Some(RUN))?;
         self.answer(())
     }
     async fn create_snapshot(&self, request: CreateSnapshot) -> Result<Snapshot, ApiError> {
+        let aim = Aim {
+            id: request.sandbox,
+            execution_id: request.execution_id,
+        };
+        aim.check(Some(RUN))?;
         self.answer(snapshot(
             request.name.unwrap_or_else(|| "made".parse().unwrap()),
         ))
@@ -341,8 +372,42 @@ impl Processes for Fake {
             path: format!("{}: {}", place.path, bytes.len()),
         })
     }
-    async fn list_files(&self, _: SandboxId, _: FilePlace) -> Result<Vec<FileEntry>, ApiError> {
-        self.answer(vec![])
+    async fn list_files(
+        &self,
+        _: SandboxId,
+        place: FilePlace,
+        depth: u32,
+    ) -> Result<Vec<FileEntry>, ApiError> {
+        self.answer(match depth {
+            1 => vec![],
+            _ => vec![entry(&place.path)],
+        })
+    }
+    async fn make_dir(&self, _: SandboxId, place: FilePlace) -> Result<FileEntry, ApiError> {
+        if place.path == "/there" {
+            return Err(ApiError::Exists {
+                what: "directory",
+                name: place.path,
+            });
+        }
+        self.answer(entry(&place.path))
+    }
+    async fn remove_file(&self, _: SandboxId, _: FilePlace) -> Result<(), ApiError> {
+        self.answer(())
+    }
+}
+
+fn entry(path: &str) -> FileEntry {
+    FileEntry {
+        name: path.trim_start_matches('/').to_owned(),
+        path: path.to_owned(),
+        kind: "directory".into(),
+        size: 4096,
+        mode: 0o755,
+        owner: "root".into(),
+        group: "root".into(),
+        modified: Some("1970-01-01T00:00:07Z".into()),
+        symlink_target: None,
     }
 }
 

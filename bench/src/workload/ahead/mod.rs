@@ -63,18 +63,22 @@ impl Display for Setup {
 }
 
 /// The process that touches memory.
-struct Faulter(Child);
+pub(crate) struct Faulter(Child);
 
 impl Faulter {
     fn start(config: &Ahead) -> Result<Self> {
-        let cpu = config.cpus.faulter.to_string();
+        Self::on(config.cpus.faulter)
+    }
+
+    pub(crate) fn on(cpu: usize) -> Result<Self> {
+        let cpu = cpu.to_string();
         let child = Child::spawn("faulter", ["faulter", "--cpu", &cpu])?;
         Ok(Self(child))
     }
 
     /// Hands memory of `pages` pages over to a subject, the first `touches` of which in this
     /// order will be touched.
-    fn attach(
+    pub(crate) fn attach(
         &mut self,
         subject: &mut dyn Subject,
         pages: u64,
@@ -96,7 +100,7 @@ impl Faulter {
         }
     }
 
-    fn touch(&mut self) -> Result<Pass> {
+    pub(crate) fn touch(&mut self) -> Result<Pass> {
         self.0.send(&Task::Go)?;
         match self.0.receive(6 * PATIENCE)? {
             Answer::Touched(pass) => Ok(pass),
@@ -104,7 +108,7 @@ impl Faulter {
         }
     }
 
-    fn release(&mut self) -> Result<()> {
+    pub(crate) fn release(&mut self) -> Result<()> {
         self.0.send(&Task::Release)?;
         match self.0.receive(PATIENCE).context("Releasing memory")? {
             Answer::Released => Ok(()),

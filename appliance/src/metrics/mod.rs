@@ -4,7 +4,10 @@
 //! Names and labels are stable; `dashboard.json` beside this crate's manifest shows them in Grafana,
 //! and a test holds it against what is served.
 
+mod faults;
+
 use std::fmt::{self, Write};
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
@@ -17,6 +20,11 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
+
+use crate::network::Depth;
+use faults::Served;
+
+pub use faults::Faults;
 
 /// What is timed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -59,6 +67,12 @@ struct Operation {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Waiting {
+    /// `anybody` or `paused`.
+    r#for: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct State {
     state: String,
 }
@@ -85,6 +99,9 @@ pub struct Metrics {
     pub expired: Counter,
     /// When the daemon began, Unix seconds.
     started: Gauge<f64, AtomicU64>,
+    slots_waiting: Family<Waiting, Gauge>,
+    /// What engines have done.
+    pub faults: Arc<Faults>,
 }
 
 impl Default for Metrics {
@@ -107,6 +124,8 @@ impl Default for Metrics {
             woken: Counter::default(),
             expired: Counter::default(),
             started: Gauge::default(),
+            slots_waiting: Family::default(),
+            faults: Arc::default(),
         };
         metrics.register();
         metrics.started.set(crate::clock::now_ms() as f64 / 1000.0);
@@ -131,6 +150,12 @@ impl Metrics {
         r.register("slots", "Network slots there are", self.slots.clone());
         let used = self.slots_used.clone();
         r.register("slots_used", "Network slots of sandboxes", used);
+        r.register(
+            "slots_waiting",
+            "Network slots that are built and wait: for new sandboxes, or for paused ones",
+            self.slots_waiting.clone(),
+        );
+        r.register_collector(Box::new(Served(self.faults.clone())));
         r.register_with_unit(
             "memory_allocated",
             "Memory that running sandboxes may come to use",
@@ -199,7 +224,7 @@ impl Metrics {
     ///
     /// # Errors
     /// They can't be written, which is not to be expected of memory.
-    pub fn text(&self, host: &HostInfo) -> Result<String, fmt::Error> {
+    pub fn text(&self, host: &HostInfo, waiting: Depth) -> Result<String, fmt::Error> {
         let mib = |mib: u64| i64::try_from(mib << 20).unwrap_or(i64::MAX);
         let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
         // States that nothing is in any more are gone, too.
@@ -218,6 +243,12 @@ impl Metrics {
         let room = &host.capacity;
         self.slots.set(number(room.slots_total));
         self.slots_used.set(number(room.slots_used));
+        for (whom, count) in [("anybody", waiting.free), ("paused", waiting.kept)] {
+            let whom = Waiting { r#for: whom };
+            self.slots_waiting
+                .get_or_create(&whom)
+                .set(number(count as u64));
+        }
         self.memory_allocated.set(mib(room.memory_allocated_mb));
         self.memory_available.set(mib(room.memory_available_mb));
         self.disk_available.set(mib(room.disk_available_mb));
@@ -279,13 +310,17 @@ mod tests {
         };
         assert!(metrics.time(Timed::Resume, full).await.is_err());
         let text = metrics
-            .text(&host(&[("running", 2), ("paused", 1)]))
+            .text(
+                &host(&[("running", 2), ("paused", 1)]),
+                Depth { free: 3, kept: 1 },
+            )
             .unwrap();
         for line in [
             "thaw_operation_seconds_count{operation=\"resume\",outcome=\"ok\"} 1",
             "thaw_operation_seconds_count{operation=\"resume\",outcome=\"capacity_exhausted\"} 1",
             "thaw_sandboxes{state=\"running\"} 2",
             "thaw_draining 1",
+            "thaw_slots_waiting{for=\"anybody\"} 3",
             "thaw_memory_allocated_bytes 268435456",
         ] {
             assert!(
@@ -294,7 +329,9 @@ mod tests {
             );
         }
         // What nothing is in any more is not shown as it was.
-        let text = metrics.text(&host(&[("paused", 3)])).unwrap();
+        let text = metrics
+            .text(&host(&[("paused", 3)]), Depth::default())
+            .unwrap();
         assert!(!text.contains("state=\"running\""), "{text}");
     }
 
@@ -302,12 +339,14 @@ mod tests {
     async fn the_dashboard_shows_what_there_is() {
         let metrics = Metrics::default();
         let _ = metrics.time(Timed::Create, async { Ok(()) }).await;
-        let text = metrics.text(&host(&[("running", 1)])).unwrap();
+        let text = metrics
+            .text(&host(&[("running", 1)]), Depth::default())
+            .unwrap();
         let names = text.lines().filter(|line| !line.starts_with('#'));
         let served: BTreeSet<&str> = names
             .filter_map(|line| line.split(['{', ' ']).next())
             .collect();
-        let dashboard = include_str!("../dashboard.json");
+        let dashboard = include_str!("../../dashboard.json");
         let parsed: serde_json::Value = serde_json::from_str(dashboard).unwrap();
         assert!(parsed["panels"].as_array().unwrap().len() >= 8);
         let mut shown = 0;

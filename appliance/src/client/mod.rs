@@ -1,29 +1,34 @@
 //! The API as seen from the command line: one request, one connection, over the daemon's
-//! Unix socket.
+//! Unix socket or to another host.
 
-use std::path::{Path, PathBuf};
+mod way;
+
+use std::path::Path;
 
 use bytes::Bytes;
 use http_api::problem::Problem;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
+use hyper::header::HeaderValue;
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
-use tokio::net::UnixStream;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::{WebSocketStream, client_async, tungstenite};
+
+pub use way::{Credentials, Stream, Way, WayError};
 
 /// Why a request was not met.
 #[derive(Debug, Error)]
 pub enum ClientError {
     /// Nobody listens there.
-    #[error("No daemon answers on {}; is it running? --socket or THAW_SOCKET name another one", socket.display())]
+    #[error("No daemon answers on {way}; is it running? --socket or --url name another one")]
     Connect {
-        /// The socket.
-        socket: PathBuf,
+        /// Where.
+        way: String,
         /// Why not.
         #[source]
         source: std::io::Error,
@@ -45,16 +50,20 @@ pub enum ClientError {
 /// The way to one daemon.
 #[derive(Clone, Debug)]
 pub struct Client {
-    socket: PathBuf,
+    way: Way,
 }
 
 impl Client {
     /// The daemon that listens on this socket.
     #[must_use]
     pub fn new(socket: &Path) -> Self {
-        Self {
-            socket: socket.to_owned(),
-        }
+        Self::over(Way::socket(socket))
+    }
+
+    /// The daemon that this way leads to.
+    #[must_use]
+    pub const fn over(way: Way) -> Self {
+        Self { way }
     }
 
     /// `GET`.
@@ -111,9 +120,18 @@ impl Client {
     ///
     /// # Errors
     /// See [`ClientError`].
-    pub async fn socket(&self, path: &str) -> Result<WebSocketStream<UnixStream>, ClientError> {
+    pub async fn socket(&self, path: &str) -> Result<WebSocketStream<Stream>, ClientError> {
         let stream = self.connect().await?;
-        match client_async(format!("ws://thaw{path}"), stream).await {
+        let url = format!("ws://{}{path}", self.way.authority());
+        let mut request = url
+            .into_client_request()
+            .map_err(|error| broken(path, error))?;
+        if let Some(token) = &self.way.token {
+            let value = format!("Bearer {token}");
+            let value = HeaderValue::try_from(value).map_err(|error| broken(path, error))?;
+            request.headers_mut().insert("authorization", value);
+        }
+        match client_async(request, stream).await {
             Ok((socket, _)) => Ok(socket),
             Err(tungstenite::Error::Http(response)) => {
                 let body = response.into_body().unwrap_or_default();
@@ -137,10 +155,10 @@ impl Client {
         Err(refused(path, &bytes))
     }
 
-    async fn connect(&self) -> Result<UnixStream, ClientError> {
-        let stream = UnixStream::connect(&self.socket).await;
+    async fn connect(&self) -> Result<Stream, ClientError> {
+        let stream = self.way.connect().await;
         stream.map_err(|source| ClientError::Connect {
-            socket: self.socket.clone(),
+            way: self.way.to_string(),
             source,
         })
     }
@@ -171,11 +189,15 @@ impl Client {
         let handshake = http1::handshake(TokioIo::new(stream)).await;
         let (mut sender, connection) = handshake.map_err(|error| broken(path, error))?;
         tokio::spawn(connection);
-        let request = Request::builder()
+        let mut request = Request::builder()
             .method(method)
             .uri(path)
-            .header("host", "thaw")
-            .header("content-type", "application/json")
+            .header("host", self.way.authority())
+            .header("content-type", "application/json");
+        if let Some(token) = &self.way.token {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
+        let request = request
             .body(Full::new(body))
             .map_err(|error| broken(path, error))?;
         sender

@@ -1,4 +1,7 @@
-//! Client packages of others, installed below the target directory.
+//! Client packages of others, installed below the target directory; the tests of `appliance` use them,
+//! too.
+
+#![allow(dead_code, reason = "every test binary uses a part of it")]
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -25,11 +28,38 @@ impl Client {
 
 /// A Python that has the package.
 pub(crate) fn python(name: &str, package: &str) -> Result<Client, String> {
+    python_by(Path::new("python3"), name, package)
+}
+
+/// A Python of this version or later that has the package.
+pub(crate) fn python_since(
+    version: (u32, u32),
+    name: &str,
+    package: &str,
+) -> Result<Client, String> {
+    let (major, minor) = version;
+    let is_new = format!("import sys; sys.exit(sys.version_info < ({major}, {minor}))");
+    // Those that distributions name, and those that pyenv keeps.
+    let named = (minor..minor + 4).rev();
+    let mut programs: Vec<PathBuf> = named.map(|m| format!("python{major}.{m}").into()).collect();
+    programs.push("python3".into());
+    if let Ok(root) = output(Command::new("pyenv").arg("root")) {
+        let versions = fs::read_dir(Path::new(&root).join("versions"));
+        let versions = versions.into_iter().flatten().flatten();
+        programs.extend(versions.map(|entry| entry.path().join("bin/python3")));
+    }
+    let fits = |program: &&PathBuf| output(Command::new(program).args(["-c", &is_new])).is_ok();
+    let program = programs.iter().find(fits);
+    let program = program.ok_or_else(|| format!("no Python {major}.{minor} or later"))?;
+    python_by(program, name, package)
+}
+
+fn python_by(python: &Path, name: &str, package: &str) -> Result<Client, String> {
     let (home, _lock) = place(&format!("python-{name}"));
     let program = home.join("bin/python3");
     // One without pip is what a Debian without python3-venv makes before it fails.
     if !home.join("bin/pip").exists() {
-        let mut make = Command::new("python3");
+        let mut make = Command::new(python);
         let made = output(make.args(["-m", "venv", "--clear"]).arg(&home));
         made.map_err(|e| format!("no Python with venv (apt-get install python3-venv): {e}"))?;
     }
