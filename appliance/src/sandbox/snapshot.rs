@@ -14,6 +14,7 @@ use snapshot_format::{
 use uffd_engine::PageStates;
 use uffd_engine::dirty::{Capture, Captured};
 use uffd_engine::dirty_set::UnwrittenPages;
+use uffd_engine::memory_image::MemoryImage;
 use uffd_engine::region::{ClaimedRegion, RegionTable};
 
 use super::OperationError;
@@ -81,10 +82,10 @@ pub(super) async fn take(
         host: host.clone(),
         id: reservation.id,
         parent: row.build,
-        memory: memory.map_err(|source| OperationError::File {
+        memory: MemoryImage::File(memory.map_err(|source| OperationError::File {
             operation: "Sharing the guest's memory".into(),
             source,
-        })?,
+        })?),
         states: live.session.as_ref().map(|session| session.states.clone()),
         vmm: live.machine.pid(),
         regions: regions(host, live),
@@ -120,7 +121,7 @@ struct Work {
     host: Arc<Host>,
     id: BuildId,
     parent: Option<BuildId>,
-    memory: fs::File,
+    memory: MemoryImage,
     states: Option<Arc<PageStates>>,
     /// The VMM's process.
     vmm: i32,
@@ -182,7 +183,7 @@ impl Work {
         let mut writer = staging.memory_writer(parent.as_ref(), PageSize::Size4K, pages)?;
         let unwritten = self.unwritten(pages);
         let capture = Capture {
-            ram: &self.memory,
+            memory: &self.memory,
             pages,
             page_bytes: PageSize::Size4K.bytes(),
             states: self.states.as_deref(),
