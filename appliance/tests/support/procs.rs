@@ -42,7 +42,14 @@ impl Process {
 
     /// Whether it is the VMM of this sandbox.
     pub(crate) fn is_vmm_of(&self, id: &str) -> bool {
-        self.is_vmm() && self.command.contains(&format!(" -name thaw-{id} "))
+        let (named, below) = (
+            format!(" -name thaw-{id} "),
+            format!("/sandboxes/{id}/vmm/"),
+        );
+        self.is_vmm()
+            && [named, below]
+                .iter()
+                .any(|part| self.command.contains(part))
     }
 
     /// SIGKILL, and waits until it has ended.
