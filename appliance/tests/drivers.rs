@@ -366,6 +366,55 @@ fn a_snapshot_leaves_its_sandbox_running_and_clones_are_their_own() {
     subject.end();
 }
 
+#[test]
+fn a_guest_waits_for_an_engine_that_is_slow() {
+    needs_fakes!("a_guest_waits_for_an_engine_that_is_slow");
+    let subject = start("tfslow", 162, Kind::USUAL);
+    let api = &subject.daemon.api;
+    let inside = Inside::of(&api.create("one", "base"));
+    inside.fill(64, 512, 1);
+    let hash = inside.hash();
+    api.pause("one").expect(200);
+    api.resume("one").expect(200);
+    let engine = procs::engine(&subject.place).expect("an engine");
+    engine.signal(libc::SIGSTOP);
+    std::thread::scope(|scope| {
+        let asking = scope.spawn(|| inside.hash());
+        std::thread::sleep(Duration::from_millis(500));
+        assert!(
+            !asking.is_finished(),
+            "its memory was there without an engine"
+        );
+        engine.signal(libc::SIGCONT);
+        assert_eq!(asking.join().unwrap(), hash);
+    });
+    subject.end();
+}
+
+#[test]
+fn memory_survives_engines_that_die_between_its_writes() {
+    needs_fakes!("memory_survives_engines_that_die_between_its_writes");
+    let subject = start("tfengi", 163, Kind::USUAL);
+    let api = &subject.daemon.api;
+    let inside = Inside::of(&api.create("one", "base"));
+    inside.fill(64, 512, 1);
+    for cycle in 0..4 {
+        api.pause("one").expect(200);
+        api.resume("one").expect(200);
+        // Written before, and written only under the successor; read before, and not at all.
+        inside.fill(64 + cycle * 8, 8, 10 + cycle);
+        procs::engine(&subject.place).expect("an engine").kill();
+        inside.fill(200 + cycle * 8, 8, 20 + cycle);
+        inside.fill(4096 + cycle * 8, 8, 30 + cycle);
+        inside.give_back(300 + cycle * 4, 4);
+        let hash = inside.hash();
+        api.pause("one").expect(200);
+        api.resume("one").expect(200);
+        assert_eq!(inside.hash(), hash, "cycle {cycle}");
+    }
+    subject.end();
+}
+
 /// Calls of a boot.
 const BOOT: [&str; 8] = [
     "PUT /machine-config",

@@ -282,6 +282,43 @@ fn guest_of_a_real_firecracker_lives_a_whole_life() {
     }
 }
 
+/// The guests' kernel decides: it is unpacked and started, and Firecracker is taken only if it
+/// gets up.
+#[test]
+fn guest_kernels_decide_between_vmms() {
+    const NAME: &str = "guest_kernels_decide_between_vmms";
+    let found = firecracker().and_then(|program| Ok((program, needs::for_guests()?)));
+    let (program, inputs) = match found {
+        Ok(found) => found,
+        Err(reason) => return skip(NAME, &reason),
+    };
+    let place = Place::new("tfauto", 172, Some(&inputs));
+    let line = format!(
+        "[vmm]\nfirecracker = [{:?}]\n",
+        program.display().to_string()
+    );
+    place.reconfigure(&[("[vmm]\n", &line)]);
+    let daemon = Daemon::start(&place);
+    let vmm = daemon.api.get("/v1/host").expect(200)["vmm"].clone();
+    println!("{vmm}");
+    let reason = vmm["reason"].as_str().unwrap();
+    let said = if vmm["name"] == "firecracker" {
+        "the guests' kernel got up"
+    } else {
+        "no Firecracker: the guests' kernel does not get up: The VMM of the probe did not finish \
+         printing \"Kernel panic"
+    };
+    assert!(reason.contains(said), "{reason}");
+    let kernels: Vec<_> = fs::read_dir(place.data.join("kernels")).unwrap().collect();
+    let [Ok(kernel)] = &kernels[..] else {
+        panic!("{kernels:?}")
+    };
+    let elf = fs::read(kernel.path()).unwrap();
+    // 64 bits, for x86-64.
+    assert_eq!((&elf[..5], elf[18]), (&b"\x7fELF\x02"[..], 62));
+    daemon.stop();
+}
+
 #[test]
 fn guest_of_a_jailed_firecracker_lives_a_whole_life() {
     const NAME: &str = "guest_of_a_jailed_firecracker_lives_a_whole_life";

@@ -52,6 +52,14 @@ impl Process {
                 .any(|part| self.command.contains(part))
     }
 
+    /// Sends a signal.
+    pub(crate) fn signal(&self, signal: i32) {
+        assert!(
+            pidfd_signal(self.pidfd.as_fd(), signal).unwrap(),
+            "{self:?} has ended"
+        );
+    }
+
     /// SIGKILL, and waits until it has ended.
     pub(crate) fn kill(&self) {
         let _ = pidfd_signal(self.pidfd.as_fd(), libc::SIGKILL);
