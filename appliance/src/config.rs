@@ -59,6 +59,19 @@ pub enum AcceleratorChoice {
     Tcg,
 }
 
+/// Which VMM new guests get.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DriverChoice {
+    /// Firecracker if it is installed and the guests' kernel gets up in it, else QEMU.
+    #[default]
+    Auto,
+    /// QEMU.
+    Qemu,
+    /// Firecracker, without asking whether a stock kernel gets up in it.
+    Firecracker,
+}
+
 /// The whole file.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -352,6 +365,16 @@ impl Default for EngineConfig {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct VmmConfig {
+    /// Which VMM new guests get.
+    pub driver: DriverChoice,
+    /// Firecrackers: the first for new guests, the others for builds that they made.
+    pub firecracker: Vec<PathBuf>,
+    /// Firecracker's jailer. Without one, Firecracker runs as the daemon's user.
+    pub jailer: Option<PathBuf>,
+    /// The user and group of the first slot's jailed VMM; each slot has its own.
+    pub jail_user: u32,
+    /// How long a Firecracker may take for one command.
+    pub command_timeout_s: u64,
     /// The QEMU program.
     pub qemu: PathBuf,
     /// The preload library; beside the `thaw` program when absent.
@@ -365,6 +388,11 @@ pub struct VmmConfig {
 impl Default for VmmConfig {
     fn default() -> Self {
         Self {
+            driver: DriverChoice::Auto,
+            firecracker: vec!["firecracker".into()],
+            jailer: None,
+            jail_user: 200_000,
+            command_timeout_s: crate::vmm::COMMAND_TIMEOUT.as_secs(),
             qemu: "qemu-system-x86_64".into(),
             preload: None,
             accelerator: AcceleratorChoice::Auto,
@@ -496,7 +524,7 @@ impl Config {
             return Err(("instance".into(), problem));
         }
         // A sandbox's sockets lie two levels below, and the kernel takes 107 bytes of path.
-        let most = 107 - "/sandboxes/".len() - 57 - "/qmp.sock".len();
+        let most = 107 - "/sandboxes/".len() - 57 - "/vmm/uffd.sock".len();
         if self.run_dir.as_os_str().len() > most {
             let problem = format!("is {}; at most {most} bytes fit", self.run_dir.display());
             return Err(("run_dir".into(), problem));
@@ -532,6 +560,20 @@ impl Config {
         if self.network.drain_ms > 60_000 {
             let problem = format!("is {}; at most 60000 is possible", self.network.drain_ms);
             return Err(("network.drain_ms".into(), problem));
+        }
+        if self.vmm.firecracker.is_empty() {
+            let problem = "is empty; name the program, or set vmm.driver to \"qemu\"".to_owned();
+            return Err(("vmm.firecracker".into(), problem));
+        }
+        if !(1..=3600).contains(&self.vmm.command_timeout_s) {
+            let problem = format!("is {}; 1 to 3600 are possible", self.vmm.command_timeout_s);
+            return Err(("vmm.command_timeout_s".into(), problem));
+        }
+        // Every slot's VMM has a number of its own from there on.
+        let last = u32::MAX - (1 << 24);
+        if self.vmm.jailer.is_some() && !(1..=last).contains(&self.vmm.jail_user) {
+            let problem = format!("is {}; 1 to {last} are possible", self.vmm.jail_user);
+            return Err(("vmm.jail_user".into(), problem));
         }
         if self.disks.cow_mb == Some(0) {
             return Err(("disks.cow_mb".into(), "is 0; at least 1 is needed".into()));

@@ -21,7 +21,7 @@ use crate::metrics::Metrics;
 use crate::network::Slots;
 use crate::template::Templates;
 use crate::tokens::Tokens;
-use crate::vmm::Driver;
+use crate::vmm::drivers::Drivers;
 
 /// The host.
 pub struct Host {
@@ -41,8 +41,8 @@ pub struct Host {
     pub engine: EngineConfig,
     /// How their workers wait, and why.
     pub waiting: String,
-    /// The VMM.
-    pub driver: Arc<dyn Driver>,
+    /// VMMs.
+    pub drivers: Drivers,
     /// Network slots.
     pub slots: Slots,
     /// Disk copies.

@@ -36,7 +36,7 @@ use crate::shard::{Asked, Shard};
 use crate::template::{Template, Templates};
 use crate::tls::{self, Clients, Identity};
 use crate::tokens::Tokens;
-use crate::vmm::{Driver, launch, qemu};
+use crate::vmm::{choice, launch};
 
 /// Requests that one shard may have waiting.
 const MAILBOX: usize = 1024;
@@ -90,10 +90,12 @@ pub fn run(config: &Config) -> Result<()> {
             })
         })?);
     }
+    let vmm = host.drivers.chosen().info();
     tracing::info!(
-        vmm = host.driver.info().name,
-        accelerator = host.driver.info().accelerator,
-        reason = host.driver.info().reason,
+        vmm = vmm.name,
+        version = vmm.version,
+        accelerator = vmm.accelerator,
+        reason = vmm.reason,
         disks = host.disks.reason(),
         shards = shard_count,
         engines = host.engines.count(),
@@ -171,7 +173,7 @@ async fn assemble(config: &Config) -> Result<(Arc<Host>, Vec<Cell>)> {
     let events = Events::open(&config.catalogue()).context("Opening the catalogue for events")?;
     let store = BuildStore::open_or_create(&config.data_dir.join("builds"))
         .context("Opening the store of builds")?;
-    let driver = pick_driver(config).await?;
+    let drivers = choice::choose(config).await.context("No VMM can be used")?;
     let images: Vec<PathBuf> = config.templates.iter().map(|t| t.disk.clone()).collect();
     let disks = Disks::start(&config.disks, &config.instance, &config.data_dir, &images)
         .with_context(|| format!("Trying disks in {}", config.data_dir.display()))?;
@@ -231,7 +233,7 @@ async fn assemble(config: &Config) -> Result<(Arc<Host>, Vec<Cell>)> {
         engines,
         engine,
         waiting,
-        driver,
+        drivers,
         slots,
         disks,
         store,
@@ -292,19 +294,6 @@ fn check_userfaultfd() -> Result<()> {
             "userfaultfd can't be used: run as root, or allow /dev/userfaultfd to this user; the \
          kernel needs CONFIG_USERFAULTFD (5.11 or later)",
         )
-}
-
-async fn pick_driver(config: &Config) -> Result<Arc<dyn Driver>> {
-    let kernel = config
-        .templates
-        .first()
-        .map(|template| template.kernel.clone());
-    let kernel = kernel.unwrap_or_else(|| PathBuf::from("/vmlinuz"));
-    let preload = config.preload();
-    let cache = config.data_dir.join("kvm-probe.json");
-    let vmm = &config.vmm;
-    let qemu = qemu::probe::probe(&vmm.qemu, &preload, vmm.accelerator, &kernel, &cache);
-    Ok(Arc::new(qemu.await.context("No VMM can be used")?))
 }
 
 /// What encrypted listeners have in common.

@@ -86,6 +86,12 @@ pub enum ApiError {
         /// Its name.
         name: String,
     },
+    /// This host is not like the one that made it; nothing was changed, another host may do. 409.
+    #[error("{detail}")]
+    Incompatible {
+        /// What differs.
+        detail: String,
+    },
     /// Stored data is damaged; nothing was changed. 422.
     #[error("{detail}")]
     Corrupt {
@@ -145,7 +151,9 @@ impl ApiError {
             Self::Unauthorized { .. } => StatusCode::UNAUTHORIZED,
             Self::Forbidden { .. } => StatusCode::FORBIDDEN,
             Self::NotFound { .. } => StatusCode::NOT_FOUND,
-            Self::Denied { .. } | Self::Exists { .. } => StatusCode::CONFLICT,
+            Self::Denied { .. } | Self::Exists { .. } | Self::Incompatible { .. } => {
+                StatusCode::CONFLICT
+            }
             Self::OtherRun { .. } => StatusCode::PRECONDITION_FAILED,
             Self::Corrupt { .. } => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Busy { .. } => StatusCode::TOO_MANY_REQUESTS,
@@ -169,6 +177,7 @@ impl ApiError {
             Self::Denied { .. } => "wrong_state",
             Self::Exists { .. } => "exists",
             Self::OtherRun { .. } => "other_run",
+            Self::Incompatible { .. } => "incompatible_host",
             Self::Corrupt { .. } => "corrupt",
             Self::Busy { .. } => "busy",
             Self::Full { .. } => "capacity_exhausted",

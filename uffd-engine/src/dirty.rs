@@ -1,25 +1,22 @@
-//! Which pages of a stopped guest differ from its parent build, for memory that is a
-//! shared file (QEMU's RAM in a memfd).
+//! Which pages of a stopped guest differ from its parent build.
 //!
-//! The ground truth is the content: a page that the file holds is compared with the
-//! parent by the writer, unless the kernel knows that nobody wrote it. The page-state table
-//! says what no content can: whether a page the file does *not* hold was never there (the
+//! The ground truth is the content: a page that the memory has is compared with the
+//! parent by the writer, unless it is known that nobody wrote it. The page-state table
+//! says what no content can: whether a page the memory does *not* have was never there (the
 //! parent's content stands) or was given back (it reads as zero now).
 //!
 //! The vCPUs are stopped, and still pages may appear while this looks: an engine may be
-//! installing what it had read ahead. So the table is copied before the file is looked at. What
-//! the copy calls installed *was* in the file; if it isn't any more, it was given back.
+//! installing what it had read ahead. So the table is copied before the memory is looked at. What
+//! the copy calls installed *was* there; if it isn't any more, it was given back.
 
-use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 
-use nix::unistd::{Whence, lseek64};
 use snapshot_format::{Build, FormatError, MemoryWriter, PageCount, PageIndex};
 use thiserror::Error;
 
 use crate::dirty_set::{DirtySource, Divergence, UnwrittenPages};
+use crate::memory_image::MemoryImage;
 use crate::page_state::{PageState, PageStates};
 
 /// Pages are read in runs of this size: large enough that the system call doesn't
@@ -41,8 +38,8 @@ pub enum CaptureError {
     /// The build could not be written, or its parent not read.
     #[error("Writing changed pages")]
     Write(#[from] FormatError),
-    /// The kernel calls a page unwritten that is not what the parent has.
-    #[error("Checking what the kernel remembers of the guest's writes")]
+    /// A page was called unwritten that is not what the parent has.
+    #[error("Checking what is known of the guest's writes")]
     Divergence(#[from] Divergence),
 }
 
@@ -71,8 +68,8 @@ fn verdict(in_memory: bool, state: PageState, unwritten: bool) -> Verdict {
 /// A stopped guest's memory, and what is known of it.
 #[derive(Clone, Copy, Debug)]
 pub struct Capture<'a> {
-    /// The file that is the guest's memory.
-    pub ram: &'a File,
+    /// What can be read of it.
+    pub memory: &'a MemoryImage,
     /// How many pages it has.
     pub pages: PageCount,
     /// Of how many bytes each.
@@ -80,7 +77,7 @@ pub struct Capture<'a> {
     /// The table of the session that served this guest; `None` for one that was booted and
     /// has no parent.
     pub states: Option<&'a PageStates>,
-    /// What the kernel calls unwritten; these pages are not read.
+    /// What is known to be unwritten; these pages are not read.
     pub unwritten: Option<&'a UnwrittenPages>,
     /// Their parent, for them to be read and compared after all.
     pub check: Option<&'a Build>,
@@ -93,7 +90,7 @@ pub struct Captured {
     pub source: DirtySource,
     /// Pages whose content was compared with the parent's.
     pub compared: PageCount,
-    /// Pages that the kernel called unwritten.
+    /// Pages that were known to be unwritten.
     pub unwritten: PageCount,
 }
 
@@ -101,14 +98,14 @@ impl Capture<'_> {
     /// Feeds every page that may differ from the parent to `writer`, in order.
     ///
     /// # Errors
-    /// Memory can't be read, the build can't be written, or the kernel's word is wrong: publish
+    /// Memory can't be read, the build can't be written, or what was known is wrong: publish
     /// nothing then.
     pub fn write(&self, writer: &mut MemoryWriter) -> Result<Captured, CaptureError> {
         let states = self.states.map(PageStates::to_vec);
         let states = states.as_deref();
         let mut captured = Captured {
             source: match self.unwritten {
-                Some(_) => DirtySource::PagemapScan,
+                Some(unwritten) => unwritten.source(),
                 None => DirtySource::Comparison,
             },
             compared: PageCount::new(0),
@@ -117,7 +114,9 @@ impl Capture<'_> {
         let mut buffer = vec![0u8; READ_BYTES];
         let mut next = 0;
         while next < self.pages.get() {
-            let data = next_data(self.ram, next, self.pages.get(), self.page_bytes);
+            let data = self
+                .memory
+                .next_data(next, self.pages.get(), self.page_bytes);
             let data = data.map_err(|source| CaptureError::Memory {
                 page: PageIndex::new(next),
                 source,
@@ -172,8 +171,8 @@ impl Capture<'_> {
     fn read<'b>(&self, pages: Range<u64>, buffer: &'b mut [u8]) -> Result<&'b [u8], CaptureError> {
         let bytes = &mut buffer[..((pages.end - pages.start) * self.page_bytes) as usize];
         let page = PageIndex::new(pages.start);
-        self.ram
-            .read_exact_at(bytes, pages.start * self.page_bytes)
+        self.memory
+            .read(page, self.page_bytes, bytes)
             .map_err(|source| CaptureError::Memory { page, source })?;
         Ok(bytes)
     }
@@ -189,7 +188,9 @@ impl Capture<'_> {
             let page = PageIndex::new(page);
             parent.read_page(page, &mut theirs)?;
             if ours != theirs {
-                let source_used = DirtySource::PagemapScan;
+                let source_used = self
+                    .unwritten
+                    .map_or(DirtySource::Comparison, UnwrittenPages::source);
                 return Err(Divergence {
                     source_used,
                     page,
@@ -200,18 +201,6 @@ impl Capture<'_> {
         }
         Ok(())
     }
-}
-
-/// The next run of pages that the file holds, from `from` on; empty at `end` when
-/// there is none.
-fn next_data(ram: &File, from: u64, end: u64, page_bytes: u64) -> io::Result<Range<u64>> {
-    let data = match lseek64(ram, (from * page_bytes) as i64, Whence::SeekData) {
-        Ok(at) => at as u64 / page_bytes,
-        Err(nix::Error::ENXIO) => return Ok(end..end),
-        Err(error) => return Err(error.into()),
-    };
-    let hole = lseek64(ram, (data * page_bytes) as i64, Whence::SeekHole)? as u64;
-    Ok(data.min(end)..hole.div_ceil(page_bytes).min(end))
 }
 
 /// The runs of a hole whose pages were there once.
@@ -232,7 +221,6 @@ fn zeroed_runs(hole: Range<u64>, states: &[PageState]) -> Vec<Range<u64>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::FileExt;
 
     #[test]
     fn a_page_given_back_is_zero_and_an_untouched_one_is_the_parents() {
@@ -253,19 +241,6 @@ mod tests {
         assert_eq!(verdict(true, PageState::Dirty, true), Verdict::Compare);
         assert_eq!(verdict(true, PageState::Removed, true), Verdict::Compare);
         assert_eq!(verdict(true, PageState::Missing, true), Verdict::Compare);
-    }
-
-    #[test]
-    fn holes_are_skipped_and_data_is_found() {
-        let memfd = nix::sys::memfd::memfd_create(c"ram", nix::sys::memfd::MFdFlags::MFD_CLOEXEC);
-        let ram = File::from(memfd.unwrap());
-        ram.set_len(64 * 4096).unwrap();
-        ram.write_all_at(&[1; 8192], 10 * 4096).unwrap();
-        ram.write_all_at(&[1; 1], 63 * 4096).unwrap();
-        assert_eq!(next_data(&ram, 0, 64, 4096).unwrap(), 10..12);
-        assert_eq!(next_data(&ram, 12, 64, 4096).unwrap(), 63..64);
-        ram.set_len(20 * 4096).unwrap();
-        assert_eq!(next_data(&ram, 12, 20, 4096).unwrap(), 20..20);
     }
 
     #[test]

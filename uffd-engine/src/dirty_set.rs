@@ -45,11 +45,12 @@ impl DirtySource {
     }
 }
 
-/// Pages that are in memory and that nobody has written since they were installed, as the kernel
-/// remembers: the opposite of a set that may be too large, it may be too small.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// Pages that are in memory and that nobody has written since they were installed: the opposite
+/// of a set that may be too large, it may be too small.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnwrittenPages {
-    /// One for each page of the memory; empty when nothing is known.
+    source: DirtySource,
+    /// One for each page of the memory.
     pages: Vec<bool>,
 }
 
@@ -66,7 +67,28 @@ impl UnwrittenPages {
     ) -> Result<Self, DirtyError> {
         let mut unwritten = vec![false; memory_pages.get() as usize];
         mark(&mut unwritten, pid, regions, pagemap::unwritten)?;
-        Ok(Self { pages: unwritten })
+        Ok(Self {
+            source: DirtySource::PagemapScan,
+            pages: unwritten,
+        })
+    }
+
+    /// What the table of a stopped VMM's session says, which was told
+    /// [`Tracking::Events`](crate::Tracking::Events) and did so.
+    #[must_use]
+    pub fn of_tracked(states: &PageStates) -> Self {
+        let unwritten =
+            |page: PageIndex| matches!(states.get(page), PageState::Clean | PageState::Zero);
+        Self {
+            source: DirtySource::WriteProtect,
+            pages: all_pages(states).map(unwritten).collect(),
+        }
+    }
+
+    /// How it is known.
+    #[must_use]
+    pub const fn source(&self) -> DirtySource {
+        self.source
     }
 
     /// Whether a page is one of them.

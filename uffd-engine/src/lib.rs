@@ -66,6 +66,7 @@ pub mod standalone;
 
 pub mod dirty;
 pub mod dirty_set;
+pub mod memory_image;
 pub mod vmm_side;
 
 pub mod sys;

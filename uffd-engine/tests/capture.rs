@@ -13,6 +13,7 @@ use support::{Guest, Host, PAGE, content, has_uffd, skip};
 use uffd_engine::control::{Report, Request};
 use uffd_engine::dirty::{Capture, CaptureError, Captured};
 use uffd_engine::dirty_set::{DirtySource, UnwrittenPages};
+use uffd_engine::memory_image::{MemoryImage, ProcessMemory};
 use uffd_engine::region::RegionTable;
 use uffd_engine::sys::uffd::{
     FEATURE_EVENT_REMOVE, FEATURE_MISSING_SHMEM, FEATURE_WP_ASYNC, FEATURE_WP_SHARED, Uffd,
@@ -88,8 +89,9 @@ impl Shared {
         check: bool,
     ) -> Result<(Captured, Build), CaptureError> {
         let parent = self.host.store.open(&self.host.build).unwrap();
+        let memory = MemoryImage::File(self.ram.try_clone().unwrap());
         let capture = Capture {
-            ram: &self.ram,
+            memory: &memory,
             pages: PageCount::new(PAGES),
             page_bytes: PAGE,
             states: Some(&self.states),
@@ -238,8 +240,9 @@ fn pages_that_appear_during_a_capture_are_the_parents() {
                     states.set(PageIndex::new(page), PageState::Clean);
                 }
             });
+            let memory = MemoryImage::File(ram.try_clone().unwrap());
             let capture = Capture {
-                ram: &ram,
+                memory: &memory,
                 pages: PageCount::new(PAGES),
                 page_bytes: PAGE,
                 states: Some(&states),
@@ -260,6 +263,75 @@ fn pages_that_appear_during_a_capture_are_the_parents() {
                 content(page).unwrap_or(0),
                 "page {page}; {captured:?}"
             );
+        }
+    }
+}
+
+/// A guest as Firecracker's: anonymous memory, nothing but removals asked for.
+#[test]
+fn memory_inside_a_vmm_is_captured_with_and_without_knowing_its_writes() {
+    const NAME: &str = "memory_inside_a_vmm_is_captured_with_and_without_knowing_its_writes";
+    if !has_uffd(NAME) {
+        return;
+    }
+    for tracked in [true, false] {
+        let mut host = Host::start(PAGES);
+        let states = table();
+        let guest = host.attach("s1", &states);
+        if tracked {
+            let track = |request| Request::Track {
+                request,
+                session: "s1".to_owned(),
+                tracking: Tracking::Events,
+            };
+            let (report, _) = host.ask(track);
+            assert!(matches!(report, Report::Stats { .. }), "{report:?}");
+        }
+        for page in (0..PAGES / 2).filter(|page| page % 5 != 0) {
+            guest.check(page);
+        }
+        let written = [1, 3, 7, 10, 55, 99, 100, 500];
+        for page in written {
+            guest.memory.write(page * PAGE + 128, 0xD1);
+        }
+        guest.memory.give_back(200 * PAGE, 8 * PAGE).unwrap();
+        assert_eq!(guest.memory.read(201 * PAGE), 0);
+        host.stats("s1");
+
+        let pages = PageCount::new(PAGES);
+        let regions = RegionTable::new(&[guest.memory.as_region()], PAGE, pages).unwrap();
+        let pid = std::process::id() as i32;
+        let memory = MemoryImage::Process(ProcessMemory::open(pid, regions).unwrap());
+        let parent = host.store.open(&host.build).unwrap();
+        let before = memory.present(pages, PAGE).unwrap();
+        let unwritten = tracked.then(|| UnwrittenPages::of_tracked(&states));
+        let capture = Capture {
+            memory: &memory,
+            pages,
+            page_bytes: PAGE,
+            states: Some(&states),
+            unwritten: unwritten.as_ref(),
+            check: Some(&parent),
+        };
+        let (captured, build) = write_build(&host, |writer| capture.write(writer)).unwrap();
+        // Nothing was brought in to be looked at.
+        assert_eq!(memory.present(pages, PAGE).unwrap(), before);
+        if tracked {
+            assert_eq!(captured.source, DirtySource::WriteProtect);
+            // And the page that was read after it was given back.
+            let compared = written.len() as u64 + 1;
+            assert_eq!(captured.compared.get(), compared, "{captured:?}");
+        } else {
+            assert_eq!(captured.source, DirtySource::Comparison);
+            assert_eq!(captured.compared, before, "{captured:?}");
+        }
+        let mut bytes = vec![0; PAGE as usize];
+        for page in 0..PAGES {
+            build.read_page(PageIndex::new(page), &mut bytes).unwrap();
+            for (index, word) in bytes.as_chunks::<8>().0.iter().enumerate() {
+                let ours = guest.memory.read(page * PAGE + index as u64 * 8);
+                assert_eq!(u64::from_le_bytes(*word), ours, "page {page}, word {index}");
+            }
         }
     }
 }

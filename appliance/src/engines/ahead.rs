@@ -24,13 +24,14 @@ pub struct Ahead {
 }
 
 impl Ahead {
-    /// What the configuration says, for a session with this order.
+    /// What the configuration says, for a session with this order whose VMM's writes can be
+    /// tracked like this.
     #[must_use]
-    pub fn new(config: &EngineConfig, working_set: Order) -> Self {
+    pub fn new(config: &EngineConfig, tracking: Tracking, working_set: Order) -> Self {
         let rate = config.load_mib_per_s.saturating_mul(1 << 20);
         Self {
             tracking: if config.track_writes {
-                Tracking::Kernel
+                tracking
             } else {
                 Tracking::Off
             },
@@ -43,8 +44,9 @@ impl Ahead {
 
 impl Attachment {
     /// Begins all of it, at best before the guest runs. None of it is needed for the guest to be
-    /// right, so what is refused is logged.
-    pub async fn begin(&self, ahead: &Ahead) {
+    /// right, so what is refused is logged. Says whether the guest's writes are tracked.
+    pub async fn begin(&self, ahead: &Ahead) -> Tracking {
+        let mut tracked = Tracking::Off;
         if ahead.tracking != Tracking::Off {
             let tracking = ahead.tracking;
             // Before the answer: a successor that protects for nothing does no harm.
@@ -55,7 +57,9 @@ impl Attachment {
                 session,
                 tracking,
             };
-            self.order("Tracking writes", track).await;
+            if self.order("Tracking writes", track).await {
+                tracked = tracking;
+            }
         }
         match ahead.working_set {
             Order::Record => {
@@ -76,6 +80,7 @@ impl Attachment {
             Order::Neither => {}
         }
         self.load(ahead).await;
+        tracked
     }
 
     /// Loads all memory in the background, if it is to be.
@@ -113,10 +118,11 @@ impl Attachment {
         self.link.regions(&self.session)
     }
 
-    async fn order(&self, what: &str, make: impl FnOnce(u64, String) -> Request) {
+    /// Whether it was done.
+    async fn order(&self, what: &str, make: impl FnOnce(u64, String) -> Request) -> bool {
         let session = self.session.clone();
         let answer = match self.ask(|request| make(request, session)).await {
-            Ok(Report::Stats { .. }) => return,
+            Ok(Report::Stats { .. }) => return true,
             Ok(report) => refusal(report),
             Err(error) => error,
         };
@@ -125,5 +131,6 @@ impl Attachment {
             EngineError::Lost => tracing::debug!(session = self.session, what, "Lost"),
             error => tracing::warn!(session = self.session, what, %error, "Going on without"),
         }
+        false
     }
 }

@@ -229,7 +229,7 @@ impl ControlPlane for Gateway {
                 HostStatus::Ready
             },
             kernel: inventory::kernel(),
-            vmm: self.host.driver.info().clone(),
+            vmm: self.host.drivers.chosen().info().clone(),
             disks: self.host.disks.reason().to_owned(),
             shards: self.shards.len(),
             engines: self.host.engines.count(),

@@ -25,6 +25,7 @@ pub(super) async fn boot(
     let mut machine = None;
     let result = try_boot(host, row, disk, &mut machine).await;
     let live = machine.map(|machine| Live {
+        driver: host.drivers.chosen().clone(),
         machine,
         session: None,
     });
@@ -44,7 +45,7 @@ async fn try_boot(
     machine: &mut Option<Box<dyn Machine>>,
 ) -> Result<(), OperationError> {
     let (place, slot) = make_place(host, row, disk).await?;
-    let machine = machine.insert(host.driver.boot(&row.shape, &place).await?);
+    let machine = machine.insert(host.drivers.chosen().boot(&row.shape, &place).await?);
     let pid = machine.pid();
     let console = machine.console();
     let guest = Guest::at(slot.address);

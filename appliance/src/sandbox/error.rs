@@ -10,6 +10,7 @@ use crate::guest::GuestError;
 use crate::integrity::IntegrityError;
 use crate::network::SlotError;
 use crate::vmm::VmmError;
+use crate::vmm::compatibility::Incompatible;
 
 /// Why an operation on a sandbox failed.
 #[derive(Debug, Error)]
@@ -40,6 +41,9 @@ pub enum OperationError {
     /// The catalogue.
     #[error(transparent)]
     Catalogue(#[from] CatalogueError),
+    /// The build can't be resumed on this host.
+    #[error("The build can't be resumed on this host")]
+    Incompatible(#[from] Incompatible),
     /// The build can't be resumed from.
     #[error(transparent)]
     Integrity(#[from] IntegrityError),
@@ -86,6 +90,7 @@ impl OperationError {
         }
         let code = match &self {
             Self::Integrity(_) => return ApiError::Corrupt { detail },
+            Self::Incompatible(_) => return ApiError::Incompatible { detail },
             Self::Vmm(_) => "vmm_failed",
             Self::Engine(_) => "engine_failed",
             Self::Slot(_) => "network_failed",

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
-use uffd_engine::PageStates;
+use uffd_engine::{PageStates, Tracking};
 
 use crate::catalogue::SandboxRow;
 use crate::disks::Source;
@@ -11,7 +11,7 @@ use crate::engines::{Ahead, Attachment, SessionEvent};
 use crate::host::{Host, remove_dir};
 use crate::network::Slot;
 use crate::sys::readiness::Readable;
-use crate::vmm::{Machine, Place, VmmError};
+use crate::vmm::{Driver, Machine, Place, VmmError};
 
 use super::OperationError;
 
@@ -19,12 +19,16 @@ use super::OperationError;
 pub(super) struct Session {
     pub(super) attachment: Attachment,
     pub(super) ahead: Ahead,
+    /// Who notices the guest's writes.
+    pub(super) tracking: Tracking,
     pub(super) states: Arc<PageStates>,
     pub(super) events: mpsc::Receiver<SessionEvent>,
 }
 
 /// A sandbox with a VMM.
 pub(super) struct Live {
+    /// What its VMM is driven by.
+    pub(super) driver: Arc<dyn Driver>,
     pub(super) machine: Box<dyn Machine>,
     /// `None` for a guest that was booted.
     pub(super) session: Option<Session>,
@@ -68,10 +72,10 @@ impl Live {
             reason = failed => Some(reason),
         };
         ended.unwrap_or_else(|| {
-            let how = self
-                .machine
-                .exit()
-                .unwrap_or_else(|| "no exit status".to_owned());
+            let how = match self.machine.exit() {
+                Some(exit) => exit.to_string(),
+                None => "no exit status".to_owned(),
+            };
             let console = self.machine.console().tail();
             format!("Its VMM ended ({how}); its console ends with: {console}")
         })
@@ -102,6 +106,8 @@ pub(super) async fn make_place(
     let slot = slot?;
     let place = Place {
         name: row.id.to_string(),
+        template: row.template.to_string(),
+        slot: row.slot.0,
         run_dir: run,
         namespace: slot.namespace.clone(),
         disk,

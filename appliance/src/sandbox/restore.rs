@@ -19,11 +19,11 @@ use crate::engines::{Ahead, Order, Wanted};
 use crate::guest::Guest;
 use crate::host::Host;
 use crate::integrity::{self, Checked};
-use crate::vmm::Machine;
+use crate::vmm::{Driver, Machine, Restore};
 
 #[derive(Default)]
 struct Parts {
-    machine: Option<Box<dyn Machine>>,
+    machine: Option<(Arc<dyn Driver>, Box<dyn Machine>)>,
     session: Option<Session>,
 }
 
@@ -36,7 +36,11 @@ pub(super) async fn restore(
     let mut parts = Parts::default();
     let result = try_restore(host, row, build, &mut parts).await;
     let Parts { machine, session } = parts;
-    let live = machine.map(|machine| Live { machine, session });
+    let live = machine.map(|(driver, machine)| Live {
+        driver,
+        machine,
+        session,
+    });
     match (result, live) {
         (Ok(()), Some(live)) => Ok(live),
         (result, live) => {
@@ -55,6 +59,7 @@ async fn try_restore(
     let started = Instant::now();
     let (checked, working_set) = check(host, build).await?;
     let checked_at = started.elapsed();
+    let driver = host.drivers.for_build(&checked.build.manifest().vmm)?;
     let disk = Source::Build(host.store.path(&build));
     let (place, slot) = make_place(host, row, disk).await?;
     let placed_at = started.elapsed();
@@ -66,7 +71,11 @@ async fn try_restore(
         }
     })?;
     let states = Arc::new(states);
-    let handoff = place.run_dir.join("uffd.sock");
+    let handoff = driver.handoff(&place);
+    let handoff = handoff.map_err(|source| OperationError::File {
+        operation: "Making a directory for the VMM".into(),
+        source,
+    })?;
     let session = format!("{}-{build}", row.id);
     let (expected, events) = host.engines.expect(Wanted {
         session: &session,
@@ -78,30 +87,36 @@ async fn try_restore(
     })?;
     // The VMM hands its memory over while it starts: both go on together, and the failure
     // of either calls the other off.
+    let pins = host.engine.pin_vcpus && row.shape.vcpus == 1;
     let restored = async {
-        let restored = host
-            .driver
-            .restore(&row.shape, &place, checked.vmstate, &handoff);
+        let restore = Restore {
+            state: checked.vmstate,
+            handoff: &handoff,
+            run: !pins,
+        };
+        let restored = driver.restore(&row.shape, &place, restore);
         restored.await.map_err(OperationError::from)
     };
-    let ahead = Ahead::new(&host.engine, working_set);
+    let ahead = Ahead::new(&host.engine, driver.tracking(), working_set);
     let attached = async {
         let attachment = expected.attached().await?;
-        attachment.begin(&ahead).await;
-        Ok(attachment)
+        let tracking = attachment.begin(&ahead).await;
+        Ok((attachment, tracking))
     };
-    let (machine, attachment) = tokio::try_join!(restored, attached)?;
+    let (machine, (attachment, tracking)) = tokio::try_join!(restored, attached)?;
+    let worker_cpu = attachment.worker_cpu();
     parts.session = Some(Session {
         attachment,
         ahead,
+        tracking,
         states,
         events,
     });
-    let machine = parts.machine.insert(machine);
-    if let (true, 1, Some(session)) = (host.engine.pin_vcpus, row.shape.vcpus, &parts.session) {
-        pin(machine.as_mut(), session.attachment.worker_cpu()).await;
+    let (_, machine) = parts.machine.insert((driver.clone(), machine));
+    if pins {
+        pin(machine.as_mut(), worker_cpu).await;
+        machine.go_on().await?;
     }
-    machine.go_on().await?;
     let running_at = started.elapsed();
     introduce(host, row, &Guest::at(slot.address), machine.as_ref()).await?;
     tracing::info!(

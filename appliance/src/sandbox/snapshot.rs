@@ -11,17 +11,20 @@ use http_api::ids::SandboxId;
 use snapshot_format::{
     BuildId, PageCount, PageSize, PublishInfo, Staging, WriteSummary, file_name,
 };
-use uffd_engine::PageStates;
 use uffd_engine::dirty::{Capture, Captured};
 use uffd_engine::dirty_set::UnwrittenPages;
+use uffd_engine::memory_image::MemoryImage;
 use uffd_engine::region::{ClaimedRegion, RegionTable};
+use uffd_engine::{PageStates, Tracking};
 
 use super::OperationError;
 use super::live::Live;
 use crate::catalogue::{BuildRow, SandboxRow};
+use crate::engines::EngineError;
 use crate::guest::Guest;
 use crate::host::{Host, Reservation};
 use crate::integrity;
+use crate::vmm::compatibility::MadeBy;
 
 /// How long the guest may take to write back what it holds.
 const PREPARE_TIME: Duration = Duration::from_secs(2);
@@ -74,22 +77,30 @@ pub(super) async fn take(
         session.attachment.settle().await;
     }
     live.machine.stop().await?;
-    let vmstate = live.machine.save().await?;
+    let served = match &live.session {
+        Some(session) => Some(session.attachment.regions().ok_or(EngineError::Lost)?),
+        None => None,
+    };
+    let saved = live.machine.save(served.as_deref()).await?;
     let reservation = host.reserve_build();
-    let memory = live.machine.memory().try_clone();
     let work = Work {
         host: host.clone(),
         id: reservation.id,
         parent: row.build,
-        memory: memory.map_err(|source| OperationError::File {
-            operation: "Sharing the guest's memory".into(),
-            source,
-        })?,
+        memory: saved.memory,
         states: live.session.as_ref().map(|session| session.states.clone()),
-        vmm: live.machine.pid(),
-        regions: regions(host, live),
+        writes: live
+            .session
+            .as_ref()
+            .zip(served)
+            .map(|(session, regions)| Writes {
+                tracking: session.tracking,
+                vmm: live.machine.pid(),
+                regions,
+            }),
         memory_bytes: row.shape.memory_bytes(),
-        vmstate,
+        vmstate: saved.state,
+        vmm: host.drivers.made_by(live.driver.as_ref()),
         sandbox: row.id.clone(),
         purpose,
         labels: labels(row, purpose),
@@ -97,12 +108,6 @@ pub(super) async fn take(
     let written = tokio::task::spawn_blocking(move || work.write());
     let row = written.await.map_err(|_| OperationError::Worker)??;
     Ok(Taken { row, reservation })
-}
-
-fn regions(host: &Host, live: &Live) -> Option<Vec<ClaimedRegion>> {
-    let session = live.session.as_ref()?;
-    let regions = || session.attachment.regions();
-    host.engine.track_writes.then(regions)?
 }
 
 fn labels(row: &SandboxRow, purpose: Purpose) -> BTreeMap<String, String> {
@@ -115,19 +120,25 @@ fn labels(row: &SandboxRow, purpose: Purpose) -> BTreeMap<String, String> {
     ])
 }
 
+/// Who noticed a guest's writes, and where to ask.
+struct Writes {
+    tracking: Tracking,
+    vmm: i32,
+    regions: Vec<ClaimedRegion>,
+}
+
 /// All that the blocking part needs.
 struct Work {
     host: Arc<Host>,
     id: BuildId,
     parent: Option<BuildId>,
-    memory: fs::File,
+    memory: MemoryImage,
     states: Option<Arc<PageStates>>,
-    /// The VMM's process.
-    vmm: i32,
-    /// Its guest's memory, if the kernel remembers what the guest wrote.
-    regions: Option<Vec<ClaimedRegion>>,
+    /// What is known of the writes of a guest that was served.
+    writes: Option<Writes>,
     memory_bytes: u64,
     vmstate: Vec<u8>,
+    vmm: MadeBy,
     sandbox: SandboxId,
     purpose: Purpose,
     labels: BTreeMap<String, String>,
@@ -150,17 +161,11 @@ impl Work {
         fs::write(&vmstate, &self.vmstate).map_err(|source| file("Writing", &vmstate, source))?;
         staging.add_file(file_name::VMSTATE)?;
         self.put_disk(&mut staging)?;
-        let info = self.host.driver.info();
-        let vmm = BTreeMap::from([
-            ("name".to_owned(), info.name.clone()),
-            ("version".to_owned(), info.version.clone()),
-            ("accelerator".to_owned(), info.accelerator.clone()),
-        ]);
         let mut labels = self.labels.clone();
         labels.insert(LABEL_CAPTURE.to_owned(), captured.source.name().to_owned());
         staging.publish(PublishInfo {
             created_at_ms: crate::clock::now_ms(),
-            vmm,
+            vmm: self.vmm.clone(),
             labels,
         })?;
         let row = describe(store, self.id, summary.stored_pages.get()).inspect_err(|_| {
@@ -182,7 +187,7 @@ impl Work {
         let mut writer = staging.memory_writer(parent.as_ref(), PageSize::Size4K, pages)?;
         let unwritten = self.unwritten(pages);
         let capture = Capture {
-            ram: &self.memory,
+            memory: &self.memory,
             pages,
             page_bytes: PageSize::Size4K.bytes(),
             states: self.states.as_deref(),
@@ -193,11 +198,21 @@ impl Work {
         Ok((writer.finish()?, captured))
     }
 
-    /// What the kernel remembers; without that, every page is compared.
+    /// The pages that need not be looked at; `None` is all of them.
     fn unwritten(&self, pages: PageCount) -> Option<UnwrittenPages> {
+        let writes = self.writes.as_ref()?;
+        match writes.tracking {
+            Tracking::Off => None,
+            Tracking::Events => self.states.as_deref().map(UnwrittenPages::of_tracked),
+            Tracking::Kernel => self.remembered(writes, pages),
+        }
+    }
+
+    /// What the kernel remembers.
+    fn remembered(&self, writes: &Writes, pages: PageCount) -> Option<UnwrittenPages> {
         let page_bytes = PageSize::Size4K.bytes();
-        let regions = RegionTable::new(self.regions.as_deref()?, page_bytes, pages).ok()?;
-        match UnwrittenPages::of_pagemap(self.vmm, &regions, pages) {
+        let regions = RegionTable::new(&writes.regions, page_bytes, pages).ok()?;
+        match UnwrittenPages::of_pagemap(writes.vmm, &regions, pages) {
             Ok(unwritten) => Some(unwritten),
             Err(error) => {
                 let error = uffd_engine::chain(&error);

@@ -8,12 +8,35 @@ use std::os::fd::AsRawFd;
 // Source: linux/if_tun.h.
 const TUNSETIFF: libc::c_ulong = 0x4004_54CA;
 const TUNSETPERSIST: libc::c_ulong = 0x4004_54CB;
+const TUNSETOWNER: libc::c_ulong = 0x4004_54CC;
 
 /// Makes a tap device that stays when nobody has it open.
 ///
 /// # Errors
 /// As the ioctls; there is no `/dev/net/tun`; the name is over 15 bytes.
 pub fn create_persistent(name: &str) -> io::Result<()> {
+    let device = open(name)?;
+    // SAFETY: TUNSETPERSIST takes its argument by value.
+    if unsafe { libc::ioctl(device.as_raw_fd(), TUNSETPERSIST, 1) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Lets a user without privilege open a persistent tap device.
+///
+/// # Errors
+/// As the ioctls; somebody has it open.
+pub fn set_owner(name: &str, user: u32) -> io::Result<()> {
+    let device = open(name)?;
+    // SAFETY: TUNSETOWNER takes its argument by value.
+    if unsafe { libc::ioctl(device.as_raw_fd(), TUNSETOWNER, libc::c_ulong::from(user)) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+fn open(name: &str) -> io::Result<File> {
     let device = File::options()
         .read(true)
         .write(true)
@@ -34,9 +57,5 @@ pub fn create_persistent(name: &str) -> io::Result<()> {
     if unsafe { libc::ioctl(device.as_raw_fd(), TUNSETIFF, &raw mut request) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: TUNSETPERSIST takes its argument by value.
-    if unsafe { libc::ioctl(device.as_raw_fd(), TUNSETPERSIST, 1) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
+    Ok(device)
 }

@@ -4,10 +4,11 @@
 //! to become, with descriptors, over the socket on its standard input. It enters the
 //! sandbox's network namespace, takes a private mount namespace in which the sandbox's
 //! disk lies under the path that every VMM uses, and executes the VMM. Until then every
-//! failure goes back over that socket; its silent end means that the VMM runs.
+//! failure goes back over that socket; its silent end means that the VMM runs. What it mounts
+//! is seen by the VMM alone and goes with it.
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -20,6 +21,8 @@ use nix::sched::{CloneFlags, setns, unshare};
 use serde::{Deserialize, Serialize};
 use uffd_engine::control;
 
+use crate::sys::tap;
+
 /// Where every VMM finds its disk.
 pub const DISK_PATH: &str = "/run/thaw-disk";
 
@@ -28,6 +31,27 @@ pub const DISK_PATH: &str = "/run/thaw-disk";
 #[must_use]
 pub fn descriptor(n: usize) -> String {
     format!("{{fd:{n}}}")
+}
+
+/// Something to show to the VMM alone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Mount {
+    /// A file or directory of the host at another path, which is made if need be.
+    Bind {
+        /// What.
+        from: PathBuf,
+        /// Where.
+        at: PathBuf,
+    },
+    /// Empty memory, in which devices work.
+    Tmpfs {
+        /// Where.
+        at: PathBuf,
+        /// How much fits.
+        bytes: u64,
+        /// Whose it is.
+        owner: u32,
+    },
 }
 
 /// What to become.
@@ -39,10 +63,53 @@ pub struct Launch {
     pub args: Vec<String>,
     /// Added to the environment.
     pub env: BTreeMap<String, String>,
-    /// Network namespace to enter.
-    pub namespace: PathBuf,
-    /// What to show at [`DISK_PATH`].
-    pub disk: PathBuf,
+    /// Network namespace to enter; a new one, without any link, if there is none.
+    pub namespace: Option<PathBuf>,
+    /// What to show it, one after the other.
+    pub mounts: Vec<Mount>,
+    /// A tap device of the namespace, and who may use it without privilege.
+    pub tap_owner: Option<(String, u32)>,
+}
+
+impl Mount {
+    /// The disk at the path that all VMMs find it under.
+    #[must_use]
+    pub fn disk(from: &Path) -> Self {
+        Self::Bind {
+            from: from.to_owned(),
+            at: DISK_PATH.into(),
+        }
+    }
+
+    fn make(&self) -> io::Result<()> {
+        let none: Option<&str> = None;
+        match self {
+            Self::Bind { from, at } => {
+                make_mount_point(at, from.is_dir())?;
+                mount(Some(from), at, none, MsFlags::MS_BIND, none)?;
+            }
+            Self::Tmpfs { at, bytes, owner } => {
+                make_mount_point(at, true)?;
+                let options = format!("size={bytes},mode=0700,uid={owner},gid={owner}");
+                let (kind, options) = (Some("tmpfs"), Some(options.as_str()));
+                mount(kind, at, kind, MsFlags::MS_NOSUID, options)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn make_mount_point(at: &Path, is_dir: bool) -> io::Result<()> {
+    if at.exists() {
+        return Ok(());
+    }
+    if is_dir {
+        return fs::create_dir_all(at);
+    }
+    if let Some(parent) = at.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    File::create(at).map(|_| ())
 }
 
 /// Why it did not happen; sent back to the daemon.
@@ -91,26 +158,34 @@ fn become_vmm(launch: &Launch, fds: &[OwnedFd]) -> LaunchFailure {
     }
 }
 
-fn prepare(launch: &Launch, fds: &[OwnedFd]) -> Result<(), (&'static str, io::Error)> {
-    let namespace =
-        File::open(&launch.namespace).map_err(|error| ("opening the network namespace", error))?;
-    setns(&namespace, CloneFlags::CLONE_NEWNET)
-        .map_err(|error| ("entering the network namespace", error.into()))?;
-    unshare(CloneFlags::CLONE_NEWNS).map_err(|error| ("making a mount namespace", error.into()))?;
+fn prepare(launch: &Launch, fds: &[OwnedFd]) -> Result<(), (String, io::Error)> {
+    let at = |step: &str| {
+        let step = step.to_owned();
+        move |error: io::Error| (step, error)
+    };
+    match &launch.namespace {
+        Some(namespace) => {
+            let namespace = File::open(namespace).map_err(at("opening the network namespace"))?;
+            setns(&namespace, CloneFlags::CLONE_NEWNET)
+                .map_err(|error| at("entering the network namespace")(error.into()))?;
+        }
+        None => unshare(CloneFlags::CLONE_NEWNET)
+            .map_err(|error| at("making a network namespace")(error.into()))?,
+    }
+    if let Some((name, user)) = &launch.tap_owner {
+        tap::set_owner(name, *user).map_err(at("giving the tap device to the VMM's user"))?;
+    }
+    unshare(CloneFlags::CLONE_NEWNS)
+        .map_err(|error| at("making a mount namespace")(error.into()))?;
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)
-        .map_err(|error| ("detaching our mounts from the host's", error.into()))?;
-    mount(
-        Some(&launch.disk),
-        Path::new(DISK_PATH),
-        none,
-        MsFlags::MS_BIND,
-        none,
-    )
-    .map_err(|error| ("showing the disk at its path", error.into()))?;
+        .map_err(|error| at("detaching our mounts from the host's")(error.into()))?;
+    for mount in &launch.mounts {
+        mount.make().map_err(at(&format!("mounting {mount:?}")))?;
+    }
     for fd in fds {
         fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty()))
-            .map_err(|error| ("passing descriptors on", error.into()))?;
+            .map_err(|error| at("passing descriptors on")(error.into()))?;
     }
     Ok(())
 }

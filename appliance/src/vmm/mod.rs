@@ -1,22 +1,34 @@
 //! VMMs: one trait for all, a driver each.
 //!
 //! A [`Driver`] turns a guest's shape and a place on the host into a [`Machine`]; a machine
-//! can be stopped, saved, let go on, and killed. Drivers know no catalogue, no HTTP and no
+//! can be stopped, saved, let go on, and killed. Drivers know no catalogue, no API of ours and no
 //! page contents; who serves a restored guest's faults is told to them as a socket path.
+//!
+//! What differs between VMMs is said, not asked for by name: [`Driver::tracking`] is how a
+//! guest's writes can be known, [`Machine::save`] says where its memory is to be read.
 
+pub mod choice;
+pub mod compatibility;
 pub mod console;
+pub mod drivers;
+pub mod exit;
+pub mod kernel_image;
 pub mod launch;
 pub mod process;
+
+pub mod firecracker;
 pub mod qemu;
 
-use std::fs::File;
 use std::os::fd::BorrowedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use http_api::wire::VmmInfo;
 use thiserror::Error;
+use uffd_engine::Tracking;
+use uffd_engine::memory_image::MemoryImage;
+use uffd_engine::region::ClaimedRegion;
 
 /// What a guest is: fixed from its template on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +58,10 @@ impl GuestShape {
 pub struct Place {
     /// For messages and the VMM's process name.
     pub name: String,
+    /// What it was made from; guests may ask for it.
+    pub template: String,
+    /// The slot's number, which no other running machine of this daemon has.
+    pub slot: u32,
     /// A directory of its own for sockets.
     pub run_dir: PathBuf,
     /// The network namespace it runs in.
@@ -94,6 +110,15 @@ pub enum VmmError {
         /// How long it had.
         seconds: u64,
     },
+    /// The kernel can't be given to it.
+    #[error("Preparing the kernel of {name}")]
+    Kernel {
+        /// Which sandbox.
+        name: String,
+        /// Why not.
+        #[source]
+        source: kernel_image::KernelError,
+    },
     /// Talking to it failed.
     #[error("Talking to the VMM of {name}: {command}")]
     Io {
@@ -107,11 +132,35 @@ pub enum VmmError {
     },
 }
 
+/// How a guest is brought back.
+#[derive(Debug)]
+pub struct Restore<'a> {
+    /// The device state, as [`Machine::save`] gave it.
+    pub state: Vec<u8>,
+    /// Where whoever serves its memory listens.
+    pub handoff: &'a Path,
+    /// Whether it runs as soon as it is there; else it is stopped until [`Machine::go_on`].
+    pub run: bool,
+}
+
 /// One kind of VMM.
 #[async_trait]
 pub trait Driver: Send + Sync {
     /// What it is and why it was chosen.
     fn info(&self) -> &VmmInfo;
+
+    /// The version of its device states: what one version writes, one with the same can read.
+    fn state_format(&self) -> &str;
+
+    /// How the writes of a guest whose memory is served can be known.
+    fn tracking(&self) -> Tracking;
+
+    /// Where its VMM finds whoever serves the memory of a guest at this place. The directory
+    /// is there when this returns.
+    ///
+    /// # Errors
+    /// It can't be made.
+    fn handoff(&self, place: &Place) -> std::io::Result<PathBuf>;
 
     /// Starts a guest from its kernel.
     ///
@@ -119,8 +168,7 @@ pub trait Driver: Send + Sync {
     /// Nothing of it is left.
     async fn boot(&self, shape: &GuestShape, place: &Place) -> Result<Box<dyn Machine>, VmmError>;
 
-    /// Starts a guest from a device state, with empty memory whose faults are served by
-    /// whoever listens at `handoff`. It is stopped until [`Machine::go_on`].
+    /// Starts a guest from a device state, with empty memory that is served.
     ///
     /// # Errors
     /// Nothing of it is left.
@@ -128,9 +176,17 @@ pub trait Driver: Send + Sync {
         &self,
         shape: &GuestShape,
         place: &Place,
-        state: Vec<u8>,
-        handoff: &std::path::Path,
+        restore: Restore<'_>,
     ) -> Result<Box<dyn Machine>, VmmError>;
+}
+
+/// What a stopped machine is.
+#[derive(Debug)]
+pub struct Saved {
+    /// The device state.
+    pub state: Vec<u8>,
+    /// Where its memory is to be read, for as long as it is stopped.
+    pub memory: MemoryImage,
 }
 
 /// One running VMM.
@@ -142,11 +198,12 @@ pub trait Machine: Send + Sync {
     /// They may still run.
     async fn stop(&mut self) -> Result<(), VmmError>;
 
-    /// The device state of a stopped machine.
+    /// The state of a stopped machine. `served` is the memory of one that was restored, as it
+    /// was handed over.
     ///
     /// # Errors
     /// The machine is stopped still and can go on.
-    async fn save(&mut self) -> Result<Vec<u8>, VmmError>;
+    async fn save(&mut self, served: Option<&[ClaimedRegion]>) -> Result<Saved, VmmError>;
 
     /// Lets the vCPUs run.
     ///
@@ -160,14 +217,11 @@ pub trait Machine: Send + Sync {
     /// The VMM does not say.
     async fn vcpu_threads(&mut self) -> Result<Vec<i32>, VmmError>;
 
-    /// The guest's memory as a file.
-    fn memory(&self) -> &File;
-
     /// Becomes readable when the process ends.
     fn pidfd(&self) -> BorrowedFd<'_>;
 
     /// How the process ended, if it has.
-    fn exit(&mut self) -> Option<String>;
+    fn exit(&mut self) -> Option<exit::Exit>;
 
     /// Its process, for people.
     fn pid(&self) -> i32;
@@ -179,5 +233,6 @@ pub trait Machine: Send + Sync {
     async fn kill(&mut self);
 }
 
-/// How long a VMM may take for one command; generous, because the host may be emulated.
+/// How long a VMM may take for one command, unless the configuration says otherwise; generous,
+/// because the host may be emulated.
 pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);

@@ -9,6 +9,7 @@ use uffd_engine::control;
 use uffd_engine::sys::process::{pidfd_open, pidfd_signal};
 
 use super::console::Console;
+use super::exit::Exit;
 use super::launch::{self, Launch, LaunchFailure};
 use crate::sys::readiness::Readable;
 
@@ -63,8 +64,16 @@ impl VmmProcess {
     }
 
     /// How it ended, if it has.
-    pub fn exit(&mut self) -> Option<String> {
-        Some(self.child.try_wait().ok()??.to_string())
+    pub fn exit(&mut self) -> Option<Exit> {
+        let status = self.child.try_wait().ok()??;
+        Some(Exit::of(status, &self.console.text()))
+    }
+
+    /// Waits until it has ended, or can't be watched any longer.
+    pub async fn ended(&self) {
+        if let Ok(pidfd) = self.pidfd.try_clone().and_then(Readable::new) {
+            let _ = pidfd.wait().await;
+        }
     }
 
     /// Its process id, for people and logs only.
@@ -76,11 +85,7 @@ impl VmmProcess {
     /// Ends it and waits until it has.
     pub async fn kill(&mut self) {
         let _ = pidfd_signal(self.pidfd.as_fd(), libc::SIGKILL);
-        if let Ok(pidfd) = self.pidfd.try_clone()
-            && let Ok(pidfd) = Readable::new(pidfd)
-        {
-            let _ = pidfd.wait().await;
-        }
+        self.ended().await;
         let _ = self.child.wait();
     }
 }

@@ -11,11 +11,13 @@ pub(crate) mod api;
 pub(crate) mod clients;
 pub(crate) mod daemon;
 pub(crate) mod disk_scenarios;
+pub(crate) mod fake;
 pub(crate) mod machine;
 pub(crate) mod needs;
 pub(crate) mod net;
 pub(crate) mod place;
 pub(crate) mod procs;
+pub(crate) mod stand_in;
 pub(crate) mod workload;
 
 use std::time::{Duration, Instant};

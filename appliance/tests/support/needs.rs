@@ -24,13 +24,19 @@ pub(crate) fn one_at_a_time() -> MutexGuard<'static, ()> {
     GUESTS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What a daemon needs before any guest; otherwise what is missing.
-pub(crate) fn for_daemons() -> Result<PathBuf, String> {
+/// What a daemon needs whose VMM is a fake; otherwise what is missing.
+pub(crate) fn for_fakes() -> Result<(), String> {
     if !nix::unistd::geteuid().is_root() {
         return Err("not root".into());
     }
     Uffd::create(FEATURE_EVENT_REMOVE | FEATURE_MISSING_SHMEM)
-        .map_err(|error| format!("no userfaultfd: {error}"))?;
+        .map_err(|error| format!("no userfaultfd: {error}"))
+        .map(|_| ())
+}
+
+/// What a daemon needs before any guest; otherwise what is missing.
+pub(crate) fn for_daemons() -> Result<PathBuf, String> {
+    for_fakes()?;
     let qemu = "qemu-system-x86_64";
     let path = env::var_os("PATH").unwrap_or_default();
     if !env::split_paths(&path).any(|dir| dir.join(qemu).is_file()) {

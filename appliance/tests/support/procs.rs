@@ -42,7 +42,22 @@ impl Process {
 
     /// Whether it is the VMM of this sandbox.
     pub(crate) fn is_vmm_of(&self, id: &str) -> bool {
-        self.is_vmm() && self.command.contains(&format!(" -name thaw-{id} "))
+        let (named, below) = (
+            format!(" -name thaw-{id} "),
+            format!("/sandboxes/{id}/vmm/"),
+        );
+        self.is_vmm()
+            && [named, below]
+                .iter()
+                .any(|part| self.command.contains(part))
+    }
+
+    /// Sends a signal.
+    pub(crate) fn signal(&self, signal: i32) {
+        assert!(
+            pidfd_signal(self.pidfd.as_fd(), signal).unwrap(),
+            "{self:?} has ended"
+        );
     }
 
     /// SIGKILL, and waits until it has ended.

@@ -11,7 +11,7 @@ use crate::ids::SandboxId;
 /// The VMM that this host drives.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct VmmInfo {
-    /// `qemu`, later others.
+    /// `firecracker` or `qemu`.
     pub name: String,
     /// As it reports itself.
     pub version: String,

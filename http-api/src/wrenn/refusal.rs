@@ -45,7 +45,7 @@ fn code(error: &ApiError) -> &'static str {
         ApiError::Forbidden { .. } => "forbidden",
         ApiError::NotFound { .. } => "not_found",
         ApiError::Denied { .. } | ApiError::OtherRun { .. } => "invalid_state",
-        ApiError::Exists { .. } => "conflict",
+        ApiError::Exists { .. } | ApiError::Incompatible { .. } => "conflict",
         ApiError::Busy { .. } | ApiError::Full { .. } | ApiError::Unavailable { .. } => {
             "host_unavailable"
         }

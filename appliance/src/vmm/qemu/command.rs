@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::network::address::{GATEWAY, GUEST, GUEST_MAC, GUEST_PREFIX, TAP};
-use crate::vmm::launch::{DISK_PATH, Launch, descriptor};
+use crate::vmm::launch::{DISK_PATH, Launch, Mount, descriptor};
 use crate::vmm::{GuestShape, Place};
 
 /// What executes the guest's instructions.
@@ -143,8 +143,9 @@ pub fn launch(
         program: program.to_owned(),
         args,
         env,
-        namespace: place.namespace.clone(),
-        disk: place.disk.clone(),
+        namespace: Some(place.namespace.clone()),
+        mounts: vec![Mount::disk(&place.disk)],
+        tap_owner: None,
     }
 }
 
@@ -165,6 +166,8 @@ mod tests {
     fn place() -> Place {
         Place {
             name: "s1".into(),
+            template: "base".into(),
+            slot: 1,
             run_dir: "/run/x".into(),
             namespace: "/run/netns/x".into(),
             disk: "/data/disk".into(),
@@ -207,6 +210,6 @@ mod tests {
             Start::Boot,
         );
         assert_eq!(a.args, b.args);
-        assert_ne!(a.disk, b.disk);
+        assert_ne!(a.mounts, b.mounts);
     }
 }

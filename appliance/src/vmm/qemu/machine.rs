@@ -14,13 +14,16 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
+use uffd_engine::memory_image::MemoryImage;
+use uffd_engine::region::ClaimedRegion;
 
 use super::Qemu;
 use super::command::{self, Start};
 use super::qmp::{Qmp, QmpError};
 use crate::vmm::console::Console;
+use crate::vmm::exit::Exit;
 use crate::vmm::process::VmmProcess;
-use crate::vmm::{COMMAND_TIMEOUT, GuestShape, Machine, Place, VmmError};
+use crate::vmm::{COMMAND_TIMEOUT, GuestShape, Machine, Place, Saved, VmmError};
 
 /// A running QEMU.
 #[derive(Debug)]
@@ -133,7 +136,7 @@ impl Machine for QemuMachine {
         self.run("stop", json!({})).await
     }
 
-    async fn save(&mut self) -> Result<Vec<u8>, VmmError> {
+    async fn save(&mut self, _served: Option<&[ClaimedRegion]>) -> Result<Saved, VmmError> {
         let console = self.process.console().clone();
         let name = self.name.clone();
         let saving = async {
@@ -150,7 +153,16 @@ impl Machine for QemuMachine {
             read?;
             Ok(state)
         };
-        finish(&name, "saving its state", &console, saving).await
+        let state = finish(&name, "saving its state", &console, saving).await?;
+        let memory = self.ram.try_clone().map_err(|source| VmmError::Io {
+            name,
+            command: "sharing its memory".into(),
+            source,
+        })?;
+        Ok(Saved {
+            state,
+            memory: MemoryImage::File(memory),
+        })
     }
 
     async fn go_on(&mut self) -> Result<(), VmmError> {
@@ -170,15 +182,11 @@ impl Machine for QemuMachine {
             .collect())
     }
 
-    fn memory(&self) -> &File {
-        &self.ram
-    }
-
     fn pidfd(&self) -> BorrowedFd<'_> {
         self.process.as_fd()
     }
 
-    fn exit(&mut self) -> Option<String> {
+    fn exit(&mut self) -> Option<Exit> {
         self.process.exit()
     }
 

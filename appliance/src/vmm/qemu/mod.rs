@@ -6,12 +6,14 @@ pub mod machine;
 pub mod probe;
 pub mod qmp;
 
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::PathBuf;
 
 use async_trait::async_trait;
 use http_api::wire::VmmInfo;
+use uffd_engine::Tracking;
 
-use super::{Driver, GuestShape, Machine, Place, VmmError};
+use super::{Driver, GuestShape, Machine, Place, Restore, VmmError};
 use command::Accelerator;
 use machine::QemuMachine;
 
@@ -26,12 +28,27 @@ pub struct Qemu {
     pub accelerator: Accelerator,
     /// What to tell people.
     pub info: VmmInfo,
+    /// Of which QEMUs it reads device states.
+    pub state_format: String,
 }
 
 #[async_trait]
 impl Driver for Qemu {
     fn info(&self) -> &VmmInfo {
         &self.info
+    }
+
+    fn state_format(&self) -> &str {
+        &self.state_format
+    }
+
+    /// The preload library asks for it when it opens the userfaultfd.
+    fn tracking(&self) -> Tracking {
+        Tracking::Kernel
+    }
+
+    fn handoff(&self, place: &Place) -> io::Result<PathBuf> {
+        Ok(place.run_dir.join("uffd.sock"))
     }
 
     async fn boot(&self, shape: &GuestShape, place: &Place) -> Result<Box<dyn Machine>, VmmError> {
@@ -43,11 +60,20 @@ impl Driver for Qemu {
         &self,
         shape: &GuestShape,
         place: &Place,
-        state: Vec<u8>,
-        handoff: &Path,
+        restore: Restore<'_>,
     ) -> Result<Box<dyn Machine>, VmmError> {
-        let mut machine = QemuMachine::start(self, shape, place, Some(handoff)).await?;
-        machine.load(state).await?;
+        let mut machine = QemuMachine::start(self, shape, place, Some(restore.handoff)).await?;
+        machine.load(restore.state).await?;
+        if restore.run {
+            machine.go_on().await?;
+        }
         Ok(Box::new(machine))
     }
+}
+
+/// QEMU's machine types change with its minor versions: a state is read by no other.
+fn state_format(version: &str) -> String {
+    let mut parts = version.split('.');
+    let mut part = || parts.next().unwrap_or("0");
+    format!("{}.{}", part(), part())
 }

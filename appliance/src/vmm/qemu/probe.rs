@@ -106,6 +106,7 @@ pub async fn probe(
         program: program.to_owned(),
         preload: preload.to_owned(),
         accelerator,
+        state_format: super::state_format(&info.version),
         info,
     })
 }

@@ -1,0 +1,151 @@
+//! Which VMM new guests get on this host, and which others are there for old builds.
+//!
+//! ```text
+//!   firecracker configured ───────────────────────────▶ Firecracker, or the daemon says why not
+//!   auto: a Firecracker runs a guest of a few
+//!         instructions, and the guests' kernel ───────▶ Firecracker
+//!         else, with the reason ──────────────────────▶ QEMU, on KVM or by emulation
+//! ```
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+
+use super::Driver;
+use super::drivers::Drivers;
+use super::firecracker::probe::{Probe, ProbeError};
+use super::firecracker::{Firecracker, Jailer};
+use super::qemu::{self, Qemu};
+use crate::config::{Config, DriverChoice};
+use crate::inventory;
+
+/// Why no VMM can be used.
+#[derive(Debug, Error)]
+pub enum ChoiceError {
+    /// The configuration insists on Firecracker.
+    #[error(
+        "vmm.driver is \"firecracker\", but it can't be used; see vmm.firecracker and vmm.jailer"
+    )]
+    Firecracker(#[source] ProbeError),
+    /// QEMU can't be used, and nothing else can.
+    #[error(transparent)]
+    Qemu(#[from] qemu::probe::ProbeError),
+}
+
+/// Probes what is configured.
+///
+/// # Errors
+/// What is missing and what to do about it.
+pub async fn choose(config: &Config) -> Result<Drivers, ChoiceError> {
+    let firecracker = match config.vmm.driver {
+        DriverChoice::Qemu => Err("QEMU was configured".to_owned()),
+        DriverChoice::Firecracker => Ok(firecracker(config)
+            .await
+            .map_err(ChoiceError::Firecracker)?),
+        DriverChoice::Auto => firecracker_if_it_boots(config)
+            .await
+            .map_err(|error| format!("no Firecracker: {}", uffd_engine::chain(&error))),
+    };
+    let (chosen, others): (Arc<dyn Driver>, Vec<Arc<dyn Driver>>) = match firecracker {
+        Ok(found) => (Arc::new(found), older_firecrackers(config).await),
+        Err(reason) => (Arc::new(qemu(config, &reason).await?), Vec::new()),
+    };
+    Ok(Drivers::new(
+        chosen,
+        others,
+        inventory::cpu(),
+        inventory::kernel(),
+    ))
+}
+
+fn probe<'a>(config: &Config, program: &'a Path, run_dir: &'a Path) -> Probe<'a> {
+    let jailer = config.vmm.jailer.clone().map(|program| Jailer {
+        program,
+        first_user: config.vmm.jail_user,
+    });
+    Probe {
+        program,
+        jailer,
+        run_dir,
+        kernels: config.data_dir.join("kernels"),
+        patience: Duration::from_secs(config.vmm.command_timeout_s),
+    }
+}
+
+fn run_dir(config: &Config) -> PathBuf {
+    config.run_dir.join("probe")
+}
+
+async fn firecracker(config: &Config) -> Result<Firecracker, ProbeError> {
+    let program = found_in_path(&config.vmm.firecracker[0]);
+    probe(config, &program, &run_dir(config)).run().await
+}
+
+async fn firecracker_if_it_boots(config: &Config) -> Result<Firecracker, ProbeError> {
+    let found = firecracker(config).await?;
+    let Some(template) = config.templates.first() else {
+        return Ok(found);
+    };
+    let program = found_in_path(&config.vmm.firecracker[0]);
+    let run_dir = run_dir(config);
+    let probe = probe(config, &program, &run_dir);
+    let cache = config.data_dir.join("firecracker-probe.json");
+    let booted = probe.try_kernel(&found, &template.kernel, &cache).await?;
+    Ok(found.because(&booted))
+}
+
+/// Those that builds may need. One that can't be used is logged: its builds are refused then.
+async fn older_firecrackers(config: &Config) -> Vec<Arc<dyn Driver>> {
+    let mut found: Vec<Arc<dyn Driver>> = Vec::new();
+    for program in &config.vmm.firecracker[1..] {
+        let program = found_in_path(program);
+        match probe(config, &program, &run_dir(config)).run().await {
+            Ok(firecracker) => found.push(Arc::new(firecracker)),
+            Err(error) => {
+                let error = uffd_engine::chain(&error);
+                tracing::warn!(program = %program.display(), error, "No VMM for its builds");
+            }
+        }
+    }
+    found
+}
+
+async fn qemu(config: &Config, reason: &str) -> Result<Qemu, ChoiceError> {
+    let kernel = config.templates.first();
+    let kernel = kernel.map_or_else(|| "/vmlinuz".into(), |template| template.kernel.clone());
+    let cache = config.data_dir.join("kvm-probe.json");
+    let (vmm, preload) = (&config.vmm, config.preload());
+    let mut found =
+        qemu::probe::probe(&vmm.qemu, &preload, vmm.accelerator, &kernel, &cache).await?;
+    found.info.reason = format!("{}; {reason}", found.info.reason);
+    Ok(found)
+}
+
+/// A jailer wants a path, not a name.
+fn found_in_path(program: &Path) -> PathBuf {
+    if program.components().count() > 1 {
+        return program.to_owned();
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .map(|dir| dir.join(program))
+        .find(|candidate| candidate.is_file())
+        .unwrap_or_else(|| program.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_looked_up_and_a_path_is_taken() {
+        let shell = found_in_path(Path::new("sh"));
+        assert!(shell.is_absolute() && shell.is_file(), "{shell:?}");
+        let given = Path::new("/nonexistent/firecracker");
+        assert_eq!(found_in_path(given), given);
+        let unknown = Path::new("no-such-program-anywhere");
+        assert_eq!(found_in_path(unknown), unknown);
+    }
+}

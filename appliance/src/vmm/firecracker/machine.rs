@@ -1,0 +1,437 @@
+//! One Firecracker: its process and its API.
+
+use std::fs::{self, File, Permissions};
+use std::future::Future;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::Serialize;
+use snapshot_format::{PageCount, PageSize};
+use tokio::time::timeout;
+use uffd_engine::memory_image::{MemoryImage, ProcessMemory};
+use uffd_engine::region::{ClaimedRegion, RegionTable};
+
+use super::api::{Api, ApiFault, Appearing};
+use super::bodies::{
+    Action, Balloon, BootSource, Drive, MachineConfig, MemoryBackend, Metadata, MmdsConfig,
+    NetworkInterface, NetworkOverride, SnapshotCreate, SnapshotLoad, VmState,
+};
+use super::command::{HANDOFF, Layout, Parts, SOCKET, STATE};
+use super::{Firecracker, StateOnly};
+use crate::network::address::{GATEWAY, GUEST, GUEST_MAC, GUEST_PREFIX, TAP};
+use crate::vmm::console::Console;
+use crate::vmm::exit::Exit;
+use crate::vmm::launch::DISK_PATH;
+use crate::vmm::process::VmmProcess;
+use crate::vmm::{GuestShape, Machine, Place, Saved, VmmError};
+
+const DISK: &str = "rootfs";
+const LINK: &str = "eth0";
+/// Nothing can be written here: the directory isn't there.
+const NOWHERE: &str = "nowhere/memory";
+/// What Firecracker says of a memory file that it can't open.
+const OF_THE_MEMORY_FILE: &str = "memory";
+
+/// A running Firecracker.
+#[derive(Debug)]
+pub(super) struct FirecrackerMachine {
+    name: String,
+    process: VmmProcess,
+    api: Api,
+    layout: Layout,
+    memory_bytes: u64,
+    state_only: bool,
+    patience: Duration,
+}
+
+impl FirecrackerMachine {
+    /// Starts the process and waits for its API.
+    pub(super) async fn start(
+        driver: &Firecracker,
+        name: &str,
+        layout: Layout,
+        parts: &Parts<'_>,
+    ) -> Result<Self, VmmError> {
+        let failed = |source| VmmError::Start {
+            name: name.to_owned(),
+            source,
+        };
+        make_dir(&layout).map_err(failed)?;
+        let socket = layout.dir.join(SOCKET);
+        let _ = fs::remove_file(&socket);
+        let appearing = Appearing::new(&socket).map_err(failed)?;
+        if let (Some(disk), true) = (parts.disk, layout.user != 0) {
+            chown(disk, Some(layout.user), Some(layout.user)).map_err(failed)?;
+        }
+        let launch = layout.launch(&driver.program, driver.jailer.as_ref(), parts);
+        let mut process = VmmProcess::start(&launch, &[]).await.map_err(failed)?;
+        let connecting = async {
+            tokio::select! {
+                connected = appearing.connect() => connected.map_err(ApiFault::Io),
+                () = process.ended() => Err(io::Error::from(io::ErrorKind::BrokenPipe).into()),
+            }
+        };
+        let what = "opening its API";
+        let connected = finish(name, what, driver.patience, connecting).await;
+        let api = judge(name, &mut process, connected).await?;
+        Ok(Self {
+            name: name.to_owned(),
+            process,
+            api,
+            layout,
+            memory_bytes: parts.memory_bytes,
+            state_only: driver.state_only == StateOnly::Works,
+            patience: driver.patience,
+        })
+    }
+
+    /// A guest from its kernel. Without a place it has neither disk nor network.
+    pub(super) async fn boot(
+        &mut self,
+        shape: &GuestShape,
+        kernel: &Path,
+        place: Option<&Place>,
+        free_page_reporting: bool,
+    ) -> Result<(), VmmError> {
+        let machine = MachineConfig {
+            vcpu_count: shape.vcpus,
+            mem_size_mib: shape.memory_mb,
+            smt: false,
+        };
+        self.put("/machine-config", &machine).await?;
+        let network = place
+            .map(|_| format!(" thaw.ip={GUEST}/{GUEST_PREFIX} thaw.gw={GATEWAY}"))
+            .unwrap_or_default();
+        let cmdline = &shape.cmdline;
+        let boot = BootSource {
+            kernel_image_path: self.layout.kernel(kernel).to_owned(),
+            initrd_path: place.map(|_| self.layout.initrd(&shape.initrd).to_owned()),
+            boot_args: format!("console=ttyS0 reboot=k panic=-1{network} {cmdline}"),
+        };
+        self.put("/boot-source", &boot).await?;
+        if let Some(place) = place {
+            self.add_devices(place, free_page_reporting).await?;
+        }
+        let start = Action {
+            action_type: "InstanceStart",
+        };
+        self.put("/actions", &start).await
+    }
+
+    async fn add_devices(
+        &mut self,
+        place: &Place,
+        free_page_reporting: bool,
+    ) -> Result<(), VmmError> {
+        let drive = Drive {
+            drive_id: DISK,
+            path_on_host: DISK_PATH.into(),
+            // The initial RAM disk mounts it.
+            is_root_device: false,
+            is_read_only: false,
+            cache_type: "Writeback",
+            io_engine: "Sync",
+        };
+        self.put(&format!("/drives/{DISK}"), &drive).await?;
+        let link = NetworkInterface {
+            iface_id: LINK,
+            host_dev_name: TAP,
+            guest_mac: GUEST_MAC,
+        };
+        self.put(&format!("/network-interfaces/{LINK}"), &link)
+            .await?;
+        let balloon = Balloon {
+            amount_mib: 0,
+            deflate_on_oom: true,
+            free_page_reporting,
+        };
+        self.put("/balloon", &balloon).await?;
+        let config = MmdsConfig {
+            version: "V2",
+            network_interfaces: [LINK],
+        };
+        self.put("/mmds/config", &config).await?;
+        self.introduce(place).await
+    }
+
+    /// What the guest may ask for; a device state doesn't hold it.
+    async fn introduce(&mut self, place: &Place) -> Result<(), VmmError> {
+        let metadata = Metadata {
+            sandbox_id: place.name.clone(),
+            template_id: place.template.clone(),
+        };
+        self.put("/mmds", &metadata).await
+    }
+
+    /// A guest from the device state that lies in its directory.
+    pub(super) async fn load(
+        &mut self,
+        memory: MemorySource,
+        place: Option<&Place>,
+        run: bool,
+    ) -> Result<(), VmmError> {
+        if let Some(place) = place {
+            self.introduce(place).await?;
+        }
+        let (backend_type, file) = match memory {
+            MemorySource::Served => ("Uffd", HANDOFF),
+            MemorySource::File(name) => ("File", name),
+        };
+        let network = place.map(|_| NetworkOverride {
+            iface_id: LINK,
+            host_dev_name: TAP,
+        });
+        let load = SnapshotLoad {
+            snapshot_path: self.layout.inside(STATE),
+            mem_backend: MemoryBackend {
+                backend_type,
+                backend_path: self.layout.inside(file),
+            },
+            resume_vm: run,
+            network_overrides: network.into_iter().collect(),
+        };
+        self.put("/snapshot/load", &load).await
+    }
+
+    /// The device state alone: it is written before the memory's file is opened, so a memory
+    /// file that can't be is an error that comes after all that is wanted. No documentation says
+    /// so, which is why it is tried out at start.
+    pub(super) async fn save_state_only(&mut self) -> Result<Vec<u8>, VmmError> {
+        let file = "state";
+        let create = SnapshotCreate {
+            // Should a file be opened after all, this one reads no page that isn't there.
+            snapshot_type: "Diff",
+            snapshot_path: self.layout.saved(file),
+            mem_file_path: self.layout.saved(NOWHERE),
+        };
+        match self.put("/snapshot/create", &create).await {
+            Err(VmmError::Refused { answer, .. }) if answer.contains(OF_THE_MEMORY_FILE) => {}
+            Err(error) => return Err(error),
+            Ok(()) => {
+                return Err(VmmError::Refused {
+                    name: self.name.clone(),
+                    command: "saving its state".into(),
+                    answer: "it wrote memory to where nothing can be".into(),
+                });
+            }
+        }
+        self.take_saved(file)
+    }
+
+    /// The device state, and the pages that are in memory. Bringing in others, as a full
+    /// snapshot would, is what a lazily restored guest is to be spared.
+    async fn save_with_memory(&mut self, kind: &'static str) -> Result<Saved, VmmError> {
+        let create = SnapshotCreate {
+            snapshot_type: kind,
+            snapshot_path: self.layout.saved("state"),
+            mem_file_path: self.layout.saved("memory"),
+        };
+        self.put("/snapshot/create", &create).await?;
+        let state = self.take_saved("state")?;
+        let path = self.layout.saved_by(self.process.pid(), "memory");
+        // Held open and without a name: it goes with its reader.
+        let memory = File::open(&path)
+            .and_then(|file| fs::remove_file(&path).map(|()| file))
+            .map_err(|source| self.io("reading the memory it saved", source))?;
+        Ok(Saved {
+            state,
+            memory: MemoryImage::File(memory),
+        })
+    }
+
+    fn take_saved(&self, name: &str) -> Result<Vec<u8>, VmmError> {
+        let path = self.layout.saved_by(self.process.pid(), name);
+        let bytes = fs::read(&path).and_then(|bytes| fs::remove_file(&path).map(|()| bytes));
+        let bytes = bytes.map_err(|source| self.io("reading the state it saved", source))?;
+        if bytes.is_empty() {
+            let source = io::Error::other("the file is empty");
+            return Err(self.io("reading the state it saved", source));
+        }
+        Ok(bytes)
+    }
+
+    fn process_memory(&self, served: &[ClaimedRegion]) -> Result<MemoryImage, VmmError> {
+        let page = PageSize::Size4K.bytes();
+        let pages = PageCount::new(self.memory_bytes / page);
+        let regions = RegionTable::new(served, page, pages).map_err(io::Error::other);
+        regions
+            .and_then(|regions| ProcessMemory::open(self.process.pid(), regions))
+            .map(MemoryImage::Process)
+            .map_err(|source| self.io("looking into its memory", source))
+    }
+
+    fn io(&self, command: &str, source: io::Error) -> VmmError {
+        VmmError::Io {
+            name: self.name.clone(),
+            command: command.to_owned(),
+            source,
+        }
+    }
+
+    async fn put(&mut self, path: &str, body: &impl Serialize) -> Result<(), VmmError> {
+        let what = format!("PUT {path}");
+        let putting = self.api.put(path, body);
+        let done = finish(&self.name, &what, self.patience, putting).await;
+        self.judge(done).await
+    }
+
+    async fn change(&mut self, state: &'static str) -> Result<(), VmmError> {
+        let body = VmState { state };
+        let patching = self.api.patch("/vm", &body);
+        let done = finish(&self.name, "PATCH /vm", self.patience, patching).await;
+        self.judge(done).await
+    }
+
+    async fn judge<T>(&mut self, done: Result<T, VmmError>) -> Result<T, VmmError> {
+        judge(&self.name, &mut self.process, done).await
+    }
+}
+
+/// A broken connection may be all that is seen of a process that ended.
+async fn judge<T>(
+    name: &str,
+    process: &mut VmmProcess,
+    done: Result<T, VmmError>,
+) -> Result<T, VmmError> {
+    const UNTIL_IT_IS_REAPED: Duration = Duration::from_millis(50);
+    if !matches!(done, Err(VmmError::Io { .. })) {
+        return done;
+    }
+    if timeout(UNTIL_IT_IS_REAPED, process.ended()).await.is_err() {
+        return done;
+    }
+    let how = process.exit().map(|exit| format!("{exit}; "));
+    Err(VmmError::Ended {
+        name: name.to_owned(),
+        console: how.unwrap_or_default() + &process.console().tail(),
+    })
+}
+
+/// Where the pages of a loaded guest come from.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum MemorySource {
+    /// Whoever listens in its directory.
+    Served,
+    /// A file there.
+    File(&'static str),
+}
+
+#[async_trait]
+impl Machine for FirecrackerMachine {
+    async fn stop(&mut self) -> Result<(), VmmError> {
+        self.change("Paused").await
+    }
+
+    async fn save(&mut self, served: Option<&[ClaimedRegion]>) -> Result<Saved, VmmError> {
+        match served {
+            Some(served) if self.state_only => {
+                let state = self.save_state_only().await?;
+                let memory = self.process_memory(served)?;
+                Ok(Saved { state, memory })
+            }
+            // Firecracker finds what is in memory by a call that forgets what is in swap.
+            None if has_swap() => self.save_with_memory("Full").await,
+            Some(_) if has_swap() => Err(VmmError::Refused {
+                name: self.name.clone(),
+                command: "saving its memory".into(),
+                answer: "this version writes no state by itself, and with swap space on the host \
+                         it may forget pages"
+                    .into(),
+            }),
+            None | Some(_) => self.save_with_memory("Diff").await,
+        }
+    }
+
+    async fn go_on(&mut self) -> Result<(), VmmError> {
+        self.change("Resumed").await
+    }
+
+    async fn vcpu_threads(&mut self) -> Result<Vec<i32>, VmmError> {
+        let tasks = PathBuf::from(format!("/proc/{}/task", self.process.pid()));
+        let entries = fs::read_dir(&tasks).map_err(|source| self.io("naming its vCPUs", source))?;
+        let is_vcpu = |thread: &i32| {
+            let name = fs::read_to_string(tasks.join(thread.to_string()).join("comm"));
+            name.is_ok_and(|name| name.starts_with("fc_vcpu"))
+        };
+        Ok(entries
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+            .filter(is_vcpu)
+            .collect())
+    }
+
+    fn pidfd(&self) -> BorrowedFd<'_> {
+        self.process.as_fd()
+    }
+
+    fn exit(&mut self) -> Option<Exit> {
+        self.process.exit()
+    }
+
+    fn pid(&self) -> i32 {
+        self.process.pid()
+    }
+
+    fn console(&self) -> Console {
+        self.process.console().clone()
+    }
+
+    async fn kill(&mut self) {
+        self.process.kill().await;
+    }
+}
+
+/// The directory that host and VMM share. Its socket for hand-offs may be in it already.
+pub(super) fn make_dir(layout: &Layout) -> io::Result<()> {
+    fs::create_dir_all(&layout.dir)?;
+    if layout.user != 0 {
+        fs::set_permissions(&layout.dir, Permissions::from_mode(0o700))?;
+        for path in [
+            layout.dir.clone(),
+            layout.dir.join(HANDOFF),
+            layout.dir.join(STATE),
+        ] {
+            match chown(&path, Some(layout.user), Some(layout.user)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+fn has_swap() -> bool {
+    // One line is the heading. Source: proc_swaps(5).
+    fs::read_to_string("/proc/swaps").is_ok_and(|text| text.lines().count() > 1)
+}
+
+/// Bounds an exchange and gives its failure a name.
+async fn finish<T>(
+    name: &str,
+    command: &str,
+    patience: Duration,
+    exchange: impl Future<Output = Result<T, ApiFault>>,
+) -> Result<T, VmmError> {
+    let (name, command) = (name.to_owned(), command.to_owned());
+    match timeout(patience, exchange).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(ApiFault::Refused(answer))) => Err(VmmError::Refused {
+            name,
+            command,
+            answer,
+        }),
+        Ok(Err(ApiFault::Io(source))) => Err(VmmError::Io {
+            name,
+            command,
+            source,
+        }),
+        Err(_) => Err(VmmError::Timeout {
+            name,
+            command,
+            seconds: patience.as_secs(),
+        }),
+    }
+}

@@ -1,0 +1,157 @@
+//! Firecracker, unmodified, from version 1.13 on: driven over its socket, started by its jailer
+//! where one is configured, its seccomp filters on.
+//!
+//! ```text
+//!   boot      machine-config, boot-source, drive, network, balloon, MMDS, InstanceStart
+//!   pause     Paused, snapshot/create ─▶ device state;   memory: see below
+//!   restore   MMDS, one snapshot/load {Uffd, resume_vm} ─▶ hand-off to the engine
+//! ```
+//!
+//! A guest that was restored is saved without a copy of its memory where this Firecracker writes
+//! a device state by itself, which is tried out at start: the changed pages are then read out of
+//! its process. Otherwise, and for a guest that was booted, it writes the pages that are in
+//! memory to memory. A full snapshot is never asked of a restored guest: it would bring all of
+//! its pages in.
+
+mod api;
+mod bodies;
+mod command;
+mod machine;
+pub mod probe;
+pub mod probe_guest;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use http_api::wire::VmmInfo;
+use uffd_engine::Tracking;
+
+pub use command::Jailer;
+use command::{HANDOFF, Layout, Parts, STATE};
+use machine::{FirecrackerMachine, MemorySource};
+
+use super::{Driver, GuestShape, Machine, Place, Restore, VmmError, kernel_image};
+
+/// Whether a device state is had without memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StateOnly {
+    /// It was tried.
+    Works,
+    /// It was tried, or not tried yet.
+    Unknown,
+}
+
+/// The driver.
+#[derive(Clone, Debug)]
+pub struct Firecracker {
+    program: PathBuf,
+    jailer: Option<Jailer>,
+    info: VmmInfo,
+    state_format: String,
+    state_only: StateOnly,
+    /// From 1.14 on.
+    free_page_reporting: bool,
+    /// How long it may take for one command.
+    patience: Duration,
+    /// Where unpacked kernels are kept.
+    kernels: PathBuf,
+}
+
+impl Firecracker {
+    /// The same one, with one reason more for its choice.
+    #[must_use]
+    pub fn because(mut self, reason: &str) -> Self {
+        self.info.reason = format!("{}; {reason}", self.info.reason);
+        self
+    }
+
+    /// The kernel as it boots it.
+    async fn kernel(&self, name: &str, kernel: &Path) -> Result<PathBuf, VmmError> {
+        let (kernel, cache) = (kernel.to_owned(), self.kernels.clone());
+        let unpacking =
+            tokio::task::spawn_blocking(move || kernel_image::elf_of(&kernel, &cache)).await;
+        let failed = |source| VmmError::Start {
+            name: name.to_owned(),
+            source,
+        };
+        unpacking
+            .map_err(|error| failed(io::Error::other(error)))?
+            .map_err(|source| VmmError::Kernel {
+                name: name.to_owned(),
+                source,
+            })
+    }
+
+    fn layout(&self, place: &Place) -> Layout {
+        Layout::of(place, &self.program, self.jailer.as_ref())
+    }
+}
+
+#[async_trait]
+impl Driver for Firecracker {
+    fn info(&self) -> &VmmInfo {
+        &self.info
+    }
+
+    fn state_format(&self) -> &str {
+        &self.state_format
+    }
+
+    /// Its userfaultfd is opened for removals only; the engine registers it again.
+    fn tracking(&self) -> Tracking {
+        Tracking::Events
+    }
+
+    fn handoff(&self, place: &Place) -> io::Result<PathBuf> {
+        let layout = self.layout(place);
+        fs::create_dir_all(&layout.dir)?;
+        Ok(layout.dir.join(HANDOFF))
+    }
+
+    async fn boot(&self, shape: &GuestShape, place: &Place) -> Result<Box<dyn Machine>, VmmError> {
+        let kernel = self.kernel(&place.name, &shape.kernel).await?;
+        let parts = Parts {
+            kernel: Some(&kernel),
+            initrd: Some(&shape.initrd),
+            disk: Some(&place.disk),
+            namespace: Some(&place.namespace),
+            memory_bytes: shape.memory_bytes(),
+        };
+        let layout = self.layout(place);
+        let mut machine = FirecrackerMachine::start(self, &place.name, layout, &parts).await?;
+        machine
+            .boot(shape, &kernel, Some(place), self.free_page_reporting)
+            .await?;
+        Ok(Box::new(machine))
+    }
+
+    async fn restore(
+        &self,
+        shape: &GuestShape,
+        place: &Place,
+        restore: Restore<'_>,
+    ) -> Result<Box<dyn Machine>, VmmError> {
+        let layout = self.layout(place);
+        let state = layout.dir.join(STATE);
+        fs::write(&state, &restore.state).map_err(|source| VmmError::Start {
+            name: place.name.clone(),
+            source,
+        })?;
+        let parts = Parts {
+            kernel: None,
+            initrd: None,
+            disk: Some(&place.disk),
+            namespace: Some(&place.namespace),
+            memory_bytes: shape.memory_bytes(),
+        };
+        let mut machine = FirecrackerMachine::start(self, &place.name, layout, &parts).await?;
+        machine
+            .load(MemorySource::Served, Some(place), restore.run)
+            .await?;
+        let _ = fs::remove_file(&state);
+        Ok(Box::new(machine))
+    }
+}

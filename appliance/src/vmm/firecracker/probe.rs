@@ -1,0 +1,386 @@
+//! Which Firecracker, does it run guests here, and does it write a device state by itself?
+//!
+//! A guest of a few instructions is started, stopped, saved without memory, and loaded again:
+//! what all later pauses rely on is seen before the first of them. Whether a stock kernel gets
+//! up is another question (nested and paravirtual KVMs run the one and not the other), and is put
+//! by starting the kernel that guests will use; that answer is kept for as long as neither the
+//! host's boot, nor Firecracker, nor the kernel changes.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use http_api::wire::VmmInfo;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use tokio::process::Command;
+use tokio::time::timeout;
+
+use super::command::{Jailer, Layout, Parts, STATE};
+use super::machine::{FirecrackerMachine, MemorySource};
+use super::{Firecracker, StateOnly, probe_guest};
+use crate::vmm::console::Console;
+use crate::vmm::{GuestShape, Machine, VmmError};
+
+/// The oldest that has all we use.
+const OLDEST: (u32, u32) = (1, 13);
+/// Free page reporting came with this one.
+const WITH_REPORTING: (u32, u32) = (1, 14);
+/// A kernel reaches its end in well under a second on hardware; this is for slow hosts.
+const KERNEL_TIME: Duration = Duration::from_secs(10);
+const PROBE_MEMORY_MB: u32 = 32;
+const PROBE_MEMORY: &str = "probe-memory";
+const NAME: &str = "the probe";
+
+/// Why Firecracker can't be used.
+#[derive(Debug, Error)]
+pub enum ProbeError {
+    /// The program doesn't run.
+    #[error("Running {} {argument}", program.display())]
+    Program {
+        /// As configured.
+        program: PathBuf,
+        /// What it was asked.
+        argument: &'static str,
+        /// Why it doesn't.
+        #[source]
+        source: io::Error,
+    },
+    /// It is too old.
+    #[error("{} is version {version}; {}.{} or later is needed", program.display(), OLDEST.0, OLDEST.1)]
+    Old {
+        /// As configured.
+        program: PathBuf,
+        /// What it says.
+        version: String,
+    },
+    /// A file for the probe can't be written.
+    #[error("Writing {}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// No guest runs.
+    #[error("A guest of a few instructions does not run in {}", program.display())]
+    Guest {
+        /// As configured.
+        program: PathBuf,
+        /// What failed.
+        #[source]
+        source: VmmError,
+    },
+    /// The kernel does not get up.
+    #[error("{reason}")]
+    Kernel {
+        /// What was seen.
+        reason: String,
+    },
+}
+
+/// What to look at, and where there is room for it.
+#[derive(Clone, Debug)]
+pub struct Probe<'a> {
+    /// The program.
+    pub program: &'a Path,
+    /// Its jailer, if it is to be started by one.
+    pub jailer: Option<Jailer>,
+    /// A directory for sockets, which is emptied.
+    pub run_dir: &'a Path,
+    /// Where unpacked kernels are kept.
+    pub kernels: PathBuf,
+    /// How long it may take for one command.
+    pub patience: Duration,
+}
+
+/// What a start of a stock kernel found, and for what.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Finding {
+    key: String,
+    runs: bool,
+    reason: String,
+}
+
+impl Probe<'_> {
+    /// Finds out about one Firecracker.
+    ///
+    /// # Errors
+    /// Why it can't be used.
+    pub async fn run(&self) -> Result<Firecracker, ProbeError> {
+        let version = self.ask("--version").await?;
+        let number = number_of(&version).filter(|number| *number >= OLDEST);
+        let Some(number) = number else {
+            return Err(ProbeError::Old {
+                program: self.program.to_owned(),
+                version,
+            });
+        };
+        let state_format = self.ask("--snapshot-version").await?;
+        let mut firecracker = Firecracker {
+            program: self.program.to_owned(),
+            jailer: self.jailer.clone(),
+            info: VmmInfo {
+                name: "firecracker".into(),
+                version,
+                accelerator: "kvm".into(),
+                reason: String::new(),
+            },
+            state_format,
+            state_only: StateOnly::Unknown,
+            free_page_reporting: number >= WITH_REPORTING,
+            patience: self.patience,
+            kernels: self.kernels.clone(),
+        };
+        let started = Instant::now();
+        let state_only = self.try_guest(&firecracker).await;
+        crate::host::remove_dir(self.run_dir);
+        let state_only = state_only?;
+        let took = started.elapsed();
+        let memory = match &state_only {
+            Ok(()) => {
+                firecracker.state_only = StateOnly::Works;
+                "states are saved by themselves".to_owned()
+            }
+            Err(error) => {
+                let error = uffd_engine::chain(error);
+                format!("memory is saved by Firecracker, because a state alone is not ({error})")
+            }
+        };
+        let jail = match &self.jailer {
+            Some(_) => "in a jail",
+            None => "without a jailer, as root",
+        };
+        firecracker.info.reason =
+            format!("a guest ran {jail} and was saved and loaded in {took:.1?}; {memory}");
+        Ok(firecracker)
+    }
+
+    /// The second word of what it prints, without the `v`.
+    async fn ask(&self, argument: &'static str) -> Result<String, ProbeError> {
+        let failed = |source| ProbeError::Program {
+            program: self.program.to_owned(),
+            argument,
+            source,
+        };
+        let output = Command::new(self.program).arg(argument).output();
+        let output = output.await.map_err(failed)?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let version = |word: &str| {
+            let word = word.strip_prefix('v')?;
+            word.starts_with(|c: char| c.is_ascii_digit())
+                .then(|| word.to_owned())
+        };
+        text.split_whitespace()
+            .find_map(version)
+            .ok_or_else(|| failed(io::Error::other("it printed no version")))
+    }
+
+    /// Boots, stops, saves and loads; whether the save can do without memory.
+    async fn try_guest(
+        &self,
+        firecracker: &Firecracker,
+    ) -> Result<Result<(), VmmError>, ProbeError> {
+        let failed = |source| ProbeError::Guest {
+            program: self.program.to_owned(),
+            source,
+        };
+        let kernel = self.run_dir.join("probe.elf");
+        crate::host::remove_dir(self.run_dir);
+        self.write(&kernel, &probe_guest::elf())?;
+        let shape = GuestShape {
+            vcpus: 1,
+            memory_mb: PROBE_MEMORY_MB,
+            kernel: kernel.clone(),
+            initrd: PathBuf::new(),
+            cmdline: String::new(),
+        };
+        let layout = || Layout::new(self.run_dir, 0, self.program, self.jailer.as_ref());
+        let parts = Parts {
+            kernel: Some(&kernel),
+            initrd: None,
+            disk: None,
+            namespace: None,
+            memory_bytes: shape.memory_bytes(),
+        };
+        let mut machine = FirecrackerMachine::start(firecracker, NAME, layout(), &parts)
+            .await
+            .map_err(failed)?;
+        machine
+            .boot(&shape, &kernel, None, false)
+            .await
+            .map_err(failed)?;
+        says(&machine.console(), probe_guest::SAYS, self.patience)
+            .await
+            .map_err(failed)?;
+        machine.stop().await.map_err(failed)?;
+        let state = match machine.save_state_only().await {
+            Ok(state) => state,
+            Err(error) => return Ok(Err(error)),
+        };
+        // It has to be of use to go on, too.
+        machine.go_on().await.map_err(failed)?;
+        machine.kill().await;
+        self.write(&layout().dir.join(STATE), &state)?;
+        let memory = layout().dir.join(PROBE_MEMORY);
+        self.write(&memory, &[])?;
+        fs::File::options()
+            .write(true)
+            .open(&memory)
+            .and_then(|file| file.set_len(shape.memory_bytes()))
+            .map_err(|source| ProbeError::File {
+                path: memory.clone(),
+                source,
+            })?;
+        // Its user has to read it.
+        let _ = fs::set_permissions(&memory, std::os::unix::fs::PermissionsExt::from_mode(0o644));
+        let loading = async {
+            let parts = Parts {
+                kernel: None,
+                ..parts
+            };
+            let mut machine =
+                FirecrackerMachine::start(firecracker, NAME, layout(), &parts).await?;
+            let memory = MemorySource::File(PROBE_MEMORY);
+            machine.load(memory, None, false).await?;
+            machine.kill().await;
+            Ok(())
+        };
+        Ok(loading.await)
+    }
+
+    /// Whether the kernel that guests will use gets as far as missing its root.
+    ///
+    /// # Errors
+    /// [`ProbeError::Kernel`], if it doesn't.
+    pub async fn try_kernel(
+        &self,
+        firecracker: &Firecracker,
+        kernel: &Path,
+        cache: &Path,
+    ) -> Result<String, ProbeError> {
+        let key = cache_key(&firecracker.info.version, kernel);
+        let finding = match cached(cache, &key) {
+            Some(finding) => finding,
+            None => {
+                let finding = self.start_kernel(firecracker, kernel, key).await;
+                crate::host::remove_dir(self.run_dir);
+                if let Ok(bytes) = serde_json::to_vec(&finding) {
+                    let _ = fs::write(cache, bytes);
+                }
+                finding
+            }
+        };
+        if finding.runs {
+            Ok(finding.reason)
+        } else {
+            let reason = finding.reason;
+            Err(ProbeError::Kernel { reason })
+        }
+    }
+
+    async fn start_kernel(&self, firecracker: &Firecracker, kernel: &Path, key: String) -> Finding {
+        tracing::info!(
+            seconds_at_most = KERNEL_TIME.as_secs(),
+            "Starting the guests' kernel in Firecracker to see whether it gets up"
+        );
+        let started = Instant::now();
+        let (runs, reason) = match self.boot_kernel(firecracker, kernel).await {
+            Ok(()) => (
+                true,
+                format!("the guests' kernel got up in {:.1?}", started.elapsed()),
+            ),
+            Err(error) => {
+                let error = uffd_engine::chain(&error);
+                (
+                    false,
+                    format!("the guests' kernel does not get up: {error}"),
+                )
+            }
+        };
+        Finding { key, runs, reason }
+    }
+
+    async fn boot_kernel(&self, firecracker: &Firecracker, kernel: &Path) -> Result<(), VmmError> {
+        let shape = GuestShape {
+            vcpus: 1,
+            memory_mb: 256,
+            kernel: kernel.to_owned(),
+            initrd: PathBuf::new(),
+            cmdline: String::new(),
+        };
+        let elf = firecracker.kernel(NAME, kernel).await?;
+        let parts = Parts {
+            kernel: Some(&elf),
+            initrd: None,
+            disk: None,
+            namespace: None,
+            memory_bytes: shape.memory_bytes(),
+        };
+        let layout = Layout::new(self.run_dir, 0, self.program, self.jailer.as_ref());
+        let mut machine = FirecrackerMachine::start(firecracker, NAME, layout, &parts).await?;
+        machine.boot(&shape, &elf, None, false).await?;
+        let console = machine.console();
+        let said = says(&console, "Kernel panic - not syncing", KERNEL_TIME).await;
+        machine.kill().await;
+        said
+    }
+
+    fn write(&self, path: &Path, bytes: &[u8]) -> Result<(), ProbeError> {
+        let dir = path.parent().unwrap_or(self.run_dir);
+        fs::create_dir_all(dir)
+            .and_then(|()| fs::write(path, bytes))
+            .map_err(|source| ProbeError::File {
+                path: path.to_owned(),
+                source,
+            })
+    }
+}
+
+async fn says(console: &Console, words: &str, patience: Duration) -> Result<(), VmmError> {
+    if timeout(patience, console.wait_for(words)).await == Ok(true) {
+        return Ok(());
+    }
+    Err(VmmError::Timeout {
+        name: NAME.into(),
+        command: format!(
+            "printing {words:?} (its console ends with: {})",
+            console.tail()
+        ),
+        seconds: patience.as_secs(),
+    })
+}
+
+fn number_of(version: &str) -> Option<(u32, u32)> {
+    let mut parts = version.split(['.', '-']);
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
+fn cache_key(version: &str, kernel: &Path) -> String {
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let file = fs::metadata(kernel)
+        .map(|m| (m.len(), m.mtime()))
+        .unwrap_or_default();
+    format!("{} {version} {} {file:?}", boot.trim(), kernel.display())
+}
+
+fn cached(cache: &Path, key: &str) -> Option<Finding> {
+    let finding: Finding = serde_json::from_slice(&fs::read(cache).ok()?).ok()?;
+    (finding.key == key).then_some(finding)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_compared_as_numbers() {
+        assert_eq!(number_of("1.17.0-dev"), Some((1, 17)));
+        assert!(number_of("1.9.1") < Some(OLDEST));
+        assert!(number_of("2.0.0") > Some(WITH_REPORTING));
+        assert_eq!(number_of("seven"), None);
+    }
+}

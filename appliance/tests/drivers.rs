@@ -1,0 +1,616 @@
+//! The lifecycle over a driver of Firecracker's kind: a daemon, a real engine, and a VMM that is
+//! none (see `support/fake`), so that it runs everywhere; whatever can go wrong at a call of the
+//! VMM's API does.
+
+mod support;
+
+use std::fs;
+use std::io::{BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use support::daemon::Daemon;
+use support::fake::{self, Fake, Fault, Kind};
+use support::place::Place;
+use support::{needs, procs, skip, wait_for};
+
+/// The test that a fake's process runs as.
+const PLAYER: &str = "a_fake_refuses_what_firecracker_refuses";
+const MEMORY_MB: u64 = 64;
+const PAGES: u64 = MEMORY_MB << 8;
+
+macro_rules! needs_fakes {
+    ($test:literal) => {
+        if let Err(reason) = needs::for_fakes() {
+            return skip($test, &reason);
+        }
+    };
+}
+
+/// A daemon whose guests run in a fake.
+struct Subject {
+    place: Place,
+    fake: Fake,
+    daemon: Daemon,
+}
+
+fn place(instance: &str, pool: u16) -> Place {
+    let place = Place::new(instance, pool, None);
+    let file = |name: &str, bytes: &[u8]| {
+        let path = place.root.join(name);
+        fs::write(&path, bytes).unwrap();
+        toml::Value::String(path.display().to_string()).to_string()
+    };
+    let (kernel, initrd) = (file("kernel", b"\x7fELF"), file("initrd", b"initrd"));
+    let disk = file("disk", &vec![0; 1 << 20]);
+    let mut text = fs::read_to_string(&place.config).unwrap();
+    text += &format!(
+        "driver = \"firecracker\"\ncommand_timeout_s = 2\nboot_timeout_s = 20\nfirecracker = []\n\
+         [engine]\ncheck_writes = true\n\
+         [[template]]\nname = \"base\"\nkernel = {kernel}\ninitrd = {initrd}\ndisk = {disk}\n\
+         memory_mb = {MEMORY_MB}\n"
+    );
+    fs::write(&place.config, text).unwrap();
+    place
+}
+
+fn use_fakes(place: &Place, fakes: &[&Fake]) {
+    let names: Vec<String> = fakes
+        .iter()
+        .map(|fake| format!("{:?}", fake.program.display().to_string()))
+        .collect();
+    let text = fs::read_to_string(&place.config).unwrap();
+    let line = text.lines().find(|line| line.starts_with("firecracker = "));
+    let list = format!("firecracker = [{}]", names.join(", "));
+    place.reconfigure(&[(line.unwrap(), &list)]);
+}
+
+fn start(instance: &str, pool: u16, kind: Kind) -> Subject {
+    let place = place(instance, pool);
+    let fake = Fake::new(&place, PLAYER, kind);
+    use_fakes(&place, &[&fake]);
+    let daemon = Daemon::start(&place);
+    Subject {
+        place,
+        fake,
+        daemon,
+    }
+}
+
+/// What is in a guest, by its own word.
+struct Inside {
+    address: SocketAddr,
+}
+
+impl Inside {
+    fn of(sandbox: &Value) -> Self {
+        let ip: std::net::Ipv4Addr = sandbox["address"].as_str().unwrap().parse().unwrap();
+        Self {
+            address: SocketAddr::from((ip, envd::protocol::PORT)),
+        }
+    }
+
+    fn try_call(&self, method: &str, path: &str) -> std::io::Result<Value> {
+        let patience = Duration::from_secs(20);
+        let mut stream = TcpStream::connect_timeout(&self.address, patience)?;
+        stream.set_read_timeout(Some(patience))?;
+        write!(
+            stream,
+            "{method} {path} HTTP/1.1\r\nhost: guest\r\ncontent-length: 0\r\n\r\n"
+        )?;
+        stream.shutdown(std::net::Shutdown::Write)?;
+        let mut text = String::new();
+        BufReader::new(stream).read_to_string(&mut text)?;
+        let (head, body) = text.split_once("\r\n\r\n").unwrap_or_default();
+        if !head.starts_with("HTTP/1.1 200") {
+            return Err(std::io::Error::other(format!("{path}: {text:?}")));
+        }
+        serde_json::from_str(body).map_err(std::io::Error::other)
+    }
+
+    #[track_caller]
+    fn call(&self, method: &str, path: &str) -> Value {
+        self.try_call(method, path).unwrap()
+    }
+
+    #[track_caller]
+    fn count(&self) -> u64 {
+        self.call("GET", "/test/count").as_u64().unwrap()
+    }
+
+    #[track_caller]
+    fn hash(&self) -> Value {
+        self.call("GET", "/test/hash")
+    }
+
+    #[track_caller]
+    fn fill(&self, first: u64, pages: u64, seed: u64) {
+        let path = format!("/test/fill?first={first}&pages={pages}&seed={seed}");
+        self.call("POST", &path);
+    }
+
+    #[track_caller]
+    fn give_back(&self, first: u64, pages: u64) {
+        let path = format!("/test/give-back?first={first}&pages={pages}");
+        self.call("POST", &path);
+    }
+
+    /// Counts, from at least `from` on.
+    #[track_caller]
+    fn runs_on_from(&self, from: u64) {
+        let now = self.count();
+        assert!(now >= from, "it counted back from {from} to {now}");
+        wait_for("the guest counts on", Duration::from_secs(20), || {
+            (self.count() > now).then_some(())
+        });
+    }
+}
+
+impl Subject {
+    fn end(self) {
+        self.daemon.api.delete_all();
+        assert_eq!(self.place.leftovers(), Vec::<String>::new());
+        self.daemon.stop();
+        assert_eq!(self.place.leftovers_of_the_daemon(), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn a_fake_refuses_what_firecracker_refuses() {
+    fake::run_if_wanted();
+    needs_fakes!("a_fake_refuses_what_firecracker_refuses");
+    let place = place("tfake", 150);
+    let fake = Fake::new(&place, PLAYER, Kind::USUAL);
+    let socket = place.root.join("api.sock");
+    let mut process = std::process::Command::new(&fake.program)
+        .arg("--api-sock")
+        .arg(&socket)
+        .spawn()
+        .unwrap();
+    let call = |method: &str, path: &str, body: &Value| {
+        let api = support::api::Api::at(&socket);
+        let answer = wait_for("the fake answers", Duration::from_secs(20), || {
+            let mut stream = std::os::unix::net::UnixStream::connect(&socket).ok()?;
+            let body = body.to_string();
+            write!(
+                stream,
+                "{method} {path} HTTP/1.1\r\ncontent-length: {}\r\n\r\n{body}",
+                body.len()
+            )
+            .ok()?;
+            stream.shutdown(std::net::Shutdown::Write).ok()?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text).ok()?;
+            Some(text)
+        });
+        drop(api);
+        answer
+    };
+    let size = json!({ "vcpu_count": 1, "mem_size_mib": 16 });
+    assert!(call("PUT", "/machine-config", &size).starts_with("HTTP/1.1 204"));
+    let unknown = json!({ "vcpu_count": 1, "mem_size_mib": 16, "colour": "blue" });
+    assert!(call("PUT", "/machine-config", &unknown).contains("unknown field `colour`"));
+    assert!(call("PUT", "/boot-source", &json!({})).contains("missing field"));
+    let start = json!({ "action_type": "InstanceStart" });
+    assert!(call("PUT", "/actions", &start).contains("without kernel"));
+    let load = json!({ "snapshot_path": "/nonexistent", "mem_backend": {} });
+    assert!(call("PUT", "/snapshot/load", &load).contains("not allowed after configuring"));
+    assert!(call("PATCH", "/vm", &json!({ "state": "Paused" })).contains("before starting"));
+    process.kill().unwrap();
+    process.wait().unwrap();
+}
+
+#[test]
+fn a_sandbox_lives_a_whole_life() {
+    needs_fakes!("a_sandbox_lives_a_whole_life");
+    let subject = start("tflife", 151, Kind::USUAL);
+    let api = &subject.daemon.api;
+    let host = api.get("/v1/host").expect(200);
+    assert_eq!(host["vmm"]["name"], "firecracker", "{host}");
+    assert_eq!(host["vmm"]["version"], "1.16.0", "{host}");
+
+    let made = api.create("one", "base");
+    let inside = Inside::of(&made);
+    inside.fill(100, 300, 7);
+    inside.call("POST", "/test/disk?word=4711");
+    let known = json!({ "sandbox_id": "one", "template_id": "base" });
+    assert_eq!(inside.call("GET", "/test/metadata"), known);
+    let (hash, count) = (inside.hash(), inside.count());
+
+    let paused = api.pause("one").expect(200);
+    assert_eq!(
+        (&paused["state"], &paused["generation"]),
+        (&json!("paused"), &json!(0))
+    );
+    assert!(
+        procs::vmm(&subject.place, "one").is_none(),
+        "a VMM runs still"
+    );
+    assert_eq!(subject.place.sandbox_leftovers(), Vec::<String>::new());
+    let build = subject.place.build(paused["build"].as_str().unwrap());
+    let manifest = fs::read(build.join("manifest.json")).unwrap();
+    let manifest: Value = serde_json::from_slice(&manifest).unwrap();
+    for (member, value) in [
+        ("name", "firecracker"),
+        ("version", "1.16.0"),
+        ("state_format", "9.0.0"),
+    ] {
+        assert_eq!(manifest["vmm"][member], value, "{manifest}");
+    }
+    let flags = manifest["vmm"]["cpu_flags"].as_str().unwrap();
+    assert!(flags.split(' ').any(|flag| flag == "fpu"), "{manifest}");
+    // What it wrote, and little more: most of it was never touched.
+    let stored = api.get("/v1/sandboxes/one/memory").expect(200)["diff_pages"].clone();
+    let stored = stored.as_u64().unwrap();
+    assert!((300..400).contains(&stored), "{stored}");
+
+    let resumed = api.resume("one").expect(200);
+    assert_eq!(resumed["address"], made["address"]);
+    inside.runs_on_from(count);
+    let memory = api.get("/v1/sandboxes/one/memory").expect(200);
+    assert!(
+        memory["resident_pages"].as_u64().unwrap() < PAGES / 4,
+        "{memory}"
+    );
+    assert_eq!(inside.hash(), hash);
+    assert_eq!(inside.call("GET", "/test/disk"), 4711);
+    assert_eq!(inside.call("GET", "/test/metadata"), known);
+    subject.end();
+}
+
+/// Ten pauses and resumes; what was written, given back and left alone is all there.
+fn cycles(subject: &Subject) {
+    let api = &subject.daemon.api;
+    let inside = Inside::of(&api.create("one", "base"));
+    inside.fill(64, 512, 1);
+    for cycle in 0..10u64 {
+        // Over what was there, and where nothing was; one part goes away again.
+        inside.fill(96 + cycle * 40, 24, 100 + cycle);
+        inside.fill(4096 + cycle * 64, 8, 200 + cycle);
+        inside.give_back(80 + cycle * 16, 4);
+        let (hash, count) = (inside.hash(), inside.count());
+        let paused = api.pause("one").expect(200);
+        assert_eq!(paused["generation"], cycle, "{paused}");
+        let stored = api.get("/v1/sandboxes/one/memory").expect(200)["diff_pages"].clone();
+        if cycle > 0 {
+            let stored = stored.as_u64().unwrap();
+            assert!(stored <= 24 + 8 + 4 + 2, "cycle {cycle}: {stored} pages");
+        }
+        api.resume("one").expect(200);
+        inside.runs_on_from(count);
+        assert_eq!(inside.hash(), hash, "cycle {cycle}");
+    }
+}
+
+#[test]
+fn memory_survives_ten_cycles() {
+    needs_fakes!("memory_survives_ten_cycles");
+    let subject = start("tfcyca", 152, Kind::USUAL);
+    cycles(&subject);
+    let log = fs::read_to_string(&subject.place.log).unwrap();
+    assert!(log.contains("WriteProtect"), "{log}");
+    subject.end();
+}
+
+#[test]
+fn memory_survives_ten_cycles_where_no_state_is_had_without_it() {
+    needs_fakes!("memory_survives_ten_cycles_where_no_state_is_had_without_it");
+    let kind = Kind {
+        state_only: false,
+        ..Kind::USUAL
+    };
+    let subject = start("tfcycb", 153, kind);
+    let host = subject.daemon.api.get("/v1/host").expect(200);
+    let reason = host["vmm"]["reason"].as_str().unwrap();
+    assert!(
+        reason.contains("memory is saved by Firecracker"),
+        "{reason}"
+    );
+    cycles(&subject);
+    subject.end();
+}
+
+#[test]
+fn memory_survives_ten_cycles_without_knowing_its_writes() {
+    needs_fakes!("memory_survives_ten_cycles_without_knowing_its_writes");
+    let place = place("tfcycc", 154);
+    place.reconfigure(&[("check_writes = true", "track_writes = false")]);
+    let fake = Fake::new(&place, PLAYER, Kind::USUAL);
+    use_fakes(&place, &[&fake]);
+    let daemon = Daemon::start(&place);
+    let subject = Subject {
+        place,
+        fake,
+        daemon,
+    };
+    cycles(&subject);
+    subject.end();
+}
+
+#[test]
+fn a_snapshot_leaves_its_sandbox_running_and_clones_are_their_own() {
+    needs_fakes!("a_snapshot_leaves_its_sandbox_running_and_clones_are_their_own");
+    let subject = start("tfclon", 155, Kind::USUAL);
+    let api = &subject.daemon.api;
+    let one = Inside::of(&api.create("one", "base"));
+    one.fill(64, 128, 1);
+    one.call("POST", "/test/disk?word=1");
+    let (hash, count) = (one.hash(), one.count());
+    api.snapshot("one", "warm").expect(201);
+    one.runs_on_from(count);
+    one.fill(64, 128, 2);
+    one.call("POST", "/test/disk?word=2");
+
+    let clones: Vec<Inside> = ["two", "three"]
+        .map(|id| Inside::of(&api.create(id, "warm")))
+        .into();
+    for (clone, id) in clones.iter().zip(["two", "three"]) {
+        assert_eq!(clone.hash(), hash);
+        assert_eq!(clone.call("GET", "/test/disk"), 1);
+        clone.runs_on_from(count);
+        let known = json!({ "sandbox_id": id, "template_id": "warm" });
+        assert_eq!(clone.call("GET", "/test/metadata"), known);
+    }
+    clones[0].fill(64, 128, 3);
+    clones[0].call("POST", "/test/disk?word=3");
+    assert_eq!(clones[1].hash(), hash);
+    assert_eq!(clones[1].call("GET", "/test/disk"), 1);
+    assert_eq!(one.call("GET", "/test/disk"), 2);
+    // One that was restored is snapshotted while it runs, too.
+    let changed = clones[0].hash();
+    api.snapshot("two", "warmer").expect(201);
+    assert_eq!(clones[0].hash(), changed);
+    let four = Inside::of(&api.create("four", "warmer"));
+    assert_eq!(four.hash(), changed);
+    subject.end();
+}
+
+#[test]
+fn a_guest_waits_for_an_engine_that_is_slow() {
+    needs_fakes!("a_guest_waits_for_an_engine_that_is_slow");
+    let subject = start("tfslow", 162, Kind::USUAL);
+    let api = &subject.daemon.api;
+    let inside = Inside::of(&api.create("one", "base"));
+    inside.fill(64, 512, 1);
+    let hash = inside.hash();
+    api.pause("one").expect(200);
+    api.resume("one").expect(200);
+    let engine = procs::engine(&subject.place).expect("an engine");
+    engine.signal(libc::SIGSTOP);
+    std::thread::scope(|scope| {
+        let asking = scope.spawn(|| inside.hash());
+        std::thread::sleep(Duration::from_millis(500));
+        assert!(
+            !asking.is_finished(),
+            "its memory was there without an engine"
+        );
+        engine.signal(libc::SIGCONT);
+        assert_eq!(asking.join().unwrap(), hash);
+    });
+    subject.end();
+}
+
+#[test]
+fn memory_survives_engines_that_die_between_its_writes() {
+    needs_fakes!("memory_survives_engines_that_die_between_its_writes");
+    let subject = start("tfengi", 163, Kind::USUAL);
+    let api = &subject.daemon.api;
+    let inside = Inside::of(&api.create("one", "base"));
+    inside.fill(64, 512, 1);
+    for cycle in 0..4 {
+        api.pause("one").expect(200);
+        api.resume("one").expect(200);
+        // Written before, and written only under the successor; read before, and not at all.
+        inside.fill(64 + cycle * 8, 8, 10 + cycle);
+        procs::engine(&subject.place).expect("an engine").kill();
+        inside.fill(200 + cycle * 8, 8, 20 + cycle);
+        inside.fill(4096 + cycle * 8, 8, 30 + cycle);
+        inside.give_back(300 + cycle * 4, 4);
+        let hash = inside.hash();
+        api.pause("one").expect(200);
+        api.resume("one").expect(200);
+        assert_eq!(inside.hash(), hash, "cycle {cycle}");
+    }
+    subject.end();
+}
+
+/// Calls of a boot.
+const BOOT: [&str; 8] = [
+    "PUT /machine-config",
+    "PUT /boot-source",
+    "PUT /drives/rootfs",
+    "PUT /network-interfaces/eth0",
+    "PUT /balloon",
+    "PUT /mmds/config",
+    "PUT /mmds",
+    "PUT /actions",
+];
+/// Calls of a resume.
+const RESTORE: [&str; 2] = ["PUT /mmds", "PUT /snapshot/load"];
+/// Calls of a pause.
+const SAVE: [&str; 2] = ["PATCH /vm", "PUT /snapshot/create"];
+
+#[test]
+fn a_creation_that_fails_at_any_call_leaves_nothing() {
+    needs_fakes!("a_creation_that_fails_at_any_call_leaves_nothing");
+    let subject = start("tfboot", 156, Kind::USUAL);
+    let api = &subject.daemon.api;
+    for call in BOOT {
+        for fault in Fault::ALL {
+            subject.fake.fail_at(call, fault);
+            let body = json!({ "id": "one", "template": "base" });
+            let failed = api.post("/v1/sandboxes", &body);
+            assert_eq!(failed.status, 500, "{call} {fault:?}: {}", failed.body);
+            assert_eq!(failed.body["code"], "vmm_failed", "{}", failed.body);
+            api.sandbox("one").expect(404);
+            let left = subject.place.leftovers();
+            assert_eq!(left, Vec::<String>::new(), "{call} {fault:?}");
+        }
+    }
+    subject.fake.heal();
+    api.create("one", "base");
+    subject.end();
+}
+
+#[test]
+fn a_resume_that_fails_at_any_call_leaves_it_paused() {
+    needs_fakes!("a_resume_that_fails_at_any_call_leaves_it_paused");
+    let subject = start("tfload", 157, Kind::USUAL);
+    let api = &subject.daemon.api;
+    let inside = Inside::of(&api.create("one", "base"));
+    inside.fill(64, 128, 1);
+    let hash = inside.hash();
+    let build = api.pause("one").expect(200)["build"].clone();
+    for call in RESTORE {
+        for fault in Fault::ALL {
+            subject.fake.fail_at(call, fault);
+            let failed = api.resume("one");
+            assert_eq!(failed.status, 500, "{call} {fault:?}: {}", failed.body);
+            let sandbox = api.sandbox("one").expect(200);
+            assert_eq!(sandbox["state"], "paused", "{call} {fault:?}: {sandbox}");
+            assert_eq!(sandbox["build"], build, "{sandbox}");
+            let left = subject.place.sandbox_leftovers();
+            assert_eq!(left, Vec::<String>::new(), "{call} {fault:?}");
+        }
+    }
+    subject.fake.heal();
+    api.resume("one").expect(200);
+    assert_eq!(inside.hash(), hash);
+    subject.end();
+}
+
+#[test]
+fn a_pause_that_fails_at_any_call_leaves_it_running() {
+    needs_fakes!("a_pause_that_fails_at_any_call_leaves_it_running");
+    let subject = start("tfsave", 158, Kind::USUAL);
+    let api = &subject.daemon.api;
+    let inside = Inside::of(&api.create("one", "base"));
+    inside.fill(64, 128, 1);
+    let hash = inside.hash();
+    // As booted, and as restored: they are saved in different ways.
+    for restored in [false, true] {
+        if restored {
+            api.pause("one").expect(200);
+            api.resume("one").expect(200);
+        }
+        for fault in [Fault::Fail, Fault::Hang, Fault::Truncate] {
+            let count = inside.count();
+            subject.fake.fail_at("PUT /snapshot/create", fault);
+            let failed = api.pause("one");
+            assert_eq!(failed.status, 500, "{fault:?}: {}", failed.body);
+            subject.fake.heal();
+            let sandbox = api.sandbox("one").expect(200);
+            assert_eq!(sandbox["state"], "running", "{fault:?}: {sandbox}");
+            inside.runs_on_from(count);
+            assert_eq!(inside.hash(), hash);
+        }
+    }
+    api.pause("one").expect(200);
+    api.resume("one").expect(200);
+    assert_eq!(inside.hash(), hash);
+    subject.end();
+}
+
+#[test]
+fn a_vmm_that_dies_in_a_pause_fails_its_sandbox_and_says_so() {
+    needs_fakes!("a_vmm_that_dies_in_a_pause_fails_its_sandbox_and_says_so");
+    let subject = start("tfdie", 159, Kind::USUAL);
+    let api = &subject.daemon.api;
+    for call in SAVE {
+        api.create("one", "base");
+        subject.fake.fail_at(call, Fault::Die);
+        api.pause("one").expect(500);
+        subject.fake.heal();
+        let sandbox = api.sandbox("one").expect(200);
+        assert_eq!(sandbox["state"], "failed", "{call}: {sandbox}");
+        let reason = sandbox["reason"].as_str().unwrap();
+        assert!(reason.contains("has ended: exit status 1"), "{reason}");
+        api.destroy("one");
+        assert_eq!(subject.place.leftovers(), Vec::<String>::new(), "{call}");
+    }
+    subject.end();
+}
+
+#[test]
+fn the_ways_in_which_a_vmm_ends_are_told_apart() {
+    needs_fakes!("the_ways_in_which_a_vmm_ends_are_told_apart");
+    let subject = start("tfexit", 160, Kind::USUAL);
+    let api = &subject.daemon.api;
+    for (how, said) in [
+        (0, "the guest switched itself off"),
+        (1, "the guest's kernel panicked: [    1.0] Kernel panic"),
+        (libc::SIGSYS, "its system call filter stopped it"),
+        (libc::SIGKILL, "killed by SIGKILL"),
+        (libc::SIGABRT, "signal 6"),
+    ] {
+        let inside = Inside::of(&api.create("one", "base"));
+        let _ = inside.try_call("POST", &format!("/test/end?how={how}"));
+        let reason = wait_for("it has failed", Duration::from_secs(20), || {
+            let sandbox = api.sandbox("one").expect(200);
+            (sandbox["state"] == "failed").then(|| sandbox["reason"].clone())
+        });
+        let reason = reason.as_str().unwrap().to_owned();
+        assert!(reason.contains(said), "{how}: {reason}");
+        assert!(reason.contains("envd listening") || how == 1, "{reason}");
+        api.destroy("one");
+    }
+    subject.end();
+}
+
+#[test]
+fn a_build_needs_a_vmm_that_reads_its_state() {
+    needs_fakes!("a_build_needs_a_vmm_that_reads_its_state");
+    let Subject {
+        place,
+        fake,
+        daemon,
+    } = start("tfvers", 161, Kind::USUAL);
+    let inside = Inside::of(&daemon.api.create("one", "base"));
+    inside.fill(64, 128, 1);
+    let hash = inside.hash();
+    daemon.api.pause("one").expect(200);
+    daemon.stop();
+
+    // A newer one alone.
+    let newer = Kind {
+        version: "1.18.0",
+        state_format: "11.0.0",
+        ..Kind::USUAL
+    };
+    let newer = Fake::new(&place, PLAYER, newer);
+    use_fakes(&place, &[&newer]);
+    let daemon = Daemon::start(&place);
+    let refused = daemon.api.resume("one");
+    assert_eq!(
+        refused.body["code"], "incompatible_host",
+        "{}",
+        refused.body
+    );
+    for part in ["1.16.0", "9.0.0", "1.18.0", "11.0.0", "stays paused"] {
+        assert!(refused.detail().contains(part), "{}", refused.body);
+    }
+    refused.expect(409);
+    daemon.stop();
+
+    // Both, side by side.
+    use_fakes(&place, &[&newer, &fake]);
+    let daemon = Daemon::start(&place);
+    daemon.api.resume("one").expect(200);
+    assert_eq!(inside.hash(), hash);
+    let command = procs::vmm(&place, "one").unwrap();
+    drop(command);
+    let two = Inside::of(&daemon.api.create("two", "base"));
+    two.runs_on_from(0);
+    // A build goes on being what made it.
+    let paused = daemon.api.pause("one").expect(200);
+    let build = place.build(paused["build"].as_str().unwrap());
+    let manifest = fs::read_to_string(build.join("manifest.json")).unwrap();
+    assert!(manifest.contains("\"1.16.0\""), "{manifest}");
+    let subject = Subject {
+        place,
+        fake,
+        daemon,
+    };
+    subject.end();
+}

@@ -1,0 +1,333 @@
+//! A real Firecracker, as `THAW_FIRECRACKER` names it: a guest of a few instructions lives under
+//! the daemon, its memory served by the engine, and says through its serial port and in its
+//! memory whether every byte of it is right.
+//!
+//! Such a guest runs where stock kernels don't: on nested and paravirtual KVMs. It has no `envd`;
+//! something else answers at its address (see `support/stand_in`).
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use appliance::vmm::firecracker::probe_guest::elf_around;
+use serde_json::Value;
+use snapshot_format::{BuildStore, PageIndex};
+use support::daemon::Daemon;
+use support::place::Place;
+use support::stand_in::{self, StandIns};
+use support::{needs, procs, skip, wait_for};
+
+/// The test that a stand-in's process runs as.
+const STAND_IN: &str = "the_guest_adds_up_what_it_has_written";
+const PAGE: u64 = 4096;
+/// Where the guest counts its rounds, and after that the rounds in which its memory was wrong.
+const COUNTER: u64 = 0x20_0000;
+/// Where its numbered pages begin, and how many there are.
+const NUMBERED: u64 = 0x100_0000;
+const NUMBERS: u64 = 256;
+/// 1 + 2 + … + 256.
+const SUM: u32 = 0x8080;
+const MEMORY_MB: u64 = 64;
+
+/// Numbers 256 pages once; then, for ever: counts a round, adds the numbers up, compares the sum
+/// with what it has to be, writes the round into one of the pages, and says `ok` or `X`.
+fn program() -> Vec<u8> {
+    let mut code = vec![
+        0x66, 0xBA, 0xF8, 0x03, // mov dx, 0x3f8
+        0x48, 0xC7, 0xC7, 0x00, 0x00, 0x00, 0x01, // mov rdi, NUMBERED
+        0x31, 0xC9, // xor ecx, ecx
+        0x8D, 0x41, 0x01, // number: lea eax, [rcx + 1]
+        0x48, 0x89, 0x47, 0x08, // mov [rdi + 8], rax
+        0x48, 0x81, 0xC7, 0x00, 0x10, 0x00, 0x00, // add rdi, PAGE
+        0xFF, 0xC1, // inc ecx
+        0x81, 0xF9, 0x00, 0x01, 0x00, 0x00, // cmp ecx, NUMBERS
+        0x75, 0xE8, // jne number
+    ];
+    let round = code.len();
+    code.extend_from_slice(&[
+        0x48, 0xC7, 0xC3, 0x00, 0x00, 0x20, 0x00, // round: mov rbx, COUNTER
+        0x48, 0xFF, 0x03, // inc qword [rbx]
+        0x48, 0xC7, 0xC6, 0x00, 0x00, 0x00, 0x01, // mov rsi, NUMBERED
+        0x31, 0xC0, // xor eax, eax
+        0x31, 0xC9, // xor ecx, ecx
+        0x48, 0x03, 0x46, 0x08, // add: add rax, [rsi + 8]
+        0x48, 0x81, 0xC6, 0x00, 0x10, 0x00, 0x00, // add rsi, PAGE
+        0xFF, 0xC1, // inc ecx
+        0x81, 0xF9, 0x00, 0x01, 0x00, 0x00, // cmp ecx, NUMBERS
+        0x75, 0xEB, // jne add
+        0x48, 0x3D, // cmp rax, SUM
+    ]);
+    code.extend_from_slice(&SUM.to_le_bytes());
+    code.extend_from_slice(&[
+        0x74, 0x07, // je right
+        0x48, 0xFF, 0x43, 0x08, // inc qword [rbx + 8]
+        0xB0, b'X', 0xEE, // mov al, 'X'; out dx, al
+        0x48, 0x8B, 0x03, // right: mov rax, [rbx]
+        0x48, 0x89, 0xC1, // mov rcx, rax
+        0x25, 0xFF, 0x00, 0x00, 0x00, // and eax, 255
+        0xC1, 0xE0, 0x0C, // shl eax, 12
+        0x48, 0x89, 0x88, 0x10, 0x00, 0x00, 0x01, // mov [rax + NUMBERED + 16], rcx
+        0xB0, b'o', 0xEE, 0xB0, b'k', 0xEE, 0xB0, b'\n', 0xEE, // say "ok\n"
+        0xB9, 0xC8, 0x00, 0x00, 0x00, // mov ecx, 200
+        0xFF, 0xC9, // wait: dec ecx
+        0x75, 0xFC, // jne wait
+        0xE9, // jmp round
+    ]);
+    let back = round as i32 - (code.len() as i32 + 4);
+    code.extend_from_slice(&back.to_le_bytes());
+    code
+}
+
+/// The programs, or why there are none.
+fn firecracker() -> Result<PathBuf, String> {
+    needs::for_fakes()?;
+    fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+        .map_err(|error| format!("no /dev/kvm: {error}"))?;
+    program_of("THAW_FIRECRACKER").ok_or_else(|| "no Firecracker given (THAW_FIRECRACKER)".into())
+}
+
+fn program_of(variable: &str) -> Option<PathBuf> {
+    let path = PathBuf::from(std::env::var_os(variable)?);
+    assert!(
+        path.is_file(),
+        "{variable} is {}, which is no file",
+        path.display()
+    );
+    Some(path)
+}
+
+fn place(instance: &str, pool: u16, firecracker: &Path, jailer: Option<&Path>) -> Place {
+    let place = Place::new(instance, pool, None);
+    let quoted = |path: &Path| toml::Value::String(path.display().to_string()).to_string();
+    let file = |name: &str, bytes: &[u8]| {
+        let path = place.root.join(name);
+        fs::write(&path, bytes).unwrap();
+        quoted(&path)
+    };
+    let (kernel, initrd) = (
+        file("kernel", &elf_around(&program())),
+        file("initrd", b"none"),
+    );
+    let disk = file("disk", &vec![0; 1 << 20]);
+    let jailer = jailer.map(|jailer| format!("jailer = {}\n", quoted(jailer)));
+    let mut text = fs::read_to_string(&place.config).unwrap();
+    text += &format!(
+        "driver = \"firecracker\"\nfirecracker = [{}]\n{}[engine]\ncheck_writes = true\n\
+         [[template]]\nname = \"base\"\nkernel = {kernel}\ninitrd = {initrd}\ndisk = {disk}\n\
+         memory_mb = {MEMORY_MB}\n",
+        quoted(firecracker),
+        jailer.unwrap_or_default(),
+    );
+    fs::write(&place.config, text).unwrap();
+    place
+}
+
+/// What a guest has written, as its build has it.
+struct Written {
+    rounds: u64,
+    wrong: u64,
+    /// The last round that is in one of the pages.
+    newest: u64,
+}
+
+fn written(place: &Place, paused: &Value) -> Written {
+    let store = BuildStore::open_or_create(&place.data.join("builds")).unwrap();
+    let build = paused["build"].as_str().unwrap().parse().unwrap();
+    let build = store.open(&build).unwrap();
+    let mut bytes = vec![0; PAGE as usize];
+    let mut words = |address: u64| -> [u64; 3] {
+        build
+            .read_page(PageIndex::new(address / PAGE), &mut bytes)
+            .unwrap();
+        let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
+        [word(0), word(8), word(16)]
+    };
+    let [rounds, wrong, _] = words(COUNTER);
+    let mut newest = 0;
+    for number in 0..NUMBERS {
+        let [_, is, round] = words(NUMBERED + number * PAGE);
+        assert_eq!(is, number + 1, "page {number}");
+        newest = newest.max(round);
+    }
+    Written {
+        rounds,
+        wrong,
+        newest,
+    }
+}
+
+/// Lets it run for some rounds: there are KVMs that take a microsecond for an instruction.
+fn run() {
+    std::thread::sleep(Duration::from_millis(300));
+}
+
+#[test]
+fn the_guest_adds_up_what_it_has_written() {
+    stand_in::run_if_wanted();
+    // Jumps that were counted by hand.
+    let code = program();
+    let lands = |at: usize, on: &[u8]| {
+        let target = (at as i64 + 2 + i64::from(code[at + 1] as i8)) as usize;
+        assert_eq!(code[target..target + on.len()], *on, "the jump at {at}");
+    };
+    let find = |bytes: &[u8]| {
+        code.windows(bytes.len())
+            .position(|part| part == bytes)
+            .unwrap()
+    };
+    lands(find(&[0x75, 0xE8]), &[0x8D, 0x41]);
+    lands(find(&[0x75, 0xEB]), &[0x48, 0x03, 0x46]);
+    lands(find(&[0x74, 0x07]), &[0x48, 0x8B, 0x03]);
+    lands(find(&[0x75, 0xFC]), &[0xFF, 0xC9]);
+    let numbers: u64 = (1..=NUMBERS).sum();
+    assert_eq!(numbers, u64::from(SUM));
+}
+
+/// A whole life of the guest, in a jail or not.
+fn live(place: &Place) {
+    let daemon = Daemon::start(place);
+    let stand_ins = StandIns::watch(&place.instance, STAND_IN);
+    let api = &daemon.api;
+    let host = api.get("/v1/host").expect(200);
+    println!("{}", host["vmm"]);
+    let reason = host["vmm"]["reason"].as_str().unwrap();
+    assert!(
+        reason.contains("states are saved by themselves"),
+        "{reason}"
+    );
+
+    api.create("one", "base");
+    run();
+    let mut before = Written {
+        rounds: 0,
+        wrong: 0,
+        newest: 0,
+    };
+    for cycle in 0..10 {
+        let paused = api.pause("one").expect(200);
+        assert_eq!(paused["generation"], cycle, "{paused}");
+        let now = written(place, &paused);
+        assert!(
+            now.rounds > before.rounds,
+            "cycle {cycle}: {} rounds",
+            now.rounds
+        );
+        assert_eq!(now.wrong, 0, "cycle {cycle}: of {} rounds", now.rounds);
+        assert!(
+            now.rounds - now.newest <= 1,
+            "cycle {cycle}: {} is newest",
+            now.newest
+        );
+        let memory = api.get("/v1/sandboxes/one/memory").expect(200);
+        let stored = memory["diff_pages"].as_u64().unwrap();
+        println!(
+            "cycle {cycle}: {} rounds, {stored} pages stored",
+            now.rounds
+        );
+        assert!(stored < 700, "{stored} pages");
+        before = now;
+        api.resume("one").expect(200);
+        run();
+        let memory = api.get("/v1/sandboxes/one/memory").expect(200);
+        let resident = memory["resident_pages"].as_u64().unwrap();
+        assert!((NUMBERS..4096).contains(&resident), "{memory}");
+    }
+
+    // From one that runs, and goes on.
+    api.snapshot("one", "warm").expect(201);
+    api.create("two", "warm");
+    run();
+    for id in ["one", "two"] {
+        let now = written(place, &api.pause(id).expect(200));
+        assert!(
+            now.rounds > before.rounds && now.wrong == 0,
+            "{id}: {}",
+            now.rounds
+        );
+    }
+
+    // Its serial port, at the last: whatever it said is in the reason of its end.
+    api.resume("one").expect(200);
+    run();
+    // In a jail it has no name that tells it apart, but there is only one.
+    let is_it =
+        |process: &procs::Process| process.is_vmm() && process.command.contains("--api-sock");
+    let vmm = procs::of(place).into_iter().find(is_it);
+    vmm.expect("a VMM").kill();
+    let reason = wait_for("it has failed", Duration::from_secs(20), || {
+        let sandbox = api.sandbox("one").expect(200);
+        (sandbox["state"] == "failed").then(|| sandbox["reason"].clone())
+    });
+    let reason = reason.as_str().unwrap().to_owned();
+    assert!(reason.contains("killed by SIGKILL"), "{reason}");
+    assert!(reason.contains("ok | ok | ok"), "{reason}");
+    assert!(!reason.contains('X'), "{reason}");
+    api.delete_all();
+    drop(stand_ins);
+    assert_eq!(place.leftovers(), Vec::<String>::new());
+    daemon.stop();
+}
+
+#[test]
+fn guest_of_a_real_firecracker_lives_a_whole_life() {
+    const NAME: &str = "guest_of_a_real_firecracker_lives_a_whole_life";
+    match firecracker() {
+        Ok(program) => live(&place("tfreal", 170, &program, None)),
+        Err(reason) => skip(NAME, &reason),
+    }
+}
+
+/// The guests' kernel decides: it is unpacked and started, and Firecracker is taken only if it
+/// gets up.
+#[test]
+fn guest_kernels_decide_between_vmms() {
+    const NAME: &str = "guest_kernels_decide_between_vmms";
+    let found = firecracker().and_then(|program| Ok((program, needs::for_guests()?)));
+    let (program, inputs) = match found {
+        Ok(found) => found,
+        Err(reason) => return skip(NAME, &reason),
+    };
+    let place = Place::new("tfauto", 172, Some(&inputs));
+    let line = format!(
+        "[vmm]\nfirecracker = [{:?}]\n",
+        program.display().to_string()
+    );
+    place.reconfigure(&[("[vmm]\n", &line)]);
+    let daemon = Daemon::start(&place);
+    let vmm = daemon.api.get("/v1/host").expect(200)["vmm"].clone();
+    println!("{vmm}");
+    let reason = vmm["reason"].as_str().unwrap();
+    let said = if vmm["name"] == "firecracker" {
+        "the guests' kernel got up"
+    } else {
+        "no Firecracker: the guests' kernel does not get up: The VMM of the probe did not finish \
+         printing \"Kernel panic"
+    };
+    assert!(reason.contains(said), "{reason}");
+    let kernels: Vec<_> = fs::read_dir(place.data.join("kernels")).unwrap().collect();
+    let [Ok(kernel)] = &kernels[..] else {
+        panic!("{kernels:?}")
+    };
+    let elf = fs::read(kernel.path()).unwrap();
+    // 64 bits, for x86-64.
+    assert_eq!((&elf[..5], elf[18]), (&b"\x7fELF\x02"[..], 62));
+    daemon.stop();
+}
+
+#[test]
+fn guest_of_a_jailed_firecracker_lives_a_whole_life() {
+    const NAME: &str = "guest_of_a_jailed_firecracker_lives_a_whole_life";
+    let program = match firecracker() {
+        Ok(program) => program,
+        Err(reason) => return skip(NAME, &reason),
+    };
+    match program_of("THAW_JAILER") {
+        Some(jailer) => live(&place("tfjail", 171, &program, Some(&jailer))),
+        None => skip(NAME, "no jailer given (THAW_JAILER)"),
+    }
+}

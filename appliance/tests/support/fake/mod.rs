@@ -1,0 +1,147 @@
+//! A VMM that is none: it speaks Firecracker's API on a real socket, hands real memory over to a
+//! real engine, and touches it, without a processor of its own.
+//!
+//! It is the test program itself, started again by a script that the daemon takes for
+//! Firecracker. What is refused by Firecracker is refused here: unknown members, calls out of
+//! order, a snapshot of what runs.
+//!
+//! ```text
+//!   daemon ── API ──▶ api.rs ──▶ guest.rs: memory, a counter that runs ──▶ engine
+//!   daemon ── envd ─────────────▶ inside.rs: what answers at the guest's address
+//! ```
+
+pub(crate) mod api;
+pub(crate) mod guest;
+pub(crate) mod http;
+pub(crate) mod inside;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use super::place::Place;
+
+/// Set for a process that is to be one: its arguments.
+pub(crate) const ARGUMENTS: &str = "THAW_TEST_FAKE_VMM";
+/// The file that says what is to go wrong.
+const FAULTS: &str = "THAW_TEST_FAKE_FAULTS";
+/// Set for one that opens the memory's file before it writes a state.
+const MEMORY_FIRST: &str = "THAW_TEST_FAKE_MEMORY_FIRST";
+
+/// One kind of it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Kind {
+    /// As it says of itself.
+    pub(crate) version: &'static str,
+    pub(crate) state_format: &'static str,
+    /// Whether a device state is had without memory.
+    pub(crate) state_only: bool,
+}
+
+impl Kind {
+    pub(crate) const USUAL: Self = Self {
+        version: "1.16.0",
+        state_format: "9.0.0",
+        state_only: true,
+    };
+}
+
+/// What the daemon starts as Firecracker.
+pub(crate) struct Fake {
+    /// To be configured.
+    pub(crate) program: PathBuf,
+    faults: PathBuf,
+}
+
+impl Fake {
+    /// A script in a place. `test` is the name of a test of this program that calls [`run`].
+    pub(crate) fn new(place: &Place, test: &str, kind: Kind) -> Self {
+        let Kind {
+            version,
+            state_format,
+            state_only,
+        } = kind;
+        let memory_first = if state_only {
+            String::new()
+        } else {
+            format!("{MEMORY_FIRST}=1 ")
+        };
+        let name = format!("firecracker-{version}");
+        let (program, faults) = (place.root.join(name), place.root.join("faults"));
+        let itself = std::env::current_exe().unwrap();
+        let script = format!(
+            "#!/bin/sh\n\
+             case \"$1\" in\n\
+             --version) echo 'Firecracker v{version}'; exit 0;;\n\
+             --snapshot-version) echo 'v{state_format}'; exit 0;;\n\
+             esac\n\
+             {memory_first}{ARGUMENTS}=\"$*\" {FAULTS}='{}' \
+             exec '{}' --nocapture --exact {test} \"$2\"\n",
+            faults.display(),
+            itself.display(),
+        );
+        fs::write(&program, script).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        Self { program, faults }
+    }
+
+    /// From now on this goes wrong at this call, in every process of this fake.
+    pub(crate) fn fail_at(&self, call: &str, how: Fault) {
+        fs::write(&self.faults, format!("{call} {}", how.name())).unwrap();
+    }
+
+    /// Nothing goes wrong any more.
+    pub(crate) fn heal(&self) {
+        let _ = fs::remove_file(&self.faults);
+    }
+}
+
+/// What goes wrong at a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// It answers with an error, and does nothing.
+    Fail,
+    /// It does nothing and never answers.
+    Hang,
+    /// It answers half, after it has done what was asked.
+    Truncate,
+    /// It dies.
+    Die,
+}
+
+impl Fault {
+    pub(crate) const ALL: [Self; 4] = [Self::Fail, Self::Hang, Self::Truncate, Self::Die];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Fail => "fail",
+            Self::Hang => "hang",
+            Self::Truncate => "truncate",
+            Self::Die => "die",
+        }
+    }
+
+    /// What is to go wrong at this call now.
+    fn at(call: &str) -> Option<Self> {
+        let file = std::env::var_os(FAULTS)?;
+        let text = fs::read_to_string(file).ok()?;
+        let (at, how) = text.rsplit_once(' ')?;
+        let fault = Self::ALL.into_iter().find(|fault| fault.name() == how);
+        fault.filter(|_| at == call)
+    }
+}
+
+fn memory_comes_first() -> bool {
+    std::env::var_os(MEMORY_FIRST).is_some()
+}
+
+/// Whether this process is to be a fake; it never returns then.
+pub(crate) fn run_if_wanted() {
+    let Ok(arguments) = std::env::var(ARGUMENTS) else {
+        return;
+    };
+    let words: Vec<&str> = arguments.split(' ').collect();
+    let socket = words.windows(2).find(|pair| pair[0] == "--api-sock");
+    let socket = socket.unwrap_or_else(|| panic!("no --api-sock in {arguments:?}"))[1];
+    api::serve(Path::new(socket));
+}

@@ -1,0 +1,211 @@
+//! A stopped guest's memory as something to read: which pages it has, and what is in them.
+//!
+//! | VMM | memory | pages it has |
+//! |---|---|---|
+//! | QEMU | a memfd that the daemon holds, too | the file's data; the rest are holes |
+//! | Firecracker, resumed | anonymous, in the VMM's process | what its page table says is there |
+//! | Firecracker, booted | a file that it wrote | as in a memfd |
+//!
+//! A page that isn't there is never read: in a process whose memory is served, that would be a
+//! fault, and the page would come from its build to be compared with it.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+
+use nix::unistd::{Whence, lseek64};
+use snapshot_format::{PageCount, PageIndex};
+
+use crate::region::RegionTable;
+
+/// Entries of a page table that are looked at in one read: a page of them.
+const ENTRIES: usize = 512;
+const ENTRY_BYTES: usize = 8;
+/// Present, or in swap. Source: `Documentation/admin-guide/mm/pagemap.rst`.
+const IN_MEMORY: u64 = 1 << 63 | 1 << 62;
+
+/// A guest's memory. It changes only where an engine still installs what it had read ahead.
+#[derive(Debug)]
+pub enum MemoryImage {
+    /// A file with holes where it has no pages.
+    File(File),
+    /// The VMM's own.
+    Process(ProcessMemory),
+}
+
+/// Memory inside of a VMM's process.
+#[derive(Debug)]
+pub struct ProcessMemory {
+    memory: File,
+    pagemap: File,
+    regions: RegionTable,
+}
+
+impl ProcessMemory {
+    /// The memory that process `pid` has at `regions`.
+    ///
+    /// # Errors
+    /// It has ended, or may not be looked into.
+    pub fn open(pid: i32, regions: RegionTable) -> io::Result<Self> {
+        let open = |name: &str| File::open(format!("/proc/{pid}/{name}"));
+        Ok(Self {
+            memory: open("mem")?,
+            pagemap: open("pagemap")?,
+            regions,
+        })
+    }
+
+    /// The next run of pages of the page table, from `from` on, as far as one read goes; `None`
+    /// with the page to go on at when there are none among these.
+    fn next_run(&self, from: u64, end: u64) -> io::Result<Result<Range<u64>, u64>> {
+        let (addr, left) = self.regions.addr_of(PageIndex::new(from));
+        let pages = left.get().min(end - from).min(ENTRIES as u64);
+        let mut buffer = [0u8; ENTRIES * ENTRY_BYTES];
+        let bytes = &mut buffer[..pages as usize * ENTRY_BYTES];
+        let first = addr.get() / self.regions.page_bytes();
+        self.pagemap
+            .read_exact_at(bytes, first * ENTRY_BYTES as u64)?;
+        let entries = bytes.as_chunks::<ENTRY_BYTES>().0;
+        let is_there = |entry: &[u8; ENTRY_BYTES]| u64::from_le_bytes(*entry) & IN_MEMORY != 0;
+        let Some(start) = entries.iter().position(is_there) else {
+            return Ok(Err(from + pages));
+        };
+        let run = entries[start..]
+            .iter()
+            .take_while(|entry| is_there(entry))
+            .count();
+        let start = from + start as u64;
+        Ok(Ok(start..start + run as u64))
+    }
+
+    fn read(&self, page: PageIndex, bytes: &mut [u8]) -> io::Result<()> {
+        let page_bytes = self.regions.page_bytes();
+        let mut done = 0;
+        while done < bytes.len() {
+            let page = PageIndex::new(page.get() + done as u64 / page_bytes);
+            let (addr, left) = self.regions.addr_of(page);
+            let len = (bytes.len() - done).min((left.get() * page_bytes) as usize);
+            self.memory
+                .read_exact_at(&mut bytes[done..done + len], addr.get())?;
+            done += len;
+        }
+        Ok(())
+    }
+}
+
+impl MemoryImage {
+    /// A run of pages that it has, the first from `from` on, perhaps not to its end; empty at
+    /// `end` when there is none.
+    pub(crate) fn next_data(&self, from: u64, end: u64, page_bytes: u64) -> io::Result<Range<u64>> {
+        match self {
+            Self::File(file) => next_data_of_file(file, from, end, page_bytes),
+            Self::Process(process) => {
+                let mut at = from;
+                while at < end {
+                    match process.next_run(at, end)? {
+                        Ok(run) => return Ok(run),
+                        Err(next) => at = next,
+                    }
+                }
+                Ok(end..end)
+            }
+        }
+    }
+
+    /// Reads whole pages.
+    pub(crate) fn read(
+        &self,
+        page: PageIndex,
+        page_bytes: u64,
+        bytes: &mut [u8],
+    ) -> io::Result<()> {
+        match self {
+            Self::File(file) => file.read_exact_at(bytes, page.get() * page_bytes),
+            Self::Process(process) => process.read(page, bytes),
+        }
+    }
+
+    /// How many pages it has.
+    ///
+    /// # Errors
+    /// It can't be looked at.
+    pub fn present(&self, pages: PageCount, page_bytes: u64) -> io::Result<PageCount> {
+        let (mut at, mut found) = (0, 0);
+        while at < pages.get() {
+            let run = self.next_data(at, pages.get(), page_bytes)?;
+            found += run.end - run.start;
+            at = run.end;
+        }
+        Ok(PageCount::new(found))
+    }
+}
+
+fn next_data_of_file(file: &File, from: u64, end: u64, page_bytes: u64) -> io::Result<Range<u64>> {
+    let data = match lseek64(file, (from * page_bytes) as i64, Whence::SeekData) {
+        Ok(at) => at as u64 / page_bytes,
+        Err(nix::Error::ENXIO) => return Ok(end..end),
+        Err(error) => return Err(error.into()),
+    };
+    let hole = lseek64(file, (data * page_bytes) as i64, Whence::SeekHole)? as u64;
+    Ok(data.min(end)..hole.div_ceil(page_bytes).min(end))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::region::ClaimedRegion;
+    use crate::sys::guest_memory::GuestMemory;
+
+    #[test]
+    fn holes_are_skipped_and_data_is_found() {
+        let memfd = nix::sys::memfd::memfd_create(c"ram", nix::sys::memfd::MFdFlags::MFD_CLOEXEC);
+        let ram = File::from(memfd.unwrap());
+        ram.set_len(64 * 4096).unwrap();
+        ram.write_all_at(&[1; 8192], 10 * 4096).unwrap();
+        ram.write_all_at(&[1; 1], 63 * 4096).unwrap();
+        let cut = ram.try_clone().unwrap();
+        let image = MemoryImage::File(ram);
+        assert_eq!(image.next_data(0, 64, 4096).unwrap(), 10..12);
+        assert_eq!(image.next_data(12, 64, 4096).unwrap(), 63..64);
+        assert_eq!(image.present(PageCount::new(64), 4096).unwrap().get(), 3);
+        cut.set_len(20 * 4096).unwrap();
+        assert_eq!(image.next_data(12, 20, 4096).unwrap(), 20..20);
+    }
+
+    #[test]
+    fn a_process_has_the_pages_it_touched_and_no_others() {
+        let pages = 2048;
+        // Two regions, in the other order than the guest has them.
+        let memory = GuestMemory::anonymous(pages * 4096).unwrap();
+        let half = pages / 2 * 4096;
+        let region = |base, offset| ClaimedRegion {
+            base,
+            size: half,
+            offset,
+            page_size: 4096,
+        };
+        let base = memory.base().get();
+        let claims = [region(base, half), region(base + half, 0)];
+        let regions = RegionTable::new(&claims, 4096, PageCount::new(pages)).unwrap();
+        for page in [0, 1, 700, 1023, 1024, 2047] {
+            memory.write(page * 4096 + 8, page + 1);
+        }
+        let pid = std::process::id() as i32;
+        let image = MemoryImage::Process(ProcessMemory::open(pid, regions).unwrap());
+        let mut found = Vec::new();
+        let mut at = 0;
+        while at < pages {
+            let run = image.next_data(at, pages, 4096).unwrap();
+            at = run.end;
+            found.extend(run);
+        }
+        assert_eq!(found, [0, 1023, 1024, 1025, 1724, 2047]);
+        // Over the border of the regions.
+        let mut bytes = vec![0; 2 * 4096];
+        image.read(PageIndex::new(1023), 4096, &mut bytes).unwrap();
+        assert_eq!(u64::from_le_bytes(bytes[8..16].try_into().unwrap()), 2048);
+        assert_eq!(u64::from_le_bytes(bytes[4104..4112].try_into().unwrap()), 1);
+        assert_eq!(image.present(PageCount::new(pages), 4096).unwrap().get(), 6);
+    }
+}
