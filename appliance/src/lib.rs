@@ -61,10 +61,14 @@ use args::{Args, Command, DaemonEngineArgs, EngineArgs, EngineCommand};
 /// The program; returns its exit status.
 #[must_use]
 pub fn main() -> ExitCode {
-    let args = Args::parse();
-    if let Command::Launch = args.command {
+    // On the way of every guest, so without building a command line that it doesn't have.
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|word| word == "launch")
+    {
         return ExitCode::from(vmm::launch::run());
     }
+    let args = Args::parse();
     let filter = EnvFilter::try_from_env("THAW_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let colour = std::io::IsTerminal::is_terminal(&std::io::stderr());
     let log = tracing_subscriber::fmt()

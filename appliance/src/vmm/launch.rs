@@ -20,6 +20,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use serde::{Deserialize, Serialize};
 use uffd_engine::control;
+use uffd_engine::sys::process::die_with_parent;
 
 use crate::sys::tap;
 
@@ -63,7 +64,8 @@ pub struct Launch {
     pub args: Vec<String>,
     /// Added to the environment.
     pub env: BTreeMap<String, String>,
-    /// Network namespace to enter; a new one, without any link, if there is none.
+    /// Network namespace to enter; if there is none, a new one without any link, and then it
+    /// ends with the thread that started it.
     pub namespace: Option<PathBuf>,
     /// What to show it, one after the other.
     pub mounts: Vec<Mount>,
@@ -169,8 +171,12 @@ fn prepare(launch: &Launch, fds: &[OwnedFd]) -> Result<(), (String, io::Error)> 
             setns(&namespace, CloneFlags::CLONE_NEWNET)
                 .map_err(|error| at("entering the network namespace")(error.into()))?;
         }
-        None => unshare(CloneFlags::CLONE_NEWNET)
-            .map_err(|error| at("making a network namespace")(error.into()))?,
+        None => {
+            // Nothing would find it by its namespace after the daemon's sudden end.
+            die_with_parent().map_err(at("tying it to the daemon"))?;
+            unshare(CloneFlags::CLONE_NEWNET)
+                .map_err(|error| at("making a network namespace")(error.into()))?;
+        }
     }
     if let Some((name, user)) = &launch.tap_owner {
         tap::set_owner(name, *user).map_err(at("giving the tap device to the VMM's user"))?;

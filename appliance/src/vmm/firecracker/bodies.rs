@@ -1,7 +1,7 @@
 //! What Firecracker's API is sent, as types.
 //!
-//! Source: `src/firecracker/swagger/firecracker.yaml`, Firecracker 1.13 to 1.17; the members
-//! here are in all of them.
+//! Source: `src/firecracker/swagger/firecracker.yaml` of Firecracker 1.17; by its change log, all
+//! members here but one are older than 1.13.
 
 use std::path::PathBuf;
 

@@ -1,6 +1,6 @@
 //! The API: what may be called when, and with which members.
 //!
-//! Source: `src/firecracker/swagger/firecracker.yaml` of Firecracker 1.16.
+//! Source: `src/firecracker/swagger/firecracker.yaml` of Firecracker 1.17.
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, Write};
