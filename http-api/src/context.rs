@@ -40,6 +40,16 @@ pub struct Context {
 }
 
 impl Context {
+    /// A request with these headers; what is done for it is logged within this span.
+    #[must_use]
+    pub fn begin(headers: &HeaderMap, span: tracing::Span) -> Self {
+        Self {
+            request_id: next_request_id().into(),
+            trace: Trace::of(headers),
+            span,
+        }
+    }
+
     /// Unique while the process lives.
     #[must_use]
     pub fn request_id(&self) -> &str {
@@ -79,23 +89,18 @@ pub async fn within<T>(context: Option<Context>, work: impl Future<Output = T>) 
 
 /// Around every route.
 pub(crate) async fn enter(request: Request, next: Next) -> Response {
-    let trace = Trace::of(request.headers());
-    let request_id = next_request_id();
     let span = tracing::info_span!(
         "request",
         method = %request.method(),
         path = request.uri().path(),
-        request_id,
+        request_id = tracing::field::Empty,
         trace_id = tracing::field::Empty,
     );
-    if let Some(trace) = trace {
-        span.record("trace_id", format!("{:032x}", trace.id));
+    let context = Context::begin(request.headers(), span);
+    context.span.record("request_id", &*context.request_id);
+    if let Some(trace_id) = context.trace_id() {
+        context.span.record("trace_id", trace_id);
     }
-    let context = Context {
-        request_id: request_id.into(),
-        trace,
-        span,
-    };
     let name = HeaderValue::try_from(&*context.request_id);
     let mut response = within(Some(context), next.run(request)).await;
     if let Ok(name) = name {

@@ -419,3 +419,58 @@ fn silent(path: &str, patience: Duration) -> GuestError {
         seconds: patience.as_secs_f64(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use hyper::HeaderMap;
+    use hyper::header::HeaderValue;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// The head of the request that a guest gets.
+    async fn head_within(context: Option<context::Context>) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let guest = Guest {
+            address: listener.local_addr().unwrap(),
+            token: None,
+        };
+        let serving = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(stream.read_u8().await.unwrap());
+            }
+            let answer = b"HTTP/1.1 204 No Content\r\n\r\n";
+            stream.write_all(answer).await.unwrap();
+            String::from_utf8(head).unwrap()
+        };
+        let asking = guest.wait_until_up(Duration::from_secs(60));
+        let (head, asked) = tokio::join!(serving, context::within(context, asking));
+        asked.unwrap();
+        head
+    }
+
+    #[tokio::test]
+    async fn a_guest_is_told_in_which_trace_it_is_asked() {
+        let id = "4bf92f3577b34da6a3ce929d0e0e4736";
+        let mut headers = HeaderMap::new();
+        let trace = format!("00-{id}-00f067aa0ba902b7-01");
+        let trace = HeaderValue::try_from(trace).unwrap();
+        headers.insert(context::TRACEPARENT, trace);
+        let span = tracing::Span::none();
+        let traced = context::Context::begin(&headers, span.clone());
+        let head = head_within(Some(traced)).await;
+        assert!(head.contains(&format!("traceparent: 00-{id}-")), "{head}");
+        assert!(
+            !head.contains("00f067aa0ba902b7"),
+            "it is another step: {head}"
+        );
+        let untraced = context::Context::begin(&HeaderMap::new(), span);
+        for context in [Some(untraced), None] {
+            let head = head_within(context).await;
+            assert!(!head.contains("traceparent"), "{head}");
+        }
+    }
+}
