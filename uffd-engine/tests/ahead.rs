@@ -2,10 +2,12 @@
 
 mod support;
 
+use std::os::fd::AsFd;
+
 use snapshot_format::{PageCount, PageIndex, WorkingSetFile};
 use support::{Guest, Host, PAGE, content, evict, has_uffd};
-use uffd_engine::control::{Report, Request};
-use uffd_engine::{PageState, PageStates, SessionStats, recording};
+use uffd_engine::control::{self, Report, Request};
+use uffd_engine::{PageState, PageStates, SessionStats, Tracking, recording};
 
 const PAGES: u64 = 2048;
 
@@ -267,4 +269,40 @@ fn a_recording_comes_by_itself_when_its_time_is_over() {
     // Neighbours are installed along again.
     touch(&guest, 1000..1064);
     assert!(host.stats("s1").faults < 3 + 64);
+}
+
+#[test]
+fn a_successor_goes_on_loading_when_it_is_told_at_once() {
+    if !has_uffd("a_successor_goes_on_loading_when_it_is_told_at_once") {
+        return;
+    }
+    let mut host = Host::start(PAGES);
+    let states = table();
+    let guest = host.attach("s1", &states);
+    // Too slow to get anywhere near the end.
+    load(&mut host, "s1", PAGES / 4 * PAGE / 60);
+    touch(&guest, 0..10);
+    host.replace_engine();
+    // As a daemon does: it doesn't wait for the adoption, which may wait for the build.
+    host.send_adopt("s1", &guest, &states, Tracking::Off);
+    let load = Request::Load {
+        request: 4712,
+        session: "s1".to_owned(),
+        bytes_per_second: u64::MAX,
+    };
+    control::send(host.control.as_fd(), &load, &[]).unwrap();
+    assert!(matches!(host.report().0, Report::Attached { .. }));
+    assert!(matches!(
+        host.report().0,
+        Report::Stats { request: 4712, .. }
+    ));
+    match host.report().0 {
+        Report::Loaded { session, pages } => {
+            assert_eq!(session, "s1");
+            let stored = (0..PAGES).filter(|page| content(*page).is_some()).count() as u64;
+            assert!(pages > 0 && pages < stored, "{pages} of {stored}");
+        }
+        other => panic!("expected the end of the load, got {other:?}"),
+    }
+    touch(&guest, 0..PAGES);
 }

@@ -16,63 +16,20 @@ use nix::sys::socket::{
 };
 use nix::sys::time::TimeVal;
 use parking_lot::Mutex;
-use snapshot_format::{BuildId, BuildStore};
-use tokio::sync::{mpsc, oneshot};
+use snapshot_format::BuildStore;
+use tokio::sync::oneshot;
 use uffd_engine::control::{self, Report, Request};
+use uffd_engine::recording;
 use uffd_engine::region::ClaimedRegion;
 use uffd_engine::sys::process::pidfd_open;
-use uffd_engine::{PageStates, Tracking, recording};
 
+use super::kept::{Kept, KeptVmm};
 use super::topology::Node;
 use super::working_sets::WorkingSets;
 use super::{EngineError, SessionEvent, control_socket};
 use crate::config::EngineConfig;
 
 type Answer = oneshot::Sender<Report>;
-
-/// What a successor needs to go on with a session.
-#[derive(Debug)]
-pub(super) struct Kept {
-    pub(super) store: PathBuf,
-    pub(super) build: BuildId,
-    pub(super) states: Arc<PageStates>,
-    pub(super) events: mpsc::Sender<SessionEvent>,
-    pub(super) attached: Option<KeptVmm>,
-    /// What its engine was told of tracking writes.
-    pub(super) tracking: Tracking,
-    /// What its engine does ahead of faults; of a recording that was begun nothing is left.
-    pub(super) replays: bool,
-    pub(super) load_bytes_per_second: Option<u64>,
-}
-
-impl Kept {
-    /// What a successor is to be told of a session beside adopting it.
-    fn orders(&self, session: &str, number: impl Fn() -> u64) -> Vec<Request> {
-        let mut orders = Vec::new();
-        if self.replays {
-            orders.push(Request::Replay {
-                request: number(),
-                session: session.to_owned(),
-            });
-        }
-        if let Some(bytes_per_second) = self.load_bytes_per_second {
-            orders.push(Request::Load {
-                request: number(),
-                session: session.to_owned(),
-                bytes_per_second,
-            });
-        }
-        orders
-    }
-}
-
-/// The VMM's part of it.
-#[derive(Debug)]
-pub(super) struct KeptVmm {
-    uffd: OwnedFd,
-    pidfd: OwnedFd,
-    regions: Vec<ClaimedRegion>,
-}
 
 #[derive(Debug, Default)]
 struct Shared {

@@ -7,6 +7,7 @@
 //! vCPUs wait in the kernel meanwhile and go on.
 
 mod ahead;
+mod kept;
 mod link;
 pub mod topology;
 mod working_sets;
@@ -28,7 +29,8 @@ use uffd_engine::{PageStates, SessionStats, Tracking};
 
 use crate::config::EngineConfig;
 pub use ahead::Ahead;
-use link::{Kept, Link};
+use kept::Kept;
+use link::Link;
 pub use topology::Node;
 pub use working_sets::{Order, WorkingSets};
 

@@ -259,6 +259,19 @@ impl Host {
         states: &PageStates,
         tracking: Tracking,
     ) {
+        self.send_adopt(session, guest, states, tracking);
+        let (report, _) = self.report();
+        assert!(matches!(report, Report::Attached { .. }), "{report:?}");
+    }
+
+    /// Tells the engine to adopt a session, and doesn't wait until it has.
+    pub fn send_adopt(
+        &mut self,
+        session: &str,
+        guest: &Guest,
+        states: &PageStates,
+        tracking: Tracking,
+    ) {
         let pidfd = uffd_engine::sys::process::pidfd_open(std::process::id() as i32).unwrap();
         let request = Request::Adopt {
             request: self.number(),
@@ -270,8 +283,6 @@ impl Host {
         };
         let fds = [guest.kept.as_fd(), pidfd.as_fd(), states.as_fd()];
         control::send(self.control.as_fd(), &request, &fds).unwrap();
-        let (report, _) = self.report();
-        assert!(matches!(report, Report::Attached { .. }), "{report:?}");
     }
 }
 
