@@ -109,6 +109,27 @@ fn guest_lives_a_whole_life() {
     let refused = api.resume("one");
     assert_eq!(refused.body["state"], "running", "{}", refused.body);
     refused.expect(409);
+    // What is meant for the run before is refused, and told the newest.
+    let run = |run: &Value| format!("execution_id={}", run.as_str().unwrap());
+    let stale = run(&made["execution_id"]);
+    for (method, path) in [
+        ("POST", "/v1/sandboxes/one/pause"),
+        ("POST", "/v1/sandboxes/one/fork"),
+        ("DELETE", "/v1/sandboxes/one"),
+    ] {
+        let late = api.call(method, &format!("{path}?{stale}"), None);
+        assert_eq!(
+            late.body["execution_id"], resumed["execution_id"],
+            "{}",
+            late.body
+        );
+        late.expect(412);
+    }
+    let newest = run(&resumed["execution_id"]);
+    let path_of_now = format!("/v1/sandboxes/one/timeout?{newest}");
+    api.post(&path_of_now, &json!({ "timeout_s": null }))
+        .expect(200);
+    engines_are_in_the_metrics(&daemon);
     memory_was_faulted_in_lazily(&daemon);
     work.check(api, "one");
     assert_eq!(api.shell("one", "echo $COLOUR"), "blue");
@@ -123,8 +144,32 @@ fn guest_lives_a_whole_life() {
     assert_eq!(place.leftovers_of_the_daemon(), Vec::<String>::new());
 }
 
+fn engines_are_in_the_metrics(daemon: &Daemon) {
+    let text = daemon.api.get("/metrics").expect(200);
+    let value = |name: &str| {
+        let lines = text.as_str().unwrap().lines();
+        let mut values =
+            lines.filter_map(|line| line.strip_prefix(name)?.trim().parse::<f64>().ok());
+        values
+            .next()
+            .unwrap_or_else(|| panic!("no {name} in {text}"))
+    };
+    assert!(value("thaw_faults_total") > 0.0);
+    assert!(value("thaw_pages_resident") > 0.0);
+    assert!(value("thaw_fault_service_seconds_count") > 0.0);
+    assert!(value("thaw_engine_turn_seconds_count") > 0.0);
+    assert!((value("thaw_sessions") - 1.0).abs() < 0.1);
+}
+
 fn commands_are_run_and_judged(daemon: &Daemon) {
     let api = &daemon.api;
+    let console = api.get("/v1/sandboxes/one/console").expect(200);
+    let lines = console.as_array().unwrap();
+    assert!(!lines.is_empty(), "a boot is heard of");
+    assert!(
+        lines.is_sorted_by_key(|line| line["at_ms"].as_u64().unwrap()),
+        "{console}"
+    );
     let ran = api
         .exec("one", "sh", &["-c", "echo out; echo err >&2; exit 7"])
         .expect(200);

@@ -17,6 +17,11 @@ use super::client;
 use super::exec::status;
 use crate::args::ShellArgs;
 
+/// Leaves the other screen that editors use, shows the cursor, ends reports of the mouse and of
+/// pasting, and goes below what is there: where the cursor was on that screen says nothing about this
+/// one. Source: xterm's control sequences.
+const LEAVE: &str = "\x1b[?1047l\x1b[?25h\x1b[?1000l\x1b[?1006l\x1b[?2004l\x1b[0m\x1b[999;1H\r\n";
+
 /// This terminal, every key passed on; as it was when this is dropped.
 struct Raw<'a> {
     terminal: BorrowedFd<'a>,
@@ -97,6 +102,8 @@ pub async fn shell(args: &ShellArgs) -> Result<ExitCode> {
             }
             Some("exit") => break status(message["exit_code"].as_i64().unwrap_or(-1)),
             Some("error") => {
+                // What ran there has had no chance to.
+                print!("{LEAVE}");
                 drop(raw);
                 bail!("{data}");
             }

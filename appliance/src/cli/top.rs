@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
+use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -86,10 +87,23 @@ pub async fn top(args: &TopArgs) -> Result<ExitCode> {
             print!("{text}");
             return Ok(ExitCode::SUCCESS);
         }
-        print!("{CLEAR}{text}");
+        let rows = crate::sys::terminal::size(std::io::stdout().as_fd()).map(|(_, rows)| rows);
+        print!("{CLEAR}{}", fit(&text, rows.unwrap_or(24).into()));
         std::io::stdout().flush()?;
         before = now;
     }
+}
+
+/// As much of a table as a screen shows, and how much it doesn't: its head would be pushed out.
+fn fit(text: &str, rows: usize) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    // The last row is the cursor's.
+    let room = rows.saturating_sub(1).max(2);
+    if lines.len() <= room {
+        return text.to_owned();
+    }
+    let (shown, rest) = lines.split_at(room - 1);
+    format!("{}\n… and {} more\n", shown.join("\n"), rest.len())
 }
 
 fn as_json(look: &Look, rates: &BTreeMap<String, f64>) -> Vec<Value> {
@@ -121,4 +135,17 @@ fn as_table(look: &Look, rates: &BTreeMap<String, f64>) -> Table {
         ]);
     }
     table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_is_cut_to_the_screen_below_its_head() {
+        let table = "HEAD\n1\n2\n3\n";
+        assert_eq!(fit(table, 5), table);
+        assert_eq!(fit(table, 4), "HEAD\n1\n… and 2 more\n");
+        assert_eq!(fit(table, 0), "HEAD\n… and 3 more\n");
+    }
 }

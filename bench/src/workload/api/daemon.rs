@@ -33,7 +33,7 @@ impl Daemon {
         let text = format!(
             "instance = \"bapi\"\ndata_dir = \"{0}/data\"\nrun_dir = \"{0}/run\"\n\
              [api]\nlisten = [\"{address}\"]\n[traffic]\nlisten = []\n\
-             [network]\npool = \"10.234.0.0/24\"\nready_slots = 0\n",
+             [network]\npool = \"10.250.0.0/24\"\nready_slots = 0\n",
             root.display()
         );
         fs::write(&config, text)?;

@@ -78,10 +78,9 @@ pub(crate) fn run(config: &Api) -> Result<()> {
         connections: config.connections,
         duration,
     };
-    let parts = vec![
-        throughput(config, &load(config.rate))?,
-        alone_and_under_faults(config, &load(CALM))?,
-    ];
+    let rate = throughput(config, &load(config.rate))?;
+    let [latency, faults] = alone_and_under_faults(config, &load(CALM))?;
+    let parts = vec![rate, latency, faults];
     daemon.stop()?;
     let report = PartsReport {
         bench: "api",
@@ -136,9 +135,9 @@ fn throughput(config: &Api, load: &Load) -> Result<Part> {
 }
 
 /// One request's time, by itself and beside an engine that serves faults.
-fn alone_and_under_faults(config: &Api, load: &Load) -> Result<Part> {
+fn alone_and_under_faults(config: &Api, load: &Load) -> Result<[Part; 2]> {
     let mut faults = Faults::start(config)?;
-    let (mut idle, mut busy, mut per_s) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut idle, mut busy, mut per_ms) = (Vec::new(), Vec::new(), Vec::new());
     let mut samples = interleaved(
         config.rounds,
         vec![
@@ -155,7 +154,7 @@ fn alone_and_under_faults(config: &Api, load: &Load) -> Result<Part> {
                 Box::new(|| {
                     let (found, rate) = faults.during(|| answered(load))?;
                     busy.push(found.p50);
-                    per_s.push(rate);
+                    per_ms.push(rate);
                     Ok(found.p99)
                 }),
             ),
@@ -163,12 +162,14 @@ fn alone_and_under_faults(config: &Api, load: &Load) -> Result<Part> {
     )?;
     samples.push(("idle, p50".into(), idle.split_off(1)));
     samples.push(("under faults, p50".into(), busy.split_off(1)));
-    samples.push(("faults a ms".into(), per_s.split_off(1)));
     let about = format!("one GET, {CALM} a second");
-    Ok(Part::new("latency", about, "µs", samples)
+    let latency = Part::new("latency", about, "µs", samples)
         .ratio("under faults, p50", "idle, p50")
         .ratio("under faults, p99", "idle, p99")
-        .ratio_goal(Bound::AtMost(2.0)))
+        .ratio_goal(Bound::AtMost(2.0));
+    let served = vec![("served".to_owned(), per_ms.split_off(1))];
+    let faults = Part::new("faults", "those beside the requests", "a ms", served);
+    Ok([latency, faults])
 }
 
 /// The latencies of a load that has to be answered without an error.
