@@ -34,6 +34,8 @@ pub(crate) enum Command {
     Disks(DisksArgs),
     /// How many requests the API answers, and how long one takes beside faults.
     Api(ApiArgs),
+    /// How long a VMM takes to be brought back, compared to a bare script of the same calls.
+    Restore(RestoreArgs),
     /// Measures device-mapper, in the emulated machine.
     #[command(hide = true)]
     DisksInside(DisksInsideArgs),
@@ -213,6 +215,23 @@ pub(crate) struct ApiArgs {
     /// The directory in which one is made for the build; beside this binary by default.
     #[arg(long, value_name = "DIR")]
     pub(crate) dir: Option<PathBuf>,
+}
+
+/// `restore`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct RestoreArgs {
+    /// Also write the report to this file, as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    /// Rounds; each measures every way once. Fewer than 3 are no measurement.
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub(crate) rounds: u32,
+    /// Restores per round and way.
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    pub(crate) restores: u32,
+    /// The Firecracker to bring back.
+    #[arg(long, value_name = "PROGRAM", env = "THAW_FIRECRACKER")]
+    pub(crate) firecracker: PathBuf,
 }
 
 /// `disks`.

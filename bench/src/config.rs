@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 
 use crate::args::{
-    AheadArgs, ApiArgs, DisksArgs, Engine, FormatArgs, FormatPart, Order, PageFaultArgs, SlotsArgs,
+    AheadArgs, ApiArgs, DisksArgs, Engine, FormatArgs, FormatPart, Order, PageFaultArgs,
+    RestoreArgs, SlotsArgs,
 };
 use crate::order;
 use crate::placement::{self, Cpus};
@@ -204,6 +205,32 @@ impl Slots {
             json: args.json,
             rounds: args.rounds,
             slots: args.slots,
+        })
+    }
+}
+
+/// One `restore` run.
+#[derive(Debug)]
+pub(crate) struct Restore {
+    pub(crate) json: Option<PathBuf>,
+    pub(crate) rounds: u32,
+    /// Per round and way.
+    pub(crate) restores: u32,
+    pub(crate) firecracker: PathBuf,
+}
+
+impl Restore {
+    pub(crate) fn new(args: RestoreArgs) -> Result<Self> {
+        ensure!(args.rounds > 0, "--rounds must be at least 1");
+        ensure!(
+            (10..=10_000).contains(&args.restores),
+            "--restores must be 10 to 10000"
+        );
+        Ok(Self {
+            json: args.json,
+            rounds: args.rounds,
+            restores: args.restores,
+            firecracker: args.firecracker,
         })
     }
 }

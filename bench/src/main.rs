@@ -41,6 +41,13 @@ use clap::Parser;
 use crate::args::{Args, Command};
 
 fn main() -> ExitCode {
+    // As `thaw` does.
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|word| word == "launch")
+    {
+        return ExitCode::from(appliance::vmm::launch::run());
+    }
     let done = match Args::parse().command {
         Command::PageFault(args) => {
             config::PageFault::new(args).and_then(|config| workload::page_fault::run(&config))
@@ -64,6 +71,9 @@ fn main() -> ExitCode {
             config::Disks::new(args).and_then(|config| workload::disks::run(&config))
         }
         Command::Api(args) => config::Api::new(args).and_then(|config| workload::api::run(&config)),
+        Command::Restore(args) => {
+            config::Restore::new(args).and_then(|config| workload::restore::run(&config))
+        }
         Command::DisksInside(args) => workload::disks::mapped::inside(&args),
         Command::Envd(args) => envd::run(&args),
         Command::Faulter(args) => faulter::run(&args),

@@ -6,5 +6,6 @@ pub(crate) mod api;
 pub(crate) mod disks;
 pub(crate) mod format;
 pub(crate) mod page_fault;
+pub(crate) mod restore;
 mod rounds;
 pub(crate) mod slots;

@@ -1,0 +1,121 @@
+//! The same VMM brought back by a bare script: its namespaces are made beforehand, on a thread of
+//! its own; then one process, one socket, and the same calls, blocking.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use appliance::network::address::TAP;
+use appliance::vmm::launch::DISK_PATH;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, setns, unshare};
+use serde_json::{Value, json};
+
+/// What one restore took.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Took {
+    pub(super) all: Duration,
+    /// From the start of the process to an open API.
+    pub(super) api: Duration,
+    /// From the request to load to its answer.
+    pub(super) load: Duration,
+}
+
+/// The script.
+pub(super) struct Bare {
+    program: PathBuf,
+    dir: PathBuf,
+}
+
+impl Bare {
+    /// Takes the calling thread into the namespaces that the VMM needs.
+    pub(super) fn on_this_thread(
+        program: &Path,
+        dir: &Path,
+        namespace: &Path,
+        disk: &Path,
+    ) -> Result<Self> {
+        setns(fs::File::open(namespace)?, CloneFlags::CLONE_NEWNET)?;
+        unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_FS)?;
+        let none: Option<&str> = None;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)?;
+        mount(Some(disk), DISK_PATH, none, MsFlags::MS_BIND, none)?;
+        fs::create_dir_all(dir)?;
+        Ok(Self {
+            program: program.to_owned(),
+            dir: dir.to_owned(),
+        })
+    }
+
+    pub(super) fn handoff(&self) -> PathBuf {
+        self.dir.join("uffd.sock")
+    }
+
+    /// One restore; the guest runs when this returns.
+    pub(super) fn restore(
+        &self,
+        state: &[u8],
+        expect: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<(Child, Took)> {
+        let socket = self.dir.join("api.sock");
+        let _ = fs::remove_file(&socket);
+        let started = Instant::now();
+        expect(&self.handoff())?;
+        let file = self.dir.join("state");
+        fs::write(&file, state)?;
+        let spawned = Instant::now();
+        let mut child = Command::new(&self.program)
+            .arg("--api-sock")
+            .arg(&socket)
+            .args(["--level", "Warning"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .with_context(|| format!("Starting {}", self.program.display()))?;
+        let mut api = loop {
+            match UnixStream::connect(&socket) {
+                Ok(stream) => break stream,
+                Err(_) if child.try_wait()?.is_some() => bail!("The VMM ended at its start"),
+                Err(_) => std::thread::sleep(Duration::from_micros(50)),
+            }
+        };
+        let api_took = spawned.elapsed();
+        let known = json!({ "sandbox_id": "bench", "template_id": "bench" });
+        put(&mut api, "/mmds", &known)?;
+        let loading = Instant::now();
+        let load = json!({
+            "snapshot_path": file,
+            "mem_backend": { "backend_type": "Uffd", "backend_path": self.handoff() },
+            "resume_vm": true,
+            "network_overrides": [{ "iface_id": "eth0", "host_dev_name": TAP }],
+        });
+        put(&mut api, "/snapshot/load", &load)?;
+        let took = Took {
+            all: started.elapsed(),
+            api: api_took,
+            load: loading.elapsed(),
+        };
+        Ok((child, took))
+    }
+}
+
+fn put(api: &mut UnixStream, path: &str, body: &Value) -> Result<()> {
+    let body = body.to_string();
+    write!(
+        api,
+        "PUT {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\n\r\n{body}",
+        body.len()
+    )?;
+    // The answer has no body unless it is an error.
+    let mut answer = [0; 4096];
+    let length = api.read(&mut answer)?;
+    let text = String::from_utf8_lossy(&answer[..length]);
+    ensure!(text.starts_with("HTTP/1.1 204"), "PUT {path}: {text}");
+    Ok(())
+}
