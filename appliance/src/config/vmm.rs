@@ -1,0 +1,93 @@
+//! `[vmm]`: which VMMs there are, and which one new guests get.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use super::Wrong;
+
+/// What executes guests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AcceleratorChoice {
+    /// KVM if a probe guest runs on it, else emulation.
+    #[default]
+    Auto,
+    /// KVM or nothing.
+    Kvm,
+    /// Emulation.
+    Tcg,
+}
+
+/// Which VMM new guests get.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DriverChoice {
+    /// Firecracker if it is installed and the guests' kernel gets up in it, else QEMU.
+    #[default]
+    Auto,
+    /// QEMU.
+    Qemu,
+    /// Firecracker, without asking whether a stock kernel gets up in it.
+    Firecracker,
+}
+
+/// `[vmm]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct VmmConfig {
+    /// Which VMM new guests get.
+    pub driver: DriverChoice,
+    /// Firecrackers: the first for new guests, the others for builds that they made.
+    pub firecracker: Vec<PathBuf>,
+    /// Firecracker's jailer. Without one, Firecracker runs as the daemon's user.
+    pub jailer: Option<PathBuf>,
+    /// The user and group of the first slot's jailed VMM; each slot has its own.
+    pub jail_user: u32,
+    /// How long a Firecracker may take for one command.
+    pub command_timeout_s: u64,
+    /// The QEMU program.
+    pub qemu: PathBuf,
+    /// The preload library; beside the `thaw` program when absent.
+    pub preload: Option<PathBuf>,
+    /// What executes guests.
+    pub accelerator: AcceleratorChoice,
+    /// How long a guest may take from its start to its first answer.
+    pub boot_timeout_s: u64,
+}
+
+impl Default for VmmConfig {
+    fn default() -> Self {
+        Self {
+            driver: DriverChoice::Auto,
+            firecracker: vec!["firecracker".into()],
+            jailer: None,
+            jail_user: 200_000,
+            command_timeout_s: crate::vmm::COMMAND_TIMEOUT.as_secs(),
+            qemu: "qemu-system-x86_64".into(),
+            preload: None,
+            accelerator: AcceleratorChoice::Auto,
+            boot_timeout_s: 60,
+        }
+    }
+}
+
+impl VmmConfig {
+    pub(super) fn check(&self) -> Result<(), Wrong> {
+        if self.firecracker.is_empty() {
+            let problem = "is empty; name the program, or set vmm.driver to \"qemu\"".to_owned();
+            return Err(("vmm.firecracker".into(), problem));
+        }
+        if !(1..=3600).contains(&self.command_timeout_s) {
+            let problem = format!("is {}; 1 to 3600 are possible", self.command_timeout_s);
+            return Err(("vmm.command_timeout_s".into(), problem));
+        }
+        // Every slot's VMM has a number of its own from there on.
+        let last = u32::MAX - (1 << 24);
+        if self.jailer.is_some() && !(1..=last).contains(&self.jail_user) {
+            let problem = format!("is {}; 1 to {last} are possible", self.jail_user);
+            return Err(("vmm.jail_user".into(), problem));
+        }
+        Ok(())
+    }
+}
