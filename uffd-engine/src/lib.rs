@@ -17,7 +17,7 @@
 //! survive an engine lives outside it: the page-state table is a memfd that the daemon
 //! holds too ([`page_state`]), and the daemon keeps a duplicate of every userfaultfd.
 //! Without a daemon it serves whoever comes to a socket ([`standalone`]). The second source
-//! of faults are a Cloud Hypervisor's page requests (`postcopy`).
+//! of faults are a Cloud Hypervisor's page requests ([`postcopy`]).
 //!
 //! # Architecture invariant
 //! This crate knows neither HTTP nor any VMM's API, and no policy: which build, which
@@ -51,7 +51,7 @@ mod replay;
 
 mod tracking;
 
-mod postcopy;
+pub mod postcopy;
 
 mod install;
 mod roster;

@@ -16,7 +16,7 @@
 //!
 //! Source: Cloud Hypervisor `vm-migration/src/protocol.rs` (main, July 2026).
 
-mod requests;
+pub mod requests;
 
 use std::cell::RefCell;
 use std::fs::File;

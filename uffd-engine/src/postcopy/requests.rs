@@ -17,7 +17,7 @@ use crate::region::RegionTable;
 
 const PAGE_FAULT: u16 = 9;
 /// Header of a request and of a response; a `PageFault` has a range of the same size behind it.
-pub(super) const HEADER_BYTES: usize = 16;
+pub(crate) const HEADER_BYTES: usize = 16;
 const REQUEST_BYTES: usize = 2 * HEADER_BYTES;
 /// Pages of one request: more is not a fault.
 const MAX_REQUEST_PAGES: u64 = 512;
@@ -26,7 +26,7 @@ const MAX_WAITING: usize = 4096;
 
 /// All requests of one VMM that have no answer yet.
 #[derive(Debug, Default)]
-pub(super) struct Requests {
+pub struct Requests {
     partial: [u8; REQUEST_BYTES],
     received: usize,
     waiting: VecDeque<Range<u64>>,
@@ -38,7 +38,8 @@ pub(super) struct Requests {
 
 impl Requests {
     /// Where the next bytes go; never empty.
-    pub(super) fn room(&mut self) -> &mut [u8] {
+    #[must_use]
+    pub fn room(&mut self) -> &mut [u8] {
         &mut self.partial[self.received..]
     }
 
@@ -46,7 +47,7 @@ impl Requests {
     ///
     /// # Errors
     /// `InvalidData` for what is no page request, or none of this guest's.
-    pub(super) fn received(
+    pub fn received(
         &mut self,
         bytes: usize,
         regions: &RegionTable,
@@ -66,8 +67,8 @@ impl Requests {
         Ok(Some(pages))
     }
 
-    /// The next page that nobody was told of.
-    pub(super) fn next_page(&mut self, is_filled: impl Fn(u64) -> bool) -> Option<u64> {
+    /// The next page that nobody was told of and that isn't there.
+    pub fn next_page(&mut self, is_filled: impl Fn(u64) -> bool) -> Option<u64> {
         while let Some(page) = self.again.pop_front() {
             if !is_filled(page) {
                 return Some(page);
@@ -89,19 +90,20 @@ impl Requests {
     }
 
     /// A page is to be tried again, if somebody waits for it.
-    pub(super) fn try_again(&mut self, page: u64) {
+    pub fn try_again(&mut self, page: u64) {
         if self.waiting.iter().any(|request| request.contains(&page)) {
             self.again.push_back(page);
         }
     }
 
-    /// Whether [`Self::next_page`] has another.
-    pub(super) fn has_next(&self) -> bool {
+    /// Whether [`Self::next_page`] may have another.
+    #[must_use]
+    pub fn has_next(&self) -> bool {
         !self.again.is_empty() || self.told < self.waiting.len()
     }
 
-    /// Takes the oldest request if all of its pages are there.
-    pub(super) fn take_done(&mut self, is_filled: impl Fn(u64) -> bool) -> bool {
+    /// Takes the oldest request if all of its pages are there; `false` when it isn't so.
+    pub fn take_done(&mut self, is_filled: impl Fn(u64) -> bool) -> bool {
         let done = self
             .waiting
             .front()
@@ -148,7 +150,7 @@ fn invalid(text: String) -> io::Error {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use super::*;
     use crate::region::ClaimedRegion;
     use proptest::prelude::*;

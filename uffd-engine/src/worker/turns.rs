@@ -61,7 +61,10 @@ impl Worker {
                 stamp,
                 since,
             })
-        } else if self.hot.is_none_or(|hot| hot.index != index) {
+        } else if self
+            .hot
+            .is_none_or(|hot| (hot.index, hot.stamp) != (index, stamp))
+        {
             self.arm(index)
         } else {
             Ok(())
