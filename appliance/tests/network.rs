@@ -7,6 +7,8 @@ use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use appliance::network::address::{GATEWAY, GUEST};
 use appliance::network::{Slot, SlotIndex, Slots, namespace, nftables};
 use http_api::wire::NetworkPolicy;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 use support::net::{
     HOST, MANAGEMENT, METADATA, OUTSIDE, PATIENCE, ask, build, built_slots, egress, end, guest_in,
     host_and_outside, is_root, set_policy, up, wait_for_slots,
@@ -318,4 +320,34 @@ fn slots_leave_nothing_and_another_instance_is_not_touched() {
     });
     assert_eq!(links(&host), 0);
     assert_eq!(namespace::list("nete").unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn a_namespace_goes_also_when_ip_netns_has_been_used_meanwhile() {
+    if !is_root("a_namespace_goes_also_when_ip_netns_has_been_used_meanwhile") {
+        return;
+    }
+    // In mounts of its own, where /run/netns is nobody's yet.
+    let tried = std::thread::spawn(|| {
+        let none: Option<&str> = None;
+        let mount = |source, target, kind, flags| mount(source, target, kind, flags, none);
+        unshare(CloneFlags::CLONE_NEWNS).unwrap();
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE).unwrap();
+        mount(Some("none"), "/run", Some("tmpfs"), MsFlags::empty()).unwrap();
+        namespace::create("before", || Ok(())).unwrap();
+        // What `ip netns add` does first.
+        let (directory, recursive) = ("/run/netns", MsFlags::MS_REC);
+        let share = || mount(none, directory, none, MsFlags::MS_SHARED | recursive);
+        if share().is_err() {
+            let flags = MsFlags::MS_BIND | recursive;
+            mount(Some(directory), directory, none, flags).unwrap();
+            share().unwrap();
+        }
+        namespace::create("after", || Ok(())).unwrap();
+        for name in ["before", "after"] {
+            namespace::remove(name).unwrap_or_else(|error| panic!("{name}: {error}"));
+        }
+        assert_eq!(namespace::list("").unwrap(), [""; 0]);
+    });
+    tried.join().unwrap();
 }

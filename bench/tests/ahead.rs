@@ -50,7 +50,7 @@ fn loading_replaying_and_many_sessions_are_measured_beside_their_baselines() {
     let populate = run(dir.path(), &["populate", "--mib", "2"]).unwrap();
     assert_eq!(names(&populate["parts"]), ["populate", "populate shared"]);
     let subjects = names(&populate["parts"][0]["subjects"]);
-    assert_eq!(subjects.len(), 7, "{subjects:?}");
+    assert_eq!(subjects.len(), 8, "{subjects:?}");
     let shared = names(&populate["parts"][1]["subjects"]);
     assert_eq!(shared.len(), 4, "{shared:?}");
 

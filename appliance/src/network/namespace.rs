@@ -22,7 +22,7 @@ pub fn path(name: &str) -> PathBuf {
 /// # Errors
 /// The namespace can't be made, or `inside` failed; then it is not kept.
 pub fn create<T>(name: &str, inside: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-    fs::create_dir_all(DIRECTORY)?;
+    make_directory()?;
     let path = path(name);
     File::create_new(&path)?;
     let home = File::open("/proc/thread-self/ns/net")?;
@@ -44,6 +44,27 @@ pub fn create<T>(name: &str, inside: impl FnOnce() -> io::Result<T>) -> io::Resu
         let _ = remove(name);
     }
     made
+}
+
+/// Makes the directory as `ip netns add` does: a mount of its own, shared. Were it that who comes
+/// first, it would cover the mounts that are there, and nobody could remove those any more (`EBUSY`).
+///
+/// Source: `create_netns_dir` and `netns_add` in iproute2 6.1's `ip/ipnetns.c`, whose lock this is, too.
+fn make_directory() -> io::Result<()> {
+    fs::create_dir_all(DIRECTORY)?;
+    let lock = File::open(DIRECTORY)?;
+    lock.lock()?;
+    let none: Option<&str> = None;
+    let share = || {
+        let flags = MsFlags::MS_SHARED | MsFlags::MS_REC;
+        mount(none, DIRECTORY, none, flags, none)
+    };
+    if share() == Err(nix::Error::EINVAL) {
+        let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
+        mount(Some(DIRECTORY), DIRECTORY, none, flags, none)?;
+        share()?;
+    }
+    Ok(())
 }
 
 /// Runs `inside` with the calling thread in a kept namespace, and brings the thread back.
