@@ -210,7 +210,7 @@ fn no_packet_of_an_old_connection_reaches_the_next_guest() {
         None,
         "a packet for the last guest reached the next one"
     );
-    end(&host, slots, &[]);
+    end(&host, slots, &[slot]);
 }
 
 #[test]
