@@ -123,7 +123,9 @@ impl Gateway {
         let id = row.id.clone();
         let create = |reply| Request::Create(Box::new(row), Box::new(template), reply);
         let created = self.ask(&id, create).await;
-        if created.is_err() {
+        if let Err(error) = &created {
+            // A fork's failure is one of many in an answer; here it is found by itself.
+            tracing::warn!(sandbox_id = %id, %error, "Not created");
             // An owner has removed it already; a request that never reached one has not.
             let remove =
                 move |connection: &mut rusqlite::Connection| sandboxes::remove(connection, &id);

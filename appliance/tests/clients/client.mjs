@@ -35,6 +35,7 @@ console.log('done: pause and connect')
 
 if (same.fork) {
   const [fork] = await same.fork({ count: 1 })
+  assert.ok(fork.files, `No fork: ${fork}`)
   assert.equal(await fork.files.read('/home/user/greeting'), 'hello')
   assert.equal(await fork.kill(), true)
   console.log('done: fork')
