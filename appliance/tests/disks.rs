@@ -156,7 +156,8 @@ fn guest_device_mapper_disks_in_an_emulated_machine() {
     }
     let arguments = ["--exact", IN_MACHINE, "--nocapture"];
     let inputs = inputs.unwrap();
-    let (code, lines) = machine::run_self(&inputs, &arguments, &[(INSIDE, "1")], MACHINE_LIMIT);
+    let machine = machine::Machine::new(&inputs).set(INSIDE, "1");
+    let (code, lines) = machine.run_self(&arguments, MACHINE_LIMIT);
     assert_eq!(code, 0, "in the machine");
     let done = lines
         .iter()

@@ -12,7 +12,7 @@ use support::daemon::{Daemon, run};
 use support::needs::{self, GuestInputs};
 use support::place::{Place, names};
 use support::workload::Workload;
-use support::{procs, skip, wait_for};
+use support::{SLOWER, machine, procs, skip, wait_for};
 
 /// Takes the inputs, or prints why there are none and leaves the test.
 macro_rules! inputs_or_skip {
@@ -596,4 +596,68 @@ fn guest_host_is_drained_and_says_what_happened_across_restarts() {
     assert_eq!(ids, (last + 1..=last + 4).collect::<Vec<_>>());
     assert_eq!(place.leftovers(), Vec::<String>::new());
     daemon.stop();
+}
+
+/// What is tested on other VMMs, too.
+const ON_ALL: [&str; 3] = [
+    "guest_lives_a_whole_life",
+    "guest_is_intact_through_generations_and_damage",
+    "guest_host_is_drained_and_says_what_happened_across_restarts",
+];
+
+/// A stock kernel gets up in few KVMs that aren't a processor's own. That of an emulated
+/// processor is one.
+fn on_another_vmm(test: &str, vmm: &str, variable: &str, called: &str) {
+    let given = std::env::var_os(variable).map(PathBuf::from);
+    let Some(program) = given else {
+        return skip(test, &format!("no {called} given ({variable})"));
+    };
+    let inputs = std::env::var_os("THAW_INPUTS").map(PathBuf::from);
+    if let Some(reason) = machine::missing(inputs.as_deref()) {
+        return skip(test, &reason);
+    }
+    let _turn = needs::one_at_a_time();
+    let inputs = inputs.unwrap();
+    let mut machine = machine::Machine::new(&inputs).memory_mb(3072);
+    for (name, to) in [
+        ("vmlinuz", "/inputs/vmlinuz"),
+        ("initrd.img", "/inputs/initrd.img"),
+        ("base.ext4", "/inputs/base.ext4"),
+    ] {
+        machine = machine.file(inputs.join(name), to);
+    }
+    let machine = machine
+        .program(program, "/vmm")
+        .program(needs::thaw(), "/thaw")
+        .set("THAW_INPUTS", "/inputs")
+        .set("THAW_BIN", "/thaw")
+        .set(variable, "/vmm")
+        .set("THAW_TEST_VMM", vmm)
+        .set(SLOWER, "6");
+    let options = ["--exact", "--nocapture", "--test-threads=1"];
+    let arguments = [&ON_ALL[..], &options].concat();
+    let (code, lines) = machine.run_self(&arguments, Duration::from_secs(1800));
+    assert_eq!(code, 0, "in the machine");
+    let passed = format!("test result: ok. {} passed", ON_ALL.len());
+    assert!(lines.iter().any(|line| line.starts_with(&passed)));
+}
+
+#[test]
+fn guest_of_firecracker_in_an_emulated_machine() {
+    on_another_vmm(
+        "guest_of_firecracker_in_an_emulated_machine",
+        "firecracker",
+        "THAW_FIRECRACKER",
+        "Firecracker",
+    );
+}
+
+#[test]
+fn guest_of_cloud_hypervisor_in_an_emulated_machine() {
+    on_another_vmm(
+        "guest_of_cloud_hypervisor_in_an_emulated_machine",
+        "cloud-hypervisor",
+        "THAW_CLOUD_HYPERVISOR",
+        "Cloud Hypervisor",
+    );
 }

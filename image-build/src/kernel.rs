@@ -30,8 +30,21 @@ const WANTED: [&str; 7] = [
 /// Modules that make the above faster or that they find by name at run time.
 const HELPFUL: [&str; 2] = ["crc32c_generic", "crc32c_intel"];
 
-/// What an emulated machine has that plays a host: device-mapper, and files as block devices.
-const OF_A_HOST: [&str; 2] = ["dm_snapshot", "loop"];
+/// What an emulated machine has that plays a host: device-mapper, files as block devices, the KVM
+/// of the processor that QEMU emulates, and what a sandbox's network consists of.
+const OF_A_HOST: [&str; 11] = [
+    "dm_snapshot",
+    "loop",
+    "kvm_amd",
+    "tun",
+    "veth",
+    "nft_chain_nat",
+    "nft_nat",
+    "nft_masq",
+    "nft_ct",
+    "nf_conntrack_netlink",
+    "sch_tbf",
+];
 
 /// What was fetched; `<inputs>/kernel/source.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -34,9 +34,23 @@ pub(crate) fn for_fakes() -> Result<(), String> {
         .map(|_| ())
 }
 
+/// The VMM that guests are tested on, and its program: QEMU by emulation (no program), unless
+/// `THAW_TEST_VMM` names another one.
+pub(crate) fn vmm() -> Option<(&'static str, PathBuf)> {
+    let (driver, variable) = match env::var("THAW_TEST_VMM").ok()?.as_str() {
+        "firecracker" => ("firecracker", "THAW_FIRECRACKER"),
+        "cloud-hypervisor" => ("cloud-hypervisor", "THAW_CLOUD_HYPERVISOR"),
+        other => panic!("THAW_TEST_VMM is {other}: firecracker or cloud-hypervisor"),
+    };
+    Some((driver, file_of(variable).unwrap()))
+}
+
 /// What a daemon needs before any guest; otherwise what is missing.
 pub(crate) fn for_daemons() -> Result<PathBuf, String> {
     for_fakes()?;
+    if vmm().is_some() {
+        return Ok(PathBuf::new());
+    }
     let qemu = "qemu-system-x86_64";
     let path = env::var_os("PATH").unwrap_or_default();
     if !env::split_paths(&path).any(|dir| dir.join(qemu).is_file()) {

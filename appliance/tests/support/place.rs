@@ -76,6 +76,10 @@ impl Place {
             215 + pool / 256,
             pool % 256,
         );
+        if let (Some(_), Some((driver, program))) = (inputs, needs::vmm()) {
+            let list = driver.replace('-', "_");
+            text += &format!("driver = \"{driver}\"\n{list} = [{}]\n", quoted(&program));
+        }
         match inputs {
             None => {
                 if let Ok(preload) = needs::for_daemons() {

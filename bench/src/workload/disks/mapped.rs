@@ -42,7 +42,7 @@ pub(super) fn measure(config: &config::Disks) -> Result<Result<Part, String>> {
         "--dir",
         "/data",
     ];
-    let (code, lines) = machine::run_self(inputs, &arguments, &[], LIMIT);
+    let (code, lines) = machine::Machine::new(inputs).run_self(&arguments, LIMIT);
     let result = lines.iter().find_map(|line| line.strip_prefix(RESULT));
     let result = result.with_context(|| format!("The machine measured nothing, exit {code}"))?;
     let samples: Samples = serde_json::from_str(result).context("Reading what it measured")?;
