@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use appliance::network::address::{GUEST, TAP};
-use appliance::network::{Slot, SlotIndex, Slots, namespace};
+use appliance::network::{Slot, SlotIndex, Slots, namespace, nftables};
 use futures_util::TryStreamExt;
 use http_api::wire::NetworkPolicy;
 use support::net::{
@@ -211,6 +211,51 @@ fn no_packet_of_an_old_connection_reaches_the_next_guest() {
         "a packet for the last guest reached the next one"
     );
     end(&host, slots, &[slot]);
+}
+
+/// As kernels want it that don't delete by a filter.
+#[test]
+fn connections_of_one_guest_are_forgotten_one_by_one() {
+    if !is_root("connections_of_one_guest_are_forgotten_one_by_one") {
+        return;
+    }
+    const PORT: u16 = 7006;
+    let (host, outside) = host_and_outside();
+    let (slots, built) = build(&host, "neto", egress(true), 2);
+    let guests: Vec<_> = built.iter().map(guest_in).collect();
+    let peer = outside.run(|| UdpSocket::bind((OUTSIDE, PORT)).unwrap());
+    peer.set_read_timeout(Some(PATIENCE)).unwrap();
+    let flows: Vec<_> = guests
+        .iter()
+        .map(|guest| {
+            let inside = guest.run(|| UdpSocket::bind((GUEST, PORT)).unwrap());
+            inside.set_read_timeout(Some(PATIENCE)).unwrap();
+            let (_, back) = support::wait_for("a packet of the guest", 20 * PATIENCE, || {
+                inside.send_to(b"out", (OUTSIDE, PORT)).unwrap();
+                peer.recv_from(&mut [0; 8]).ok()
+            });
+            while peer.recv(&mut [0; 8]).is_ok() {}
+            (inside, back)
+        })
+        .collect();
+    let answered = |(inside, back): &(UdpSocket, SocketAddr)| {
+        peer.send_to(b"in", back).unwrap();
+        inside.recv(&mut [0; 8]).ok()
+    };
+    assert_eq!(
+        flows.iter().map(answered).collect::<Vec<_>>(),
+        [Some(2), Some(2)]
+    );
+    let address = built[0].address;
+    let forget = move || nftables::forget_one_by_one(address).unwrap();
+    host.run(forget);
+    assert_eq!(
+        flows.iter().map(answered).collect::<Vec<_>>(),
+        [None, Some(2)]
+    );
+    // Nothing of it is there any more.
+    host.run(forget);
+    end(&host, slots, &built);
 }
 
 #[test]

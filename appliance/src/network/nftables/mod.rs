@@ -6,17 +6,20 @@
 //!
 //! Source: `linux/netfilter/nf_tables.h`, `linux/netfilter/nfnetlink.h` (6.18).
 
+mod connections;
 mod socket;
 mod statement;
 
+pub use connections::{forget_connections, forget_connections_of, forget_one_by_one};
 pub(super) use socket::check_acknowledgements;
-pub use socket::{apply, forget_connections, forget_connections_of, tables};
+pub use socket::{apply, tables};
 pub use statement::Statement;
 
 use super::attribute::{nested, plain, string};
 
 const NLM_F_REQUEST: u16 = 0x1;
 const NLM_F_ACK: u16 = 0x4;
+const NLM_F_DUMP: u16 = 0x300;
 const NLM_F_CREATE: u16 = 0x400;
 const NLM_F_APPEND: u16 = 0x800;
 
