@@ -117,8 +117,9 @@ async fn qemu(config: &Config, reason: &str) -> Result<Qemu, ChoiceError> {
     let kernel = kernel.map_or_else(|| "/vmlinuz".into(), |template| template.kernel.clone());
     let cache = config.data_dir.join("kvm-probe.json");
     let (vmm, preload) = (&config.vmm, config.preload());
-    let mut found =
-        qemu::probe::probe(&vmm.qemu, &preload, vmm.accelerator, &kernel, &cache).await?;
+    let (choice, boot_time) = (vmm.accelerator, Duration::from_secs(vmm.boot_timeout_s));
+    let probing = qemu::probe::probe(&vmm.qemu, &preload, choice, &kernel, &cache, boot_time);
+    let mut found = probing.await?;
     found.info.reason = format!("{}; {reason}", found.info.reason);
     Ok(found)
 }

@@ -61,7 +61,8 @@ struct Finding {
     reason: String,
 }
 
-/// Finds QEMU and decides what executes the guests.
+/// Finds QEMU and decides what executes the guests. Where KVM is insisted on, the probe guest has
+/// as long as a guest may take to its first answer, `boot_time`.
 ///
 /// # Errors
 /// What is missing and what to do about it.
@@ -71,6 +72,7 @@ pub async fn probe(
     choice: AcceleratorChoice,
     kernel: &Path,
     cache: &Path,
+    boot_time: Duration,
 ) -> Result<Qemu, ProbeError> {
     let version = version(program).await?;
     if !preload.is_file() {
@@ -81,7 +83,9 @@ pub async fn probe(
     let (accelerator, reason) = match choice {
         AcceleratorChoice::Tcg => (Accelerator::Tcg, "emulation was configured".to_owned()),
         AcceleratorChoice::Auto | AcceleratorChoice::Kvm => {
-            let finding = kvm_runs_guests(program, &version, kernel, cache).await;
+            let insists = choice == AcceleratorChoice::Kvm;
+            let limit = if insists { boot_time } else { PROBE_TIME };
+            let finding = kvm_runs_guests(program, &version, kernel, cache, limit).await;
             match (finding.runs, choice) {
                 (true, _) => (Accelerator::Kvm, finding.reason),
                 (false, AcceleratorChoice::Kvm) => {
@@ -132,8 +136,14 @@ async fn version(program: &Path) -> Result<String, ProbeError> {
         .ok_or_else(|| failed(io::Error::other("it printed no version")))
 }
 
-async fn kvm_runs_guests(program: &Path, version: &str, kernel: &Path, cache: &Path) -> Finding {
-    let key = cache_key(version, kernel);
+async fn kvm_runs_guests(
+    program: &Path,
+    version: &str,
+    kernel: &Path,
+    cache: &Path,
+    limit: Duration,
+) -> Finding {
+    let key = format!("{} {limit:?}", cache_key(version, kernel));
     if let Some(finding) = cached(cache, &key) {
         return finding;
     }
@@ -146,17 +156,17 @@ async fn kvm_runs_guests(program: &Path, version: &str, kernel: &Path, cache: &P
         };
     }
     tracing::info!(
-        seconds_at_most = PROBE_TIME.as_secs(),
+        seconds_at_most = limit.as_secs(),
         "Starting a guest on KVM to see whether it runs"
     );
     let started = Instant::now();
-    let (runs, reason) = match run_guest(program, kernel).await {
+    let (runs, reason) = match run_guest(program, kernel, limit).await {
         Ok(true) => (
             true,
             format!("a probe guest ran on KVM in {:.1?}", started.elapsed()),
         ),
         Ok(false) => {
-            let seconds = PROBE_TIME.as_secs();
+            let seconds = limit.as_secs();
             (
                 false,
                 format!("/dev/kvm is there but a probe guest did not get up in {seconds} s"),
@@ -188,7 +198,7 @@ fn cached(cache: &Path, key: &str) -> Option<Finding> {
 }
 
 /// Whether the kernel got as far as missing its root.
-async fn run_guest(program: &Path, kernel: &Path) -> io::Result<bool> {
+async fn run_guest(program: &Path, kernel: &Path, limit: Duration) -> io::Result<bool> {
     let mut command = Command::new(program);
     command
         .args([
@@ -204,13 +214,14 @@ async fn run_guest(program: &Path, kernel: &Path) -> io::Result<bool> {
         .args(["-serial", "stdio"])
         .arg("-kernel")
         .arg(kernel)
-        .args(["-append", "console=ttyS0 panic=-1"])
+        // A panic is printed all the same, and every other character costs an exit or more.
+        .args(["-append", "console=ttyS0 panic=-1 quiet"])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .kill_on_drop(true);
     let child = command.spawn()?;
-    match timeout(PROBE_TIME, child.wait_with_output()).await {
+    match timeout(limit, child.wait_with_output()).await {
         Err(_) => Ok(false),
         Ok(output) => {
             let output = output?;
