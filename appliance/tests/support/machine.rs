@@ -52,8 +52,8 @@ pub(crate) struct Machine<'a> {
     inputs: &'a Path,
     memory_mb: u32,
     /// Each with its place in the root.
-    files: Vec<(PathBuf, &'a str)>,
-    programs: Vec<(PathBuf, &'a str)>,
+    files: Vec<(PathBuf, String)>,
+    programs: Vec<(PathBuf, String)>,
     environment: Vec<(String, String)>,
 }
 
@@ -76,14 +76,14 @@ impl<'a> Machine<'a> {
     }
 
     /// With a file at an absolute path.
-    pub(crate) fn file(mut self, from: impl Into<PathBuf>, to: &'a str) -> Self {
-        self.files.push((from.into(), to));
+    pub(crate) fn file(mut self, from: impl Into<PathBuf>, to: impl Into<String>) -> Self {
+        self.files.push((from.into(), to.into()));
         self
     }
 
     /// With a program at an absolute path, and its libraries where they are here.
-    pub(crate) fn program(mut self, from: impl Into<PathBuf>, to: &'a str) -> Self {
-        self.programs.push((from.into(), to));
+    pub(crate) fn program(mut self, from: impl Into<PathBuf>, to: impl Into<String>) -> Self {
+        self.programs.push((from.into(), to.into()));
         self
     }
 

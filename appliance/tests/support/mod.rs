@@ -25,10 +25,14 @@ use std::time::{Duration, Instant};
 /// Set where everything takes longer: how many times as long.
 pub(crate) const SLOWER: &str = "THAW_TEST_SLOWER";
 
+/// How many times as long everything takes here.
+pub(crate) fn slower() -> u32 {
+    std::env::var(SLOWER).map_or(1, |times| times.parse().unwrap())
+}
+
 /// Asks again and again until there is an answer; fails with `what` after `patience`.
 pub(crate) fn wait_for<T>(what: &str, patience: Duration, mut ask: impl FnMut() -> Option<T>) -> T {
-    let times = std::env::var(SLOWER).map_or(1, |times| times.parse().unwrap());
-    let (started, patience) = (Instant::now(), patience * times);
+    let (started, patience) = (Instant::now(), patience * slower());
     loop {
         if let Some(answer) = ask() {
             return answer;

@@ -34,21 +34,31 @@ pub(crate) fn for_fakes() -> Result<(), String> {
         .map(|_| ())
 }
 
-/// The VMM that guests are tested on, and its program: QEMU by emulation (no program), unless
-/// `THAW_TEST_VMM` names another one.
-pub(crate) fn vmm() -> Option<(&'static str, PathBuf)> {
-    let (driver, variable) = match env::var("THAW_TEST_VMM").ok()?.as_str() {
-        "firecracker" => ("firecracker", "THAW_FIRECRACKER"),
-        "cloud-hypervisor" => ("cloud-hypervisor", "THAW_CLOUD_HYPERVISOR"),
-        other => panic!("THAW_TEST_VMM is {other}: firecracker or cloud-hypervisor"),
-    };
-    Some((driver, file_of(variable).unwrap()))
+/// The VMM that guests are tested on.
+#[derive(Clone, Debug)]
+pub(crate) enum TestedVmm {
+    /// QEMU on an accelerator.
+    Qemu(&'static str),
+    /// Another driver's, with its program.
+    Other(&'static str, PathBuf),
+}
+
+/// QEMU by emulation, unless `THAW_TEST_VMM` names another one.
+pub(crate) fn vmm() -> TestedVmm {
+    let other = |driver, variable| TestedVmm::Other(driver, file_of(variable).unwrap());
+    match env::var("THAW_TEST_VMM").as_deref() {
+        Err(_) => TestedVmm::Qemu("tcg"),
+        Ok("qemu-kvm") => TestedVmm::Qemu("kvm"),
+        Ok("firecracker") => other("firecracker", "THAW_FIRECRACKER"),
+        Ok("cloud-hypervisor") => other("cloud-hypervisor", "THAW_CLOUD_HYPERVISOR"),
+        Ok(name) => panic!("THAW_TEST_VMM is {name}: qemu-kvm, firecracker or cloud-hypervisor"),
+    }
 }
 
 /// What a daemon needs before any guest; otherwise what is missing.
 pub(crate) fn for_daemons() -> Result<PathBuf, String> {
     for_fakes()?;
-    if vmm().is_some() {
+    if let TestedVmm::Other(..) = vmm() {
         return Ok(PathBuf::new());
     }
     let qemu = "qemu-system-x86_64";

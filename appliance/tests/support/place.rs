@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::needs::{self, GuestInputs};
-use super::procs;
+use super::needs::{self, GuestInputs, TestedVmm};
+use super::{procs, slower};
 
 /// One test's own corner of the host.
 #[derive(Debug)]
@@ -65,21 +65,34 @@ impl Place {
 
     fn configuration(&self, pool: u16, inputs: Option<&GuestInputs>) -> String {
         let quoted = |path: &Path| toml::Value::String(path.display().to_string()).to_string();
+        let vmm = match needs::vmm() {
+            TestedVmm::Qemu(accelerator) => format!("accelerator = \"{accelerator}\"\n"),
+            TestedVmm::Other(driver, program) => {
+                let programs = driver.replace('-', "_");
+                format!(
+                    "driver = \"{driver}\"\n{programs} = [{}]\n",
+                    quoted(&program)
+                )
+            }
+        };
+        let patience = match slower() {
+            1 => String::new(),
+            times => format!(
+                "command_timeout_s = {0}\nboot_timeout_s = {0}\n",
+                60 * times
+            ),
+        };
         let mut text = format!(
             "instance = \"{}\"\ndata_dir = {}\nrun_dir = {}\nshards = 2\n\
              [traffic]\nlisten=[]\n[api]\nlisten = []\n\
              [network]\npool = \"10.{}.{}.0/24\"\nready_slots = 0\n\
-             [vmm]\naccelerator = \"tcg\"\n",
+             [vmm]\n{vmm}{patience}",
             self.instance,
             quoted(&self.data),
             quoted(&self.run),
             215 + pool / 256,
             pool % 256,
         );
-        if let (Some(_), Some((driver, program))) = (inputs, needs::vmm()) {
-            let list = driver.replace('-', "_");
-            text += &format!("driver = \"{driver}\"\n{list} = [{}]\n", quoted(&program));
-        }
         match inputs {
             None => {
                 if let Ok(preload) = needs::for_daemons() {

@@ -1,10 +1,10 @@
 //! A daemon and real guests, seen from outside: what HTTP says, what runs, what is on disk.
 
+mod damage;
+mod elsewhere;
+#[path = "../support/mod.rs"]
 mod support;
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -12,7 +12,7 @@ use support::daemon::{Daemon, run};
 use support::needs::{self, GuestInputs};
 use support::place::{Place, names};
 use support::workload::Workload;
-use support::{SLOWER, machine, procs, skip, wait_for};
+use support::{procs, skip, wait_for};
 
 /// Takes the inputs, or prints why there are none and leaves the test.
 macro_rules! inputs_or_skip {
@@ -191,7 +191,11 @@ fn memory_was_faulted_in_lazily(daemon: &Daemon) {
     assert_eq!(number("guest_pages"), 65_536.0);
     assert_eq!(number("page_bytes"), 4096.0);
     assert!(number("faults") > 0.0, "{memory}");
-    assert!(number("resident_pages") >= number("faults"), "{memory}");
+    // Twice for a page at the most: before Linux 6.7, its first write is a fault as well.
+    assert!(
+        2.0 * number("resident_pages") >= number("faults"),
+        "{memory}"
+    );
     // The data alone is 4096 pages that nobody has asked for since.
     assert!(
         number("resident_pages") < number("diff_pages") - 4096.0,
@@ -243,151 +247,6 @@ fn clones_outlive_their_template(place: &Place, daemon: &Daemon, work: &Workload
     api.destroy("clone");
     assert!(procs::vmm(place, "clone").is_none());
     work.clone().check(api, "one");
-}
-
-#[test]
-fn guest_is_intact_through_generations_and_damage() {
-    let inputs = inputs_or_skip!("guest_is_intact_through_generations_and_damage");
-    let _turn = needs::one_at_a_time();
-    let (place, daemon) = start("tgen", 2, &inputs);
-    let api = &daemon.api;
-    api.create("one", "base");
-    let mut work = Workload::start(api, "one", 16);
-
-    let mut parent = Value::Null;
-    let mut build = String::new();
-    for generation in 0..5 {
-        let paused = api.pause("one").expect(200);
-        assert_eq!(paused["generation"], generation, "{paused}");
-        build = text(&paused["build"]);
-        let dir = place.build(&build);
-        let found = inspect(&dir);
-        assert_eq!(found["build_id"], json!(build), "{found}");
-        assert_eq!(found["generation"], generation, "{found}");
-        assert_eq!(found["parent"], parent, "{found}");
-        parent = json!(build);
-        pages_add_up(&found, generation);
-        if generation < 4 {
-            api.resume("one").expect(200);
-            work.check(api, "one");
-            work.change(api, "one");
-        }
-    }
-    let dir = place.build(&build);
-    let path = dir.to_str().unwrap();
-    let verified = run(&["snapshot", "verify", path, "--ancestors", "--json"]);
-    let report: Value = serde_json::from_slice(&verified.stdout).unwrap();
-    assert!(verified.status.success(), "{report}");
-    assert_eq!(report["faults"], json!([]), "{report}");
-    assert!(!report["ancestors"].as_array().unwrap().is_empty());
-
-    damage_is_refused_by_name(&place, &daemon, &dir);
-    let ancestor = text(&report["ancestors"][0]);
-    let data = place.build(&ancestor).join("memory.data");
-    refuses(&place, &daemon, &data, Damage::Flip);
-
-    api.resume("one").expect(200);
-    assert!(api.sandbox("one").body.get("reason").is_none());
-    work.check(api, "one");
-    api.destroy("one");
-    assert_eq!(place.leftovers(), Vec::<String>::new());
-    daemon.stop();
-}
-
-fn inspect(dir: &Path) -> Value {
-    let output = run(&["snapshot", "inspect", dir.to_str().unwrap(), "--json"]);
-    assert!(output.status.success(), "{output:?}");
-    serde_json::from_slice(&output.stdout).unwrap()
-}
-
-fn pages_add_up(found: &Value, generation: u64) {
-    let number = |key: &str| found[key].as_u64().unwrap();
-    assert_eq!(number("memory_pages"), 65_536, "{found}");
-    assert_eq!(number("memory_bytes"), 256 << 20, "{found}");
-    let sum = number("zero_pages") + number("own_pages") + number("inherited_pages");
-    assert_eq!(sum, 65_536, "{found}");
-    assert!(number("own_pages") > 0, "{found}");
-    assert_eq!(number("inherited_pages") > 0, generation > 0, "{found}");
-    // A diff is small: most of what the guest holds is in its ancestors.
-    if generation > 0 {
-        assert!(number("own_pages") < number("inherited_pages"), "{found}");
-    }
-    let table = found["builds"].as_array().unwrap();
-    let own = table.last().unwrap();
-    assert_eq!(own["build_id"], found["build_id"], "{found}");
-    assert_eq!(own["referenced_pages"], found["own_pages"], "{found}");
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Damage {
-    Flip,
-    Cut,
-}
-
-/// A damaged file; whole again when this is dropped.
-struct Damaged {
-    path: PathBuf,
-    at: u64,
-    original: Vec<u8>,
-}
-
-impl Damaged {
-    fn new(path: &Path, damage: Damage) -> Self {
-        let file = File::options().read(true).write(true).open(path).unwrap();
-        let len = file.metadata().unwrap().len();
-        let (at, count) = match damage {
-            Damage::Flip => (len / 2, 1),
-            Damage::Cut => (len - 1000.min(len / 2), 1000.min(len / 2)),
-        };
-        let mut original = vec![0; count as usize];
-        file.read_exact_at(&mut original, at).unwrap();
-        match damage {
-            Damage::Flip => file.write_all_at(&[original[0] ^ 0x40], at).unwrap(),
-            Damage::Cut => file.set_len(at).unwrap(),
-        }
-        Self {
-            path: path.to_owned(),
-            at,
-            original,
-        }
-    }
-}
-
-impl Drop for Damaged {
-    fn drop(&mut self) {
-        let file = File::options().write(true).open(&self.path).unwrap();
-        file.write_all_at(&self.original, self.at).unwrap();
-    }
-}
-
-fn damage_is_refused_by_name(place: &Place, daemon: &Daemon, dir: &Path) {
-    for name in [
-        "memory.map",
-        "memory.data",
-        "memory.sums",
-        "vmstate",
-        "manifest.json",
-    ] {
-        for damage in [Damage::Flip, Damage::Cut] {
-            refuses(place, daemon, &dir.join(name), damage);
-        }
-    }
-}
-
-fn refuses(place: &Place, daemon: &Daemon, path: &Path, damage: Damage) {
-    let api = &daemon.api;
-    let damaged = Damaged::new(path, damage);
-    let refused = api.resume("one");
-    drop(damaged);
-    let what = format!("{damage:?} of {}: {}", path.display(), refused.body);
-    assert_eq!(refused.status, 422, "{what}");
-    let name = path.display().to_string();
-    for part in [&*name, "offset", "expected", "found"] {
-        assert!(refused.detail().contains(part), "no {part:?}: {what}");
-    }
-    let sandbox = api.sandbox("one").expect(200);
-    assert_eq!(sandbox["state"], "paused", "{what}");
-    assert_eq!(place.sandbox_leftovers(), Vec::<String>::new(), "{what}");
 }
 
 #[test]
@@ -596,68 +455,4 @@ fn guest_host_is_drained_and_says_what_happened_across_restarts() {
     assert_eq!(ids, (last + 1..=last + 4).collect::<Vec<_>>());
     assert_eq!(place.leftovers(), Vec::<String>::new());
     daemon.stop();
-}
-
-/// What is tested on other VMMs, too.
-const ON_ALL: [&str; 3] = [
-    "guest_lives_a_whole_life",
-    "guest_is_intact_through_generations_and_damage",
-    "guest_host_is_drained_and_says_what_happened_across_restarts",
-];
-
-/// A stock kernel gets up in few KVMs that aren't a processor's own. That of an emulated
-/// processor is one.
-fn on_another_vmm(test: &str, vmm: &str, variable: &str, called: &str) {
-    let given = std::env::var_os(variable).map(PathBuf::from);
-    let Some(program) = given else {
-        return skip(test, &format!("no {called} given ({variable})"));
-    };
-    let inputs = std::env::var_os("THAW_INPUTS").map(PathBuf::from);
-    if let Some(reason) = machine::missing(inputs.as_deref()) {
-        return skip(test, &reason);
-    }
-    let _turn = needs::one_at_a_time();
-    let inputs = inputs.unwrap();
-    let mut machine = machine::Machine::new(&inputs).memory_mb(3072);
-    for (name, to) in [
-        ("vmlinuz", "/inputs/vmlinuz"),
-        ("initrd.img", "/inputs/initrd.img"),
-        ("base.ext4", "/inputs/base.ext4"),
-    ] {
-        machine = machine.file(inputs.join(name), to);
-    }
-    let machine = machine
-        .program(program, "/vmm")
-        .program(needs::thaw(), "/thaw")
-        .set("THAW_INPUTS", "/inputs")
-        .set("THAW_BIN", "/thaw")
-        .set(variable, "/vmm")
-        .set("THAW_TEST_VMM", vmm)
-        .set(SLOWER, "6");
-    let options = ["--exact", "--nocapture", "--test-threads=1"];
-    let arguments = [&ON_ALL[..], &options].concat();
-    let (code, lines) = machine.run_self(&arguments, Duration::from_secs(1800));
-    assert_eq!(code, 0, "in the machine");
-    let passed = format!("test result: ok. {} passed", ON_ALL.len());
-    assert!(lines.iter().any(|line| line.starts_with(&passed)));
-}
-
-#[test]
-fn guest_of_firecracker_in_an_emulated_machine() {
-    on_another_vmm(
-        "guest_of_firecracker_in_an_emulated_machine",
-        "firecracker",
-        "THAW_FIRECRACKER",
-        "Firecracker",
-    );
-}
-
-#[test]
-fn guest_of_cloud_hypervisor_in_an_emulated_machine() {
-    on_another_vmm(
-        "guest_of_cloud_hypervisor_in_an_emulated_machine",
-        "cloud-hypervisor",
-        "THAW_CLOUD_HYPERVISOR",
-        "Cloud Hypervisor",
-    );
 }
