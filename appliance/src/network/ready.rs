@@ -12,6 +12,9 @@
 //! New sandboxes get the lowest free index, so those are built ahead.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use tokio::sync::Notify;
 
 use super::address::SlotIndex;
 use super::slot::Slot;
@@ -37,6 +40,8 @@ pub(super) struct Ready {
     owned: BTreeSet<SlotIndex>,
     /// Those of `built` that sandboxes gave back, the oldest first.
     kept: VecDeque<SlotIndex>,
+    /// Told when others wait than before.
+    changed: Arc<Notify>,
 }
 
 impl Ready {
@@ -48,7 +53,24 @@ impl Ready {
             built: BTreeMap::new(),
             owned: BTreeSet::new(),
             kept: VecDeque::new(),
+            changed: Arc::default(),
         }
+    }
+
+    /// Tells one listener that others wait than before.
+    pub(super) fn changed(&self) -> Arc<Notify> {
+        self.changed.clone()
+    }
+
+    /// Those that wait: so many of the free ones, the next to be taken first, then as many of the
+    /// kept ones, the newest first.
+    pub(super) fn waiting(&self, limit: usize) -> Vec<Slot> {
+        let free = self.built.values();
+        let free = free.filter(|slot| !self.owned.contains(&slot.index)).take(limit);
+        let kept = self.kept.iter().rev().take(limit);
+        free.chain(kept.filter_map(|index| self.built.get(index)))
+            .cloned()
+            .collect()
     }
 
     /// From now on slots should wait; `owned` belong to sandboxes already.
@@ -61,6 +83,7 @@ impl Ready {
     pub(super) fn take(&mut self, index: SlotIndex) -> Option<Slot> {
         self.owned.insert(index);
         self.kept.retain(|kept| *kept != index);
+        self.changed.notify_one();
         self.built.remove(&index)
     }
 
@@ -70,6 +93,7 @@ impl Ready {
             self.kept.push_back(slot.index);
         }
         self.built.insert(slot.index, slot);
+        self.changed.notify_one();
     }
 
     /// Its sandbox is gone, so the index is free.
@@ -89,6 +113,7 @@ impl Ready {
             None
         }?;
         self.built.remove(&index);
+        self.changed.notify_one();
         Some(index)
     }
 
@@ -187,6 +212,12 @@ mod tests {
         assert_eq!(ready.surplus(), None);
         // Nobody else gets them.
         assert_eq!(fill(&mut ready), [3, 4]);
+        let waiting = |limit| -> Vec<u32> {
+            let waiting = ready.waiting(limit);
+            waiting.iter().map(|slot| slot.index.0).collect()
+        };
+        assert_eq!(waiting(9), [3, 4, 2, 1]);
+        assert_eq!(waiting(1), [3, 2]);
         assert_eq!(ready.take(SlotIndex(2)), Some(slot(2)));
         assert_eq!(ready.take(SlotIndex(0)), None);
     }

@@ -11,7 +11,7 @@ use uffd_engine::PageStates;
 
 use super::OperationError;
 use super::boot::introduce;
-use super::live::{Live, Session, give_back, make_place};
+use super::live::{Live, Session, confine, give_back, make_place};
 use super::snapshot::{LABEL_PURPOSE, Purpose};
 use crate::catalogue::{BuildRow, SandboxRow, builds};
 use crate::disks::Source;
@@ -61,7 +61,11 @@ async fn try_restore(
     let checked_at = started.elapsed();
     let driver = host.drivers.for_build(&checked.build.manifest().vmm)?;
     let disk = Source::Build(host.store.path(&build));
-    let (place, slot) = make_place(host, row, disk).await?;
+    let (mut place, slot) = make_place(host, row, disk).await?;
+    let waiting = host.ready.claim(&slot, driver, &place.run_dir);
+    let was_waiting = waiting.is_some();
+    let (waiting, cgroup) = waiting.map(|it| (it.prepared, it.cgroup)).unzip();
+    confine(host, row, driver.as_ref(), cgroup.flatten(), &mut place)?;
     let placed_at = started.elapsed();
 
     let states = PageStates::create(checked.build.map().memory_pages()).map_err(|source| {
@@ -94,7 +98,10 @@ async fn try_restore(
             handoff: &handoff,
             run: !pins,
         };
-        let restored = driver.restore(&row.shape, &place, restore);
+        let restored = match waiting {
+            Some(vmm) => vmm.restore(&row.shape, &place, restore),
+            None => driver.restore(&row.shape, &place, restore),
+        };
         restored.await.map_err(OperationError::from)
     };
     let ahead = Ahead::new(&host.engine, driver.tracking(), working_set);
@@ -124,9 +131,11 @@ async fn try_restore(
         build_id = %build,
         slot = row.slot.0,
         pid = machine.pid(),
+        was_waiting,
         checked_us = checked_at.as_micros() as u64,
         placed_us = placed_at.as_micros() as u64,
         running_us = running_at.as_micros() as u64,
+        vmm_us = machine.vmm_time().as_micros() as u64,
         answered_us = started.elapsed().as_micros() as u64,
         "Restored"
     );

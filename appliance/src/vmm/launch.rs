@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use uffd_engine::control;
 use uffd_engine::sys::process::die_with_parent;
 
+use super::cgroup::Cgroup;
 use crate::sys::tap;
 
 /// Where every VMM finds its disk.
@@ -71,6 +72,8 @@ pub struct Launch {
     pub mounts: Vec<Mount>,
     /// A tap device of the namespace, and who may use it without privilege.
     pub tap_owner: Option<(String, u32)>,
+    /// The control group to be in.
+    pub cgroup: Option<Cgroup>,
 }
 
 impl Mount {
@@ -165,6 +168,10 @@ fn prepare(launch: &Launch, fds: &[OwnedFd]) -> Result<(), (String, io::Error)> 
         let step = step.to_owned();
         move |error: io::Error| (step, error)
     };
+    if let Some(cgroup) = &launch.cgroup {
+        // Before anything is used that should count.
+        cgroup.enter().map_err(at("entering its control group"))?;
+    }
     match &launch.namespace {
         Some(namespace) => {
             let namespace = File::open(namespace).map_err(at("opening the network namespace"))?;

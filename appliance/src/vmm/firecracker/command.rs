@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 use crate::network::address::TAP;
 use crate::vmm::Place;
+use crate::vmm::cgroup::Cgroup;
 use crate::vmm::launch::{Launch, Mount};
 
 /// Everything of a jail besides memory that is saved: the program, above all.
@@ -62,6 +63,8 @@ pub(super) struct Parts<'a> {
     pub(super) namespace: Option<&'a Path>,
     /// What a save may take.
     pub(super) memory_bytes: u64,
+    /// The control group; a probe has none.
+    pub(super) cgroup: Option<&'a Cgroup>,
 }
 
 impl Layout {
@@ -96,6 +99,21 @@ impl Layout {
     /// A file of the host's directory as the VMM finds it.
     pub(super) fn inside(&self, name: &str) -> PathBuf {
         self.dir_inside.join(name)
+    }
+
+    /// Where the device state to load is, on the host.
+    pub(super) fn state(&self) -> PathBuf {
+        self.dir.join(STATE)
+    }
+
+    /// Where the VMM writes, as it finds it.
+    pub(super) fn save_dir(&self) -> &Path {
+        &self.save_inside
+    }
+
+    /// How much it may write for a guest of this size.
+    pub(super) const fn save_bytes(memory_bytes: u64) -> u64 {
+        memory_bytes + STATE_BYTES
     }
 
     /// A file that the VMM writes, as it finds it.
@@ -170,11 +188,12 @@ impl Layout {
             mounts: self.mounts(parts),
             tap_owner: (self.user != 0 && parts.namespace.is_some())
                 .then(|| (TAP.to_owned(), self.user)),
+            cgroup: parts.cgroup.cloned(),
         }
     }
 
     fn mounts(&self, parts: &Parts<'_>) -> Vec<Mount> {
-        let save_bytes = parts.memory_bytes + STATE_BYTES;
+        let save_bytes = Self::save_bytes(parts.memory_bytes);
         let tmpfs = |at: PathBuf, bytes, owner| Mount::Tmpfs { at, bytes, owner };
         let Some(root) = &self.jail else {
             let mut mounts = vec![tmpfs(self.save_inside.clone(), save_bytes, 0)];
@@ -222,6 +241,7 @@ mod tests {
             disk: Some(Path::new("/data/disk")),
             namespace: Some(Path::new("/run/netns/x")),
             memory_bytes: 256 << 20,
+            cgroup: None,
         }
     }
 

@@ -17,6 +17,7 @@ mod api;
 mod bodies;
 mod command;
 mod machine;
+mod prepared;
 pub mod probe;
 pub mod probe_guest;
 
@@ -30,9 +31,11 @@ use http_api::wire::VmmInfo;
 use uffd_engine::Tracking;
 
 pub use command::Jailer;
-use command::{HANDOFF, Layout, Parts, STATE};
-use machine::{FirecrackerMachine, MemorySource};
+use command::{HANDOFF, Layout, Parts};
+use machine::{FirecrackerMachine, MemorySource, write_state};
+use prepared::PreparedFirecracker;
 
+use super::prepared::{Berth, Prepared};
 use super::{Driver, GuestShape, Machine, Place, Restore, VmmError, kernel_image};
 
 /// Whether a device state is had without memory.
@@ -100,6 +103,11 @@ impl Driver for Firecracker {
         &self.state_format
     }
 
+    /// Its threads' own, and in a jail the program's file.
+    fn overhead_mb(&self) -> u64 {
+        128
+    }
+
     /// Its userfaultfd is opened for removals only; the engine registers it again.
     fn tracking(&self) -> Tracking {
         Tracking::Events
@@ -119,6 +127,7 @@ impl Driver for Firecracker {
             disk: Some(&place.disk),
             namespace: Some(&place.namespace),
             memory_bytes: shape.memory_bytes(),
+            cgroup: place.cgroup.as_ref(),
         };
         let layout = self.layout(place);
         let mut machine = FirecrackerMachine::start(self, &place.name, layout, &parts).await?;
@@ -135,8 +144,8 @@ impl Driver for Firecracker {
         restore: Restore<'_>,
     ) -> Result<Box<dyn Machine>, VmmError> {
         let layout = self.layout(place);
-        let state = layout.dir.join(STATE);
-        fs::write(&state, &restore.state).map_err(|source| VmmError::Start {
+        let state = layout.state();
+        write_state(&layout, &restore.state).map_err(|source| VmmError::Start {
             name: place.name.clone(),
             source,
         })?;
@@ -146,6 +155,7 @@ impl Driver for Firecracker {
             disk: Some(&place.disk),
             namespace: Some(&place.namespace),
             memory_bytes: shape.memory_bytes(),
+            cgroup: place.cgroup.as_ref(),
         };
         let mut machine = FirecrackerMachine::start(self, &place.name, layout, &parts).await?;
         machine
@@ -153,5 +163,10 @@ impl Driver for Firecracker {
             .await?;
         let _ = fs::remove_file(&state);
         Ok(Box::new(machine))
+    }
+
+    async fn prepare(&self, berth: &Berth) -> Result<Option<Box<dyn Prepared>>, VmmError> {
+        let prepared = PreparedFirecracker::start(self, berth).await?;
+        Ok(Some(Box::new(prepared)))
     }
 }

@@ -205,6 +205,7 @@ impl Probe<'_> {
             disk: None,
             namespace: None,
             memory_bytes: shape.memory_bytes(),
+            cgroup: None,
         };
         let mut machine = FirecrackerMachine::start(firecracker, NAME, layout(), &parts)
             .await
@@ -319,6 +320,7 @@ impl Probe<'_> {
             disk: None,
             namespace: None,
             memory_bytes: shape.memory_bytes(),
+            cgroup: None,
         };
         let layout = Layout::new(self.run_dir, 0, self.program, self.jailer.as_ref());
         let mut machine = FirecrackerMachine::start(firecracker, NAME, layout, &parts).await?;

@@ -146,6 +146,7 @@ pub fn launch(
         namespace: Some(place.namespace.clone()),
         mounts: vec![Mount::disk(&place.disk)],
         tap_owner: None,
+        cgroup: place.cgroup.clone(),
     }
 }
 
@@ -171,6 +172,7 @@ mod tests {
             run_dir: "/run/x".into(),
             namespace: "/run/netns/x".into(),
             disk: "/data/disk".into(),
+            cgroup: None,
         }
     }
 

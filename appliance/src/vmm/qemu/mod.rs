@@ -42,6 +42,14 @@ impl Driver for Qemu {
         &self.state_format
     }
 
+    /// Its devices' buffers; and what it has translated, of which it keeps a GiB.
+    fn overhead_mb(&self) -> u64 {
+        match self.accelerator {
+            Accelerator::Kvm => 512,
+            Accelerator::Tcg => 2048,
+        }
+    }
+
     /// The preload library asks for it when it opens the userfaultfd.
     fn tracking(&self) -> Tracking {
         Tracking::Kernel

@@ -82,6 +82,7 @@ fn answer(request: &Request, guest: &Guest, metadata: &Mutex<Value>) -> (u16, Va
 fn end(how: u64) -> ! {
     match how {
         0 => println!("reboot: Power down"),
+        2 => println!("reboot: Restarting system"),
         1 => println!("[    1.0] Kernel panic - not syncing: for a test"),
         _ => {
             let signal = nix::sys::signal::Signal::try_from(how as i32).unwrap();

@@ -1,0 +1,373 @@
+//! VMMs that wait for sandboxes, in the slots that wait: a thread that starts them and takes them
+//! down, and the handle from which a restore claims one without waiting for that thread.
+//!
+//! ```text
+//!   slot waits ─▶ started ─▶ waits ─▶ claimed by the restore that has the slot: its directory
+//!                              │      gets the sandbox's name
+//!                              ├─▶ ended: the slot is taken down, or boots a guest
+//!                              └─▶ died: replaced
+//! ```
+//!
+//! None is handed out that has ended, or that sits in a namespace which is no longer its slot's. After
+//! a daemon's sudden end they are found in the namespaces of its slots, as all VMMs are.
+
+mod plan;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use futures_util::future::select_all;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use parking_lot::Mutex;
+use prometheus_client::metrics::counter::Counter;
+use tokio::sync::Notify;
+
+use super::Driver;
+use super::cgroup::{Cgroup, Cgroups};
+use super::prepared::{Berth, Prepared};
+use super::process;
+use crate::host::remove_dir;
+use crate::network::{Slot, SlotIndex, Slots};
+use plan::Step;
+
+/// After one could not be started or died; doubled each time, up to a hundred times as long.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// The directory of their directories, in the daemon's.
+pub const DIRECTORY: &str = "ready";
+
+/// One that waits.
+struct Waiting {
+    prepared: Box<dyn Prepared>,
+    cgroup: Option<Cgroup>,
+    namespace: Namespace,
+    dir: PathBuf,
+}
+
+/// Device and inode of a namespace, by which it is told from a later one of the same name.
+type Namespace = (u64, u64);
+
+fn identity(namespace: &Path) -> io::Result<Namespace> {
+    let found = fs::metadata(namespace)?;
+    Ok((found.dev(), found.ino()))
+}
+
+/// What became of VMMs that waited, for metrics.
+#[derive(Clone, Debug, Default)]
+pub struct Counts {
+    /// Restores that found one.
+    pub claimed: Counter,
+    /// Restores that found none.
+    pub missing: Counter,
+    /// Those that died, or whose slot was another by then.
+    pub lost: Counter,
+}
+
+/// One that was claimed.
+pub struct Claimed {
+    /// The VMM.
+    pub prepared: Box<dyn Prepared>,
+    /// The control group that it is in, without limits.
+    pub cgroup: Option<Cgroup>,
+}
+
+/// A handle to them.
+#[derive(Clone)]
+pub struct ReadyVmms {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    driver: Arc<dyn Driver>,
+    cgroups: Option<Cgroups>,
+    /// Each of them has a directory here, with a number that no other gets.
+    dir: PathBuf,
+    limit: usize,
+    waiting: Mutex<BTreeMap<SlotIndex, Waiting>>,
+    counts: Counts,
+    closing: AtomicBool,
+    closed: Notify,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl ReadyVmms {
+    /// From now on keeps a VMM of this driver in each slot that waits: in so many of those for
+    /// new sandboxes, and in as many of those that paused ones gave back.
+    ///
+    /// # Errors
+    /// The directory or the thread can't be made.
+    pub fn start(
+        (driver, cgroups): (Arc<dyn Driver>, Option<Cgroups>),
+        slots: Slots,
+        run_dir: &Path,
+        limit: usize,
+        counts: Counts,
+    ) -> io::Result<Self> {
+        let dir = run_dir.join(DIRECTORY);
+        let inner = Arc::new(Inner {
+            driver,
+            cgroups,
+            dir,
+            limit,
+            waiting: Mutex::default(),
+            counts,
+            closing: AtomicBool::new(false),
+            closed: Notify::new(),
+            thread: Mutex::default(),
+        });
+        if limit > 0 {
+            fs::create_dir_all(&inner.dir)?;
+            let keeper = Keeper {
+                inner: inner.clone(),
+                slots,
+                number: 0,
+            };
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            let thread = std::thread::Builder::new().name("ready-vmms".into());
+            let thread = thread.spawn(move || runtime.block_on(keeper.run()))?;
+            *inner.thread.lock() = Some(thread);
+        }
+        Ok(Self { inner })
+    }
+
+    /// How many wait.
+    #[must_use]
+    pub fn depth(&self) -> usize {
+        self.inner.waiting.lock().len()
+    }
+
+    /// The VMM that waits in a slot which its sandbox has taken, if this driver can restore with
+    /// it; its directory is `run_dir` then, which has to be empty.
+    #[must_use]
+    pub fn claim(
+        &self,
+        slot: &Slot,
+        driver: &Arc<dyn Driver>,
+        run_dir: &Path,
+    ) -> Option<Claimed> {
+        let inner = &self.inner;
+        if inner.limit == 0 {
+            return None;
+        }
+        let Some(waiting) = inner.waiting.lock().remove(&slot.index) else {
+            inner.counts.missing.inc();
+            return None;
+        };
+        let problem = if !std::ptr::addr_eq(Arc::as_ptr(driver), Arc::as_ptr(&inner.driver)) {
+            Some("the build needs another VMM")
+        } else if has_ended(waiting.prepared.pidfd()) {
+            Some("it has ended")
+        } else if identity(&slot.namespace).ok() != Some(waiting.namespace) {
+            Some("its slot is another now")
+        } else if fs::rename(&waiting.dir, run_dir).is_err() {
+            Some("its directory can't be moved")
+        } else {
+            None
+        };
+        match problem {
+            None => {
+                inner.counts.claimed.inc();
+                Some(Claimed {
+                    prepared: waiting.prepared,
+                    cgroup: waiting.cgroup,
+                })
+            }
+            Some(problem) => {
+                tracing::warn!(slot = slot.index.0, problem, "A waiting VMM is of no use");
+                inner.counts.lost.inc();
+                discard(waiting);
+                None
+            }
+        }
+    }
+
+    /// Ends the VMM that waits in a slot, because something else is to run there.
+    pub fn dismiss(&self, slot: SlotIndex) {
+        let waiting = self.inner.waiting.lock().remove(&slot);
+        if let Some(waiting) = waiting {
+            discard(waiting);
+        }
+    }
+
+    /// None is started any more; those that wait stay.
+    pub fn close(&self) {
+        self.inner.closing.store(true, Ordering::Release);
+        self.inner.closed.notify_one();
+    }
+
+    /// Ends those that wait, and the thread.
+    pub fn end(&self) {
+        self.close();
+        let thread = self.inner.thread.lock().take();
+        if thread.is_some_and(|thread| thread.join().is_err()) {
+            tracing::warn!("The thread of waiting VMMs panicked");
+        }
+        let waiting = std::mem::take(&mut *self.inner.waiting.lock());
+        for (_, waiting) in waiting {
+            end(waiting);
+        }
+        remove_dir(&self.inner.dir);
+    }
+}
+
+fn end(waiting: Waiting) {
+    // Its process first: it may still write there.
+    drop(waiting.prepared);
+    remove_dir(&waiting.dir);
+}
+
+/// Off the calling thread: a process takes a while to end.
+fn discard(waiting: Waiting) {
+    tokio::task::spawn_blocking(move || end(waiting));
+}
+
+fn has_ended(pidfd: BorrowedFd<'_>) -> bool {
+    let mut fds = [PollFd::new(pidfd, PollFlags::POLLIN)];
+    poll(&mut fds, PollTimeout::ZERO) != Ok(0)
+}
+
+/// What the thread has.
+struct Keeper {
+    inner: Arc<Inner>,
+    slots: Slots,
+    number: u64,
+}
+
+impl Keeper {
+    async fn run(mut self) {
+        let mut failures = 0u32;
+        while !self.inner.closing.load(Ordering::Acquire) {
+            if self.remove_ended() {
+                failures = failures.saturating_add(1);
+            }
+            if failures > 0 {
+                // Whatever it is may last: no memory, a program that is being replaced.
+                let pause = PAUSE * (1 << (failures - 1).min(6));
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => {}
+                    () = self.inner.closed.notified() => continue,
+                }
+            }
+            let wanted = self.slots.waiting(self.inner.limit);
+            let have: Vec<SlotIndex> = self.inner.waiting.lock().keys().copied().collect();
+            let indexes: Vec<SlotIndex> = wanted.iter().map(|slot| slot.index).collect();
+            match plan::next(&indexes, &have) {
+                None => {
+                    failures = 0;
+                    self.something_changes().await;
+                }
+                Some(Step::End(index)) => {
+                    let surplus = self.inner.waiting.lock().remove(&index);
+                    surplus.into_iter().for_each(end);
+                }
+                Some(Step::Start(index)) => {
+                    let slot = wanted.iter().find(|slot| slot.index == index);
+                    let slot = slot.expect("it is one of the wanted");
+                    match self.start(slot).await {
+                        Ok(true) => failures = 0,
+                        Ok(false) => return,
+                        Err(reason) => {
+                            failures = failures.saturating_add(1);
+                            tracing::warn!(slot = index.0, reason, failures, "No VMM ahead");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Starts one; false if this driver's don't wait.
+    async fn start(&mut self, slot: &Slot) -> Result<bool, String> {
+        self.number += 1;
+        let dir = self.inner.dir.join(self.number.to_string());
+        let started = async {
+            let namespace = identity(&slot.namespace).map_err(|error| error.to_string())?;
+            fs::create_dir_all(&dir).map_err(|error| error.to_string())?;
+            // No sandbox has a dot in its name.
+            let group = format!("ready.{}", self.number);
+            let cgroup = self.inner.cgroups.as_ref().map(|all| all.make(&group));
+            let berth = Berth {
+                slot: slot.index.0,
+                run_dir: dir.clone(),
+                namespace: slot.namespace.clone(),
+                cgroup: cgroup.transpose().map_err(|error| error.to_string())?,
+            };
+            let prepared = self.inner.driver.prepare(&berth).await;
+            if !matches!(prepared, Ok(Some(_))) {
+                berth.cgroup.iter().for_each(Cgroup::remove);
+            }
+            let prepared = prepared.map_err(|error| uffd_engine::chain(&error))?;
+            Ok(prepared.map(|prepared| Waiting {
+                prepared,
+                cgroup: berth.cgroup,
+                namespace,
+                dir: berth.run_dir,
+            }))
+        };
+        match started.await {
+            Ok(Some(waiting)) => {
+                // Whose slot was taken meanwhile is ended with the next step.
+                self.inner.waiting.lock().insert(slot.index, waiting);
+                Ok(true)
+            }
+            Ok(None) => {
+                remove_dir(&dir);
+                Ok(false)
+            }
+            Err(reason) => {
+                remove_dir(&dir);
+                Err(reason)
+            }
+        }
+    }
+
+    /// Takes out those that have died; whether there were any.
+    fn remove_ended(&self) -> bool {
+        let ended: Vec<(SlotIndex, Waiting)> = {
+            let mut waiting = self.inner.waiting.lock();
+            let ended = waiting.extract_if(.., |_, one| has_ended(one.prepared.pidfd()));
+            ended.collect()
+        };
+        let any = !ended.is_empty();
+        for (slot, waiting) in ended {
+            tracing::warn!(slot = slot.0, "A waiting VMM has ended");
+            self.inner.counts.lost.inc();
+            end(waiting);
+        }
+        any
+    }
+
+    /// Waits until a slot is built or taken, a VMM ends, or all is over.
+    async fn something_changes(&self) {
+        let pidfds: Vec<_> = {
+            let waiting = self.inner.waiting.lock();
+            let pidfds = waiting.values().map(|one| one.prepared.pidfd());
+            pidfds.filter_map(|fd| fd.try_clone_to_owned().ok()).collect()
+        };
+        let any_ends = async {
+            if pidfds.is_empty() {
+                return std::future::pending().await;
+            }
+            let ends = pidfds.iter().map(|pidfd| {
+                use std::os::fd::AsFd;
+                Box::pin(process::ended(pidfd.as_fd()))
+            });
+            select_all(ends).await;
+        };
+        tokio::select! {
+            () = self.slots.changed() => {}
+            () = self.inner.closed.notified() => {}
+            () = any_ends => {}
+        }
+    }
+}
