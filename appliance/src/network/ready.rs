@@ -40,6 +40,8 @@ pub(super) struct Ready {
     owned: BTreeSet<SlotIndex>,
     /// Those of `built` that sandboxes gave back, the oldest first.
     kept: VecDeque<SlotIndex>,
+    /// Those that were taken, and not put back since.
+    in_use: BTreeSet<SlotIndex>,
     /// Told when others wait than before.
     changed: Arc<Notify>,
 }
@@ -53,6 +55,7 @@ impl Ready {
             built: BTreeMap::new(),
             owned: BTreeSet::new(),
             kept: VecDeque::new(),
+            in_use: BTreeSet::new(),
             changed: Arc::default(),
         }
     }
@@ -60,6 +63,11 @@ impl Ready {
     /// Tells one listener that others wait than before.
     pub(super) fn changed(&self) -> Arc<Notify> {
         self.changed.clone()
+    }
+
+    /// Whether a sandbox has taken it.
+    pub(super) fn is_in_use(&self, index: SlotIndex) -> bool {
+        self.in_use.contains(&index)
     }
 
     /// Those that wait: so many of the free ones, the next to be taken first, then as many of the
@@ -82,6 +90,7 @@ impl Ready {
     /// A sandbox takes its slot, or has to wait until it is built.
     pub(super) fn take(&mut self, index: SlotIndex) -> Option<Slot> {
         self.owned.insert(index);
+        self.in_use.insert(index);
         self.kept.retain(|kept| *kept != index);
         self.changed.notify_one();
         self.built.remove(&index)
@@ -89,6 +98,7 @@ impl Ready {
 
     /// A slot is built: ahead, or cleaned after it was given back.
     pub(super) fn put(&mut self, slot: Slot) {
+        self.in_use.remove(&slot.index);
         if self.owned.contains(&slot.index) {
             self.kept.push_back(slot.index);
         }
@@ -99,6 +109,8 @@ impl Ready {
     /// Its sandbox is gone, so the index is free.
     pub(super) fn release(&mut self, index: SlotIndex) {
         self.owned.remove(&index);
+        self.in_use.remove(&index);
+        self.changed.notify_one();
         self.kept.retain(|kept| *kept != index);
     }
 
@@ -187,8 +199,10 @@ mod tests {
         assert!(fill(&mut ready).is_empty(), "nothing before it is open");
         ready.open(3, [SlotIndex(0), SlotIndex(2)]);
         assert_eq!(fill(&mut ready), [1, 3, 4]);
+        assert!(!ready.is_in_use(SlotIndex(1)));
         assert_eq!(ready.take(SlotIndex(1)), Some(slot(1)));
         assert_eq!(ready.take(SlotIndex(1)), None, "it is in use");
+        assert!(ready.is_in_use(SlotIndex(1)));
         assert_eq!(fill(&mut ready), [5]);
         assert_eq!(ready.surplus(), None);
     }

@@ -104,6 +104,12 @@ impl Slots {
         self.ready.lock().waiting(limit)
     }
 
+    /// Whether a sandbox has taken it and not given it back.
+    #[must_use]
+    pub fn is_in_use(&self, index: SlotIndex) -> bool {
+        self.ready.lock().is_in_use(index)
+    }
+
     /// Waits until others wait than before. For one listener.
     pub async fn changed(&self) {
         let changed = self.ready.lock().changed();

@@ -260,6 +260,9 @@ impl Keeper {
             }
             let wanted = self.slots.waiting(self.inner.limit);
             let have: Vec<SlotIndex> = self.inner.waiting.lock().keys().copied().collect();
+            // Whoever has taken a slot is about to claim its VMM, or to dismiss it.
+            let in_use = |index: &SlotIndex| self.slots.is_in_use(*index);
+            let have: Vec<SlotIndex> = have.into_iter().filter(|index| !in_use(index)).collect();
             let indexes: Vec<SlotIndex> = wanted.iter().map(|slot| slot.index).collect();
             match plan::next(&indexes, &have) {
                 None => {
@@ -316,7 +319,7 @@ impl Keeper {
         };
         match started.await {
             Ok(Some(waiting)) => {
-                // Whose slot was taken meanwhile is ended with the next step.
+                // Whose slot was taken meanwhile waits until that is given back.
                 self.inner.waiting.lock().insert(slot.index, waiting);
                 Ok(true)
             }
