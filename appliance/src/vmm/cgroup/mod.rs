@@ -113,7 +113,7 @@ impl Cgroups {
             .collect()
     }
 
-    /// Removes a group in which nothing is.
+    /// Removes a group that may be there.
     pub fn remove(&self, name: &str) {
         remove(&self.dir.join(name));
     }
@@ -195,7 +195,7 @@ impl Cgroup {
         number_in(&events, "oom_kill")
     }
 
-    /// Removes it, if nothing is in it.
+    /// Removes it, and ends what the process it was for has left in it.
     pub fn remove(&self) {
         remove(&self.dir);
     }
@@ -214,7 +214,11 @@ pub fn end_left_over(cgroups: &Cgroups) -> io::Result<usize> {
 }
 
 fn remove(dir: &Path) {
-    match fs::remove_dir(dir) {
+    let removed = match fs::remove_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => end(dir),
+        removed => removed,
+    };
+    match removed {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             tracing::warn!(group = %dir.display(), %error, "A control group is left over");
         }

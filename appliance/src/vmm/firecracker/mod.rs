@@ -17,6 +17,8 @@ mod api;
 mod bodies;
 mod command;
 mod machine;
+#[cfg(test)]
+mod openapi;
 mod prepared;
 pub mod probe;
 pub mod probe_guest;
