@@ -195,7 +195,10 @@ async fn assemble(config: &Config) -> Result<(Arc<Host>, Vec<Cell>)> {
     let left = confinement.end_left_over();
     let left = left.context("Ending left-over VMMs by their control groups")?;
     if left > 0 {
-        tracing::warn!(groups = left, "Removed the control groups of an earlier run");
+        tracing::warn!(
+            groups = left,
+            "Removed the control groups of an earlier run"
+        );
     }
     let rows = recovery::recover(config, &catalogue, &store, &slots, &events).await?;
     slots.keep_ready(network.ready_slots, rows.iter().map(|row| row.slot));

@@ -86,7 +86,9 @@ fn groups_hold_processes(cgroups: &Cgroups, busybox: &str, applet: &[&str]) {
     on_a_runtime(async {
         let group = cgroups.make("one").unwrap();
         group.limit(&limits(64)).unwrap();
-        let process = Started::start(&launch(busybox, applet, &group), &[]).await.unwrap();
+        let process = Started::start(&launch(busybox, applet, &group), &[])
+            .await
+            .unwrap();
         let members = fs::read_to_string(group.dir().join("cgroup.procs")).unwrap();
         let process = process.watch().unwrap();
         assert_eq!(members.trim(), process.pid().to_string());
@@ -96,7 +98,9 @@ fn groups_hold_processes(cgroups: &Cgroups, busybox: &str, applet: &[&str]) {
 
         // Whoever dies without letting go leaves it to the next one.
         let group = cgroups.make("two").unwrap();
-        let process = VmmProcess::start(&launch(busybox, applet, &group), &[]).await.unwrap();
+        let process = VmmProcess::start(&launch(busybox, applet, &group), &[])
+            .await
+            .unwrap();
         let pidfd = pidfd_open(process.pid()).unwrap();
         std::mem::forget(process);
         let reaping = async { ended(pidfd.as_fd()).await };
@@ -170,7 +174,9 @@ fn ends_are_told_apart(cgroups: &Cgroups) {
     on_a_runtime(async {
         let sleep = launch("/bin/busybox", &["sleep", "600"], &one);
         let mut first = VmmProcess::start(&sleep, &[]).await.unwrap();
-        let mut second = VmmProcess::start(&launch("/bin/busybox", hog, &other), &[]).await.unwrap();
+        let mut second = VmmProcess::start(&launch("/bin/busybox", hog, &other), &[])
+            .await
+            .unwrap();
         assert_eq!(exit(&mut second).await, Exit::OutOfMemory);
         let pidfd = pidfd_open(first.pid()).unwrap();
         pidfd_signal(pidfd.as_fd(), libc::SIGKILL).unwrap();

@@ -464,10 +464,9 @@ fn a_guest_that_neither_is_saved_nor_goes_on_fails_and_its_last_build_stays() {
         api.create("one", "base");
         let build = api.pause("one").expect(200)["build"].clone();
         api.resume("one").expect(200);
-        subject.fake.fail_at_all(&[
-            ("PUT /snapshot/create", save),
-            ("PATCH /vm Resumed", fault),
-        ]);
+        subject
+            .fake
+            .fail_at_all(&[("PUT /snapshot/create", save), ("PATCH /vm Resumed", fault)]);
         api.pause("one").expect(500);
         subject.fake.heal();
         let sandbox = api.sandbox("one").expect(200);

@@ -46,7 +46,9 @@ fn waiting(subject: &Subject) -> Vec<Process> {
 fn metric(daemon: &Daemon, name: &str) -> u64 {
     let text = daemon.api.get("/metrics").expect(200);
     let text = text.as_str().unwrap().to_owned();
-    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     let line = line.unwrap_or_else(|| panic!("no {name} in:\n{text}"));
     line.parse().unwrap()
 }
@@ -113,7 +115,10 @@ fn restores_find_a_vmm_that_waits() {
     subject.daemon.api.delete_all();
     subject.daemon.stop();
     assert_eq!(subject.place.leftovers(), Vec::<String>::new());
-    assert_eq!(subject.place.leftovers_of_the_daemon(), Vec::<String>::new());
+    assert_eq!(
+        subject.place.leftovers_of_the_daemon(),
+        Vec::<String>::new()
+    );
 }
 
 #[test]
@@ -139,7 +144,10 @@ fn one_that_died_is_replaced_and_handed_to_nobody() {
     assert_eq!(metric(&subject.daemon, "thaw_vmms_lost_total"), 9);
     subject.daemon.api.delete_all();
     subject.daemon.stop();
-    assert_eq!(subject.place.leftovers_of_the_daemon(), Vec::<String>::new());
+    assert_eq!(
+        subject.place.leftovers_of_the_daemon(),
+        Vec::<String>::new()
+    );
 }
 
 #[test]
@@ -170,7 +178,10 @@ fn one_that_fails_its_restore_leaves_the_sandbox_paused() {
     assert_eq!(metric(&subject.daemon, "thaw_vmms_claimed_total"), 9);
     subject.daemon.api.delete_all();
     subject.daemon.stop();
-    assert_eq!(subject.place.leftovers_of_the_daemon(), Vec::<String>::new());
+    assert_eq!(
+        subject.place.leftovers_of_the_daemon(),
+        Vec::<String>::new()
+    );
 }
 
 #[test]
@@ -182,9 +193,16 @@ fn those_of_a_killed_daemon_are_gone_when_the_next_one_is_there() {
     let hash = inside.hash();
     subject.daemon.api.pause("one").expect(200);
     wait_until_ready(&subject, 3);
-    let old: Vec<i32> = waiting(&subject).iter().map(|process| process.pid).collect();
+    let old: Vec<i32> = waiting(&subject)
+        .iter()
+        .map(|process| process.pid)
+        .collect();
     assert_eq!(old.len(), 3, "{old:?}");
-    let Subject { place, fake, daemon } = subject;
+    let Subject {
+        place,
+        fake,
+        daemon,
+    } = subject;
     daemon.kill();
     let subject = Subject {
         daemon: Daemon::start(&place),
@@ -194,14 +212,20 @@ fn those_of_a_killed_daemon_are_gone_when_the_next_one_is_there() {
     wait_until_ready(&subject, 2);
     let new = waiting(&subject);
     assert_eq!(new.len(), 2, "{new:?}");
-    assert!(new.iter().all(|process| !old.contains(&process.pid)), "{new:?}");
+    assert!(
+        new.iter().all(|process| !old.contains(&process.pid)),
+        "{new:?}"
+    );
     let dirs = support::place::names(&subject.place.run.join("ready"));
     assert_eq!(dirs.len(), 2, "{dirs:?}");
     subject.daemon.api.resume("one").expect(200);
     assert_eq!(inside.hash(), hash);
     subject.daemon.api.delete_all();
     subject.daemon.stop();
-    assert_eq!(subject.place.leftovers_of_the_daemon(), Vec::<String>::new());
+    assert_eq!(
+        subject.place.leftovers_of_the_daemon(),
+        Vec::<String>::new()
+    );
 }
 
 #[test]
@@ -210,7 +234,10 @@ fn none_wait_where_none_are_configured() {
     let place = place("trnone", 184);
     let with_none = [
         ("ready_slots = 0", "ready_slots = 2"),
-        ("driver = \"firecracker\"", "driver = \"firecracker\"\nready_processes = 0"),
+        (
+            "driver = \"firecracker\"",
+            "driver = \"firecracker\"\nready_processes = 0",
+        ),
     ];
     place.reconfigure(&with_none);
     let subject = Subject::start_in(place, Kind::USUAL, PLAYER);

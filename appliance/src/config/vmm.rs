@@ -102,15 +102,31 @@ impl VmmConfig {
             return Err(("vmm.command_timeout_s".into(), problem));
         }
         let ranges = [
-            ("vmm.ready_processes", self.ready_processes.map(|n| n as u64), 0..=4096),
-            ("vmm.memory_overhead_mb", self.memory_overhead_mb, 0..=1 << 20),
+            (
+                "vmm.ready_processes",
+                self.ready_processes.map(|n| n as u64),
+                0..=4096,
+            ),
+            (
+                "vmm.memory_overhead_mb",
+                self.memory_overhead_mb,
+                0..=1 << 20,
+            ),
             ("vmm.cpu_weight", Some(self.cpu_weight.into()), 1..=10_000),
-            ("vmm.cpu_max_percent", self.cpu_max_percent.map(u64::from), 1..=100_000),
+            (
+                "vmm.cpu_max_percent",
+                self.cpu_max_percent.map(u64::from),
+                1..=100_000,
+            ),
             ("vmm.pids_max", Some(self.pids_max.into()), 16..=1 << 20),
         ];
         for (key, value, range) in ranges {
             if let Some(value) = value.filter(|value| !range.contains(value)) {
-                let problem = format!("is {value}; {} to {} are possible", range.start(), range.end());
+                let problem = format!(
+                    "is {value}; {} to {} are possible",
+                    range.start(),
+                    range.end()
+                );
                 return Err((key.into(), problem));
             }
         }

@@ -164,9 +164,21 @@ impl Metrics {
         let waiting = self.vmms_waiting.clone();
         r.register("vmms_waiting", "VMMs that are started and wait", waiting);
         for (name, help, counter) in [
-            ("vmms_claimed", "Restores that found a VMM waiting", &self.vmms.claimed),
-            ("vmms_missing", "Restores that found none", &self.vmms.missing),
-            ("vmms_lost", "Waiting VMMs that died or lost their slot", &self.vmms.lost),
+            (
+                "vmms_claimed",
+                "Restores that found a VMM waiting",
+                &self.vmms.claimed,
+            ),
+            (
+                "vmms_missing",
+                "Restores that found none",
+                &self.vmms.missing,
+            ),
+            (
+                "vmms_lost",
+                "Waiting VMMs that died or lost their slot",
+                &self.vmms.lost,
+            ),
         ] {
             r.register(name, help, counter.clone());
         }

@@ -74,7 +74,9 @@ impl Ready {
     /// kept ones, the newest first.
     pub(super) fn waiting(&self, limit: usize) -> Vec<Slot> {
         let free = self.built.values();
-        let free = free.filter(|slot| !self.owned.contains(&slot.index)).take(limit);
+        let free = free
+            .filter(|slot| !self.owned.contains(&slot.index))
+            .take(limit);
         let kept = self.kept.iter().rev().take(limit);
         free.chain(kept.filter_map(|index| self.built.get(index)))
             .cloned()

@@ -57,11 +57,16 @@ async fn try_restore(
     parts: &mut Parts,
 ) -> Result<(), OperationError> {
     let started = Instant::now();
-    let (checked, working_set) = check(host, build).await?;
-    let checked_at = started.elapsed();
-    let driver = host.drivers.for_build(&checked.build.manifest().vmm)?;
+    // What is wrong with a build is found while its place is made, which is given back then.
     let disk = Source::Build(host.store.path(&build));
-    let (mut place, slot) = make_place(host, row, disk).await?;
+    let checking = async {
+        let checked = check(host, build).await;
+        (checked, started.elapsed())
+    };
+    let ((checked, checked_at), made) = tokio::join!(checking, make_place(host, row, disk));
+    let (checked, working_set) = checked?;
+    let driver = host.drivers.for_build(&checked.build.manifest().vmm)?;
+    let (mut place, slot) = made?;
     let waiting = host.ready.claim(&slot, driver, &place.run_dir);
     let was_waiting = waiting.is_some();
     let (waiting, cgroup) = waiting.map(|it| (it.prepared, it.cgroup)).unzip();

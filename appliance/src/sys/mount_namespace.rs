@@ -68,10 +68,7 @@ pub fn attach(mount: BorrowedFd<'_>, at: &Path) -> io::Result<()> {
 ///
 /// # Panics
 /// There is no way back: the thread would go on with another's files.
-pub fn within<T>(
-    process: BorrowedFd<'_>,
-    inside: impl FnOnce() -> io::Result<T>,
-) -> io::Result<T> {
+pub fn within<T>(process: BorrowedFd<'_>, inside: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     let place = |path: &str| {
         File::options()
             .read(true)

@@ -65,7 +65,9 @@ impl Exit {
         if let Some(line) = last(PANIC) {
             return Self::Panic(line.trim().to_owned());
         }
-        let signal = FIRECRACKER_SIGNALS.iter().find(|(status, _)| *status == code);
+        let signal = FIRECRACKER_SIGNALS
+            .iter()
+            .find(|(status, _)| *status == code);
         match (code, signal) {
             (_, Some((_, signal))) => Self::Signal(*signal),
             (0, None) if OFF.iter().any(|words| last(words).is_some()) => Self::Shutdown,

@@ -51,7 +51,11 @@ impl Limits {
             .cpu_quota_us
             .map_or_else(|| "max".to_owned(), |quota| quota.to_string());
         vec![
-            (Controller::Memory, "memory.max", self.memory_bytes.to_string()),
+            (
+                Controller::Memory,
+                "memory.max",
+                self.memory_bytes.to_string(),
+            ),
             // All of a VMM or nothing: half of one helps nobody.
             (Controller::Memory, "memory.oom.group", "1".to_owned()),
             (Controller::Cpu, "cpu.weight", self.cpu_weight.to_string()),
@@ -75,7 +79,9 @@ mod tests {
         };
         let limits = Limits::of(config, &shape, 128);
         let lines = limits.settings();
-        let lines = lines.iter().map(|(_, file, value)| format!("{file}={value}"));
+        let lines = lines
+            .iter()
+            .map(|(_, file, value)| format!("{file}={value}"));
         lines.collect::<Vec<_>>().join(";")
     }
 

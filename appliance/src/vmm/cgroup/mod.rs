@@ -77,7 +77,10 @@ impl Cgroups {
         let mut controllers = Vec::new();
         for controller in Controller::ALL {
             let enable = |group: &Path| {
-                fs::write(group.join("cgroup.subtree_control"), format!("+{controller}"))
+                fs::write(
+                    group.join("cgroup.subtree_control"),
+                    format!("+{controller}"),
+                )
             };
             match enable(root).and_then(|()| enable(&dir)) {
                 Ok(()) => controllers.push(controller),
@@ -271,7 +274,8 @@ fn number_in(text: &str, name: &str) -> u64 {
     let line = text
         .lines()
         .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    line.and_then(|value| value.trim().parse().ok()).unwrap_or(0)
+    line.and_then(|value| value.trim().parse().ok())
+        .unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -113,7 +113,10 @@ impl FirecrackerMachine {
         let open = open(driver, name, &layout, parts).await?;
         let vmm_time = open.took;
         let machine = Self::over(driver, name, layout, parts.memory_bytes, open).await;
-        machine.map(|machine| Self { vmm_time, ..machine })
+        machine.map(|machine| Self {
+            vmm_time,
+            ..machine
+        })
     }
 
     /// Takes over a process whose API is open.

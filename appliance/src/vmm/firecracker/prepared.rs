@@ -34,7 +34,11 @@ impl PreparedFirecracker {
         let mount_point = || {
             make_dir(&layout)?;
             // A jail's /run is this directory; elsewhere it is the host's, which has one.
-            File::create(layout.dir.join(Path::new(DISK_PATH).file_name().unwrap_or_default()))
+            File::create(
+                layout
+                    .dir
+                    .join(Path::new(DISK_PATH).file_name().unwrap_or_default()),
+            )
         };
         mount_point().map_err(|source| VmmError::Start {
             name: name.clone(),

@@ -149,12 +149,7 @@ impl ReadyVmms {
     /// The VMM that waits in a slot which its sandbox has taken, if this driver can restore with
     /// it; its directory is `run_dir` then, which has to be empty.
     #[must_use]
-    pub fn claim(
-        &self,
-        slot: &Slot,
-        driver: &Arc<dyn Driver>,
-        run_dir: &Path,
-    ) -> Option<Claimed> {
+    pub fn claim(&self, slot: &Slot, driver: &Arc<dyn Driver>, run_dir: &Path) -> Option<Claimed> {
         let inner = &self.inner;
         if inner.limit == 0 {
             return None;
@@ -355,7 +350,9 @@ impl Keeper {
         let pidfds: Vec<_> = {
             let waiting = self.inner.waiting.lock();
             let pidfds = waiting.values().map(|one| one.prepared.pidfd());
-            pidfds.filter_map(|fd| fd.try_clone_to_owned().ok()).collect()
+            pidfds
+                .filter_map(|fd| fd.try_clone_to_owned().ok())
+                .collect()
         };
         let any_ends = async {
             if pidfds.is_empty() {

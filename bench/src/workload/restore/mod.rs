@@ -141,7 +141,10 @@ pub(crate) fn run(config: &config::Restore) -> Result<()> {
             seen.borrow_mut().push((way, took));
             Ok(typical)
         };
-        (way.name().to_owned(), Box::new(once) as Box<dyn FnMut() -> Result<f64>>)
+        (
+            way.name().to_owned(),
+            Box::new(once) as Box<dyn FnMut() -> Result<f64>>,
+        )
     });
     interleaved(config.rounds, ways.into())?;
     // The first round doesn't count.
@@ -186,7 +189,9 @@ fn of_all_rounds(seen: &[(Way, Vec<Took>)]) -> Result<Vec<(String, Percentiles)>
 fn parts(seen: &[(Way, Vec<Took>)]) -> Vec<Part> {
     let by_round = |way: Way, measure: Measure, at: f64| -> Vec<f64> {
         let rounds = seen.iter().filter(|(of, _)| *of == way);
-        rounds.map(|(_, took)| percentile_ms(took, measure.1, at)).collect()
+        rounds
+            .map(|(_, took)| percentile_ms(took, measure.1, at))
+            .collect()
     };
     let compared = |about, measure: Measure| {
         let samples = Way::ALL.map(|way| (way.name().to_owned(), by_round(way, measure, 0.5)));
@@ -201,18 +206,30 @@ fn parts(seen: &[(Way, Vec<Took>)]) -> Vec<Part> {
         let samples = by_round(Way::DriverWaiting, MEASURES[1], at);
         (name.to_owned(), samples)
     };
-    let own = vec![own("with a process waiting, p50", 0.5), own("the same, p99", 0.99)];
+    let own = vec![
+        own("with a process waiting, p50", 0.5),
+        own("the same, p99", 0.99),
+    ];
     vec![
-        compared("p50, from the request to the VMM's word that the guest runs", MEASURES[0]),
+        compared(
+            "p50, from the request to the VMM's word that the guest runs",
+            MEASURES[0],
+        ),
         Part::new(MEASURES[1].0, "what the VMM was not waited for", "ms", own)
             .goal("with a process waiting, p50", Bound::AtMost(1.0))
             .goal("the same, p99", Bound::AtMost(3.0)),
-        compared("p50, from the request to what the guest says on its serial port", MEASURES[2]),
+        compared(
+            "p50, from the request to what the guest says on its serial port",
+            MEASURES[2],
+        ),
     ]
 }
 
 fn percentile_ms(took: &[Took], measure: fn(&Took) -> Duration, at: f64) -> f64 {
-    let mut sorted: Vec<f64> = took.iter().map(|took| measure(took).as_secs_f64() * 1e3).collect();
+    let mut sorted: Vec<f64> = took
+        .iter()
+        .map(|took| measure(took).as_secs_f64() * 1e3)
+        .collect();
     sorted.sort_by(f64::total_cmp);
     let index = ((sorted.len() as f64 * at).ceil() as usize).clamp(1, sorted.len());
     sorted[index - 1]
