@@ -134,11 +134,12 @@ pub(crate) fn run(config: &config::Restore) -> Result<()> {
     launch::prepare_host()?;
     let stage = RefCell::new(Stage::set(config, dir.path())?);
     let seen: RefCell<Vec<(Way, Vec<Took>)>> = RefCell::default();
+    let (stage_of_all, seen_of_all) = (&stage, &seen);
     let ways = Way::ALL.map(|way| {
-        let once = || {
-            let took = stage.borrow_mut().restore(way, config)?;
+        let once = move || {
+            let took = stage_of_all.borrow_mut().restore(way, config)?;
             let typical = percentile_ms(&took, MEASURES[0].1, 0.5);
-            seen.borrow_mut().push((way, took));
+            seen_of_all.borrow_mut().push((way, took));
             Ok(typical)
         };
         (
