@@ -241,6 +241,73 @@ fn a_snapshot_leaves_its_sandbox_running_and_clones_are_their_own() {
 }
 
 #[test]
+fn disks_have_the_limits_of_the_configuration() {
+    needs_fakes!("disks_have_the_limits_of_the_configuration");
+    let place = place("tfdlim", 167);
+    let text = fs::read_to_string(&place.config).unwrap();
+    let limits = "[disks]\nmib_per_s = 8\nops_per_s = 500\n";
+    fs::write(&place.config, format!("{text}{limits}")).unwrap();
+    let subject = Subject::start_in(place, Kind::USUAL, PLAYER);
+    let inside = Inside::of(&subject.daemon.api.create("one", "base"));
+    let bucket = |size: u64| json!({ "size": size, "refill_time": 1000 });
+    let both = json!({ "bandwidth": bucket(8 << 20), "ops": bucket(500) });
+    assert_eq!(inside.call("GET", "/test/disk-limits"), both);
+    subject.daemon.api.pause("one").expect(200);
+    let Subject {
+        place,
+        fake,
+        daemon,
+    } = subject;
+    daemon.stop();
+    // Those of today, not those it was booted with.
+    place.reconfigure(&[("mib_per_s = 8\nops_per_s = 500", "ops_per_s = 70")]);
+    let daemon = Daemon::start(&place);
+    daemon.api.resume("one").expect(200);
+    let one = json!({ "ops": bucket(70) });
+    assert_eq!(inside.call("GET", "/test/disk-limits"), one);
+    Subject {
+        place,
+        fake,
+        daemon,
+    }
+    .end();
+}
+
+#[test]
+fn every_guest_has_a_vsock_of_its_own_and_clones_do() {
+    needs_fakes!("every_guest_has_a_vsock_of_its_own_and_clones_do");
+    let place = place("tfvsoc", 168);
+    let firecracker = "driver = \"firecracker\"";
+    place.reconfigure(&[(firecracker, &format!("{firecracker}\nvsock = true"))]);
+    let subject = Subject::start_in(place, Kind::USUAL, PLAYER);
+    let api = &subject.daemon.api;
+    let connects = |id: &str| {
+        let socket = subject
+            .place
+            .run
+            .join("sandboxes")
+            .join(id)
+            .join("vmm/vsock.sock");
+        std::os::unix::net::UnixStream::connect(&socket).map(drop)
+    };
+    api.create("one", "base");
+    connects("one").unwrap();
+    api.pause("one").expect(200);
+    connects("one").unwrap_err();
+    api.resume("one").expect(200);
+    connects("one").unwrap();
+    api.snapshot("one", "warm").expect(201);
+    for id in ["two", "three"] {
+        api.create(id, "warm");
+        connects(id).unwrap();
+    }
+    api.destroy("two");
+    connects("one").unwrap();
+    connects("three").unwrap();
+    subject.end();
+}
+
+#[test]
 fn a_guest_waits_for_an_engine_that_is_slow() {
     needs_fakes!("a_guest_waits_for_an_engine_that_is_slow");
     let subject = start("tfslow", 162, Kind::USUAL);

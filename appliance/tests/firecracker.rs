@@ -118,7 +118,8 @@ fn place(instance: &str, pool: u16, firecracker: &Path, jailer: Option<&Path>) -
     let jailer = jailer.map(|jailer| format!("jailer = {}\n", quoted(jailer)));
     let mut text = fs::read_to_string(&place.config).unwrap();
     text += &format!(
-        "driver = \"firecracker\"\nfirecracker = [{}]\n{}[engine]\ncheck_writes = true\n\
+        "driver = \"firecracker\"\nvsock = true\nfirecracker = [{}]\n{}[engine]\ncheck_writes = true\n\
+         [disks]\nmib_per_s = 64\nops_per_s = 5000\n\
          [[template]]\nname = \"base\"\nkernel = {kernel}\ninitrd = {initrd}\ndisk = {disk}\n\
          memory_mb = {MEMORY_MB}\n",
         quoted(firecracker),
@@ -268,6 +269,11 @@ fn live(place: &Place, waiting: bool) {
     api.snapshot("one", "warm").expect(201);
     api.create("two", "warm");
     run();
+    for id in ["one", "two"] {
+        let socket = place.run.join("sandboxes").join(id).join("vmm/vsock.sock");
+        let connected = std::os::unix::net::UnixStream::connect(&socket);
+        connected.unwrap_or_else(|error| panic!("{}: {error}", socket.display()));
+    }
     for id in ["one", "two"] {
         let now = written(place, &api.pause(id).expect(200));
         assert!(

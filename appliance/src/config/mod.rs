@@ -297,6 +297,8 @@ mod tests {
             ("[vmm]\npids_max = 1", "vmm.pids_max"),
             ("[disks]\nbackend = \"zfs\"", "device-mapper"),
             ("[disks]\ncow_mb = 0", "disks.cow_mb"),
+            ("[disks]\nmib_per_s = 0", "disks.mib_per_s"),
+            ("[disks]\nops_per_s = 0", "disks.ops_per_s"),
             ("[network]\npool = \"10.0.0.1/16\"", "pool"),
             ("[network]\nclosed = [\"10.0.0.0\"]", "closed"),
             ("[network]\nresolver = \"dns\"", "resolver"),

@@ -47,6 +47,9 @@ pub struct VmmConfig {
     /// VMMs that wait, started, in slots that wait for new sandboxes, and as many in those that
     /// paused ones gave back; as many as slots wait when absent.
     pub ready_processes: Option<usize>,
+    /// Whether Firecracker's guests that are booted get a vsock device; it stays with what is made
+    /// of them.
+    pub vsock: bool,
     /// Whether VMMs are limited by control groups, where the host has them (version 2).
     pub cgroups: bool,
     /// What a VMM may take besides its guest's memory; by its kind when absent.
@@ -77,6 +80,7 @@ impl Default for VmmConfig {
             jailer: None,
             jail_user: 200_000,
             ready_processes: None,
+            vsock: false,
             cgroups: true,
             memory_overhead_mb: None,
             cpu_weight: 100,

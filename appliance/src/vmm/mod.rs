@@ -78,6 +78,15 @@ pub struct Place {
     pub cgroup: Option<cgroup::Cgroup>,
 }
 
+/// How fast a guest may read and write its disk; the network's limits are its slot's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DiskLimits {
+    /// Bytes a second.
+    pub bytes_per_s: Option<u64>,
+    /// Reads and writes a second.
+    pub ops_per_s: Option<u64>,
+}
+
 /// Why a VMM did not do what it was told.
 #[derive(Debug, Error)]
 pub enum VmmError {

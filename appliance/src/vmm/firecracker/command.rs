@@ -4,6 +4,7 @@
 //!   on the host             without a jailer        in the jail
 //!   <run_dir>/vmm/          the same path           /run/         sockets, the state to load
 //!                           …/vmm/save/             /save/        what it writes; memory of its own
+//!   <run_dir>/vmm/          /run/thaw-vmm           /run/thaw-vmm, for what is in device states
 //!   the sandbox's disk      /run/thaw-disk          /run/thaw-disk
 //!   kernel, initrd          the same paths          /kernel, /initrd
 //! ```
@@ -196,7 +197,11 @@ impl Layout {
         let save_bytes = Self::save_bytes(parts.memory_bytes);
         let tmpfs = |at: PathBuf, bytes, owner| Mount::Tmpfs { at, bytes, owner };
         let Some(root) = &self.jail else {
-            let mut mounts = vec![tmpfs(self.save_inside.clone(), save_bytes, 0)];
+            let alias = Mount::Bind {
+                from: self.dir.clone(),
+                at: Path::new("/run").join(ALIAS),
+            };
+            let mut mounts = vec![alias, tmpfs(self.save_inside.clone(), save_bytes, 0)];
             mounts.extend(parts.disk.map(Mount::disk));
             return mounts;
         };
@@ -229,6 +234,10 @@ pub(super) const SOCKET: &str = "api.sock";
 pub(super) const HANDOFF: &str = "uffd.sock";
 /// The device state that is loaded, there.
 pub(super) const STATE: &str = "state";
+/// A name in `/run` by which every VMM finds its own directory.
+pub(super) const ALIAS: &str = "thaw-vmm";
+/// The socket that leads to a guest's vsock device: in its device state, so the same for all.
+pub(super) const VSOCK_PATH: &str = "/run/thaw-vmm/vsock.sock";
 
 #[cfg(test)]
 mod tests {

@@ -4,7 +4,7 @@ use std::fs::{self, File, Permissions};
 use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -18,19 +18,22 @@ use uffd_engine::region::{ClaimedRegion, RegionTable};
 use super::api::{Api, ApiFault, Appearing};
 use super::bodies::{
     Action, Balloon, BootSource, Drive, MachineConfig, MemoryBackend, Metadata, MmdsConfig,
-    NetworkInterface, NetworkOverride, SnapshotCreate, SnapshotLoad, VmState,
+    NetworkInterface, NetworkOverride, PartialDrive, RateLimiter, SnapshotCreate, SnapshotLoad,
+    VmState, Vsock,
 };
-use super::command::{HANDOFF, Layout, Parts, SOCKET, STATE};
-use super::{Firecracker, StateOnly};
+use super::command::{ALIAS, HANDOFF, Layout, Parts, SOCKET, STATE, VSOCK_PATH};
+use super::{Firecracker, Options, StateOnly};
 use crate::network::address::{GATEWAY, GUEST, GUEST_MAC, GUEST_PREFIX, TAP};
 use crate::vmm::console::Console;
 use crate::vmm::exit::Exit;
 use crate::vmm::launch::DISK_PATH;
 use crate::vmm::process::{Started, VmmProcess, ended};
-use crate::vmm::{GuestShape, Machine, Place, Saved, VmmError};
+use crate::vmm::{DiskLimits, GuestShape, Machine, Place, Saved, VmmError};
 
 const DISK: &str = "rootfs";
 const LINK: &str = "eth0";
+/// Source: vsock(7).
+const FIRST_CID: u32 = 3;
 /// Nothing can be written here: the directory isn't there.
 const NOWHERE: &str = "nowhere/memory";
 /// What Firecracker says of a memory file that it can't open.
@@ -49,6 +52,7 @@ pub(super) struct FirecrackerMachine {
     /// More memory than its control group had before, for what it saves to memory.
     lent_bytes: i64,
     vmm_time: Duration,
+    disk_limits: DiskLimits,
 }
 
 /// A process whose API is open; no runtime watches it yet.
@@ -144,6 +148,7 @@ impl FirecrackerMachine {
             patience: driver.patience,
             lent_bytes: 0,
             vmm_time: Duration::ZERO,
+            disk_limits: driver.options.disk,
         })
     }
 
@@ -152,7 +157,7 @@ impl FirecrackerMachine {
         &mut self,
         shape: &GuestShape,
         kernel: &Path,
-        place: Option<&Place>,
+        place: Option<(&Place, Options)>,
         free_page_reporting: bool,
     ) -> Result<(), VmmError> {
         let machine = MachineConfig {
@@ -171,8 +176,9 @@ impl FirecrackerMachine {
             boot_args: format!("console=ttyS0 reboot=k panic=-1{network} {cmdline}"),
         };
         self.put("/boot-source", &boot).await?;
-        if let Some(place) = place {
-            self.add_devices(place, free_page_reporting).await?;
+        if let Some((place, options)) = place {
+            self.add_devices(place, options, free_page_reporting)
+                .await?;
         }
         let start = Action {
             action_type: "InstanceStart",
@@ -183,6 +189,7 @@ impl FirecrackerMachine {
     async fn add_devices(
         &mut self,
         place: &Place,
+        options: Options,
         free_page_reporting: bool,
     ) -> Result<(), VmmError> {
         let drive = Drive {
@@ -193,6 +200,7 @@ impl FirecrackerMachine {
             is_read_only: false,
             cache_type: "Writeback",
             io_engine: "Sync",
+            rate_limiter: RateLimiter::of(options.disk),
         };
         self.put(&format!("/drives/{DISK}"), &drive).await?;
         let link = NetworkInterface {
@@ -208,6 +216,14 @@ impl FirecrackerMachine {
             free_page_reporting,
         };
         self.put("/balloon", &balloon).await?;
+        if options.vsock {
+            let vsock = Vsock {
+                // Those of others don't matter to it; below are those that mean something.
+                guest_cid: place.slot.saturating_add(FIRST_CID),
+                uds_path: VSOCK_PATH,
+            };
+            self.put("/vsock", &vsock).await?;
+        }
         let config = MmdsConfig {
             version: "V2",
             network_interfaces: [LINK],
@@ -252,7 +268,18 @@ impl FirecrackerMachine {
             resume_vm: run,
             network_overrides: network.into_iter().collect(),
         };
-        self.put("/snapshot/load", &load).await
+        self.put("/snapshot/load", &load).await?;
+        // Its state has those that it was booted with.
+        match (place, RateLimiter::of(self.disk_limits)) {
+            (Some(_), Some(rate_limiter)) => {
+                let drive = PartialDrive {
+                    drive_id: DISK,
+                    rate_limiter,
+                };
+                self.patch(&format!("/drives/{DISK}"), &drive).await
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The device state alone: it is written before the memory's file is opened, so a memory
@@ -355,9 +382,13 @@ impl FirecrackerMachine {
     }
 
     async fn change(&mut self, state: &'static str) -> Result<(), VmmError> {
-        let body = VmState { state };
-        let (patching, began) = (self.api.patch("/vm", &body), Instant::now());
-        let done = finish(&self.name, "PATCH /vm", self.patience, patching).await;
+        self.patch("/vm", &VmState { state }).await
+    }
+
+    async fn patch(&mut self, path: &str, body: &impl Serialize) -> Result<(), VmmError> {
+        let what = format!("PATCH {path}");
+        let (patching, began) = (self.api.patch(path, body), Instant::now());
+        let done = finish(&self.name, &what, self.patience, patching).await;
         self.vmm_time += began.elapsed();
         self.judge(done).await
     }
@@ -472,6 +503,11 @@ impl Machine for FirecrackerMachine {
 pub(super) fn make_dir(layout: &Layout) -> io::Result<()> {
     fs::create_dir_all(&layout.dir)?;
     if layout.user != 0 {
+        // A jail's /run is this directory.
+        match symlink(".", layout.dir.join(ALIAS)) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
         fs::set_permissions(&layout.dir, Permissions::from_mode(0o700))?;
         for path in [
             layout.dir.clone(),

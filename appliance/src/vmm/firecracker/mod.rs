@@ -38,7 +38,7 @@ use machine::{FirecrackerMachine, MemorySource, write_state};
 use prepared::PreparedFirecracker;
 
 use super::prepared::{Berth, Prepared};
-use super::{Driver, GuestShape, Machine, Place, Restore, VmmError, kernel_image};
+use super::{DiskLimits, Driver, GuestShape, Machine, Place, Restore, VmmError, kernel_image};
 
 /// Whether a device state is had without memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +63,16 @@ pub struct Firecracker {
     patience: Duration,
     /// Where unpacked kernels are kept.
     kernels: PathBuf,
+    options: Options,
+}
+
+/// What its guests get that not all do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Booted ones get a vsock device.
+    pub vsock: bool,
+    /// How fast their disks are.
+    pub disk: DiskLimits,
 }
 
 impl Firecracker {
@@ -70,6 +80,13 @@ impl Firecracker {
     #[must_use]
     pub fn because(mut self, reason: &str) -> Self {
         self.info.reason = format!("{}; {reason}", self.info.reason);
+        self
+    }
+
+    /// The same one, with these options.
+    #[must_use]
+    pub fn with_options(mut self, options: Options) -> Self {
+        self.options = options;
         self
     }
 
@@ -134,7 +151,12 @@ impl Driver for Firecracker {
         let layout = self.layout(place);
         let mut machine = FirecrackerMachine::start(self, &place.name, layout, &parts).await?;
         machine
-            .boot(shape, &kernel, Some(place), self.free_page_reporting)
+            .boot(
+                shape,
+                &kernel,
+                Some((place, self.options)),
+                self.free_page_reporting,
+            )
             .await?;
         Ok(Box::new(machine))
     }

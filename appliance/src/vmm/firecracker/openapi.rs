@@ -7,8 +7,10 @@ use yaml_rust2::{Yaml, YamlLoader};
 
 use super::bodies::{
     Action, Balloon, BootSource, Drive, MachineConfig, MemoryBackend, Metadata, MmdsConfig,
-    NetworkInterface, NetworkOverride, SnapshotCreate, SnapshotLoad, VmState,
+    NetworkInterface, NetworkOverride, PartialDrive, RateLimiter, SnapshotCreate, SnapshotLoad,
+    VmState, Vsock,
 };
+use crate::vmm::DiskLimits;
 
 /// The description.
 struct Api(Yaml);
@@ -91,6 +93,11 @@ fn requests() -> Vec<(&'static str, &'static str, Value)> {
         serde_json::to_value(body).unwrap()
     }
     let path = std::path::PathBuf::from;
+    let limits = DiskLimits {
+        bytes_per_s: Some(1 << 20),
+        ops_per_s: Some(100),
+    };
+    let rate_limiter = RateLimiter::of(limits).unwrap();
     let mut all = vec![
         (
             "put",
@@ -120,6 +127,23 @@ fn requests() -> Vec<(&'static str, &'static str, Value)> {
                 is_read_only: false,
                 cache_type: "Writeback",
                 io_engine: "Sync",
+                rate_limiter: Some(rate_limiter),
+            }),
+        ),
+        (
+            "patch",
+            "/drives/{drive_id}",
+            body(PartialDrive {
+                drive_id: "rootfs",
+                rate_limiter,
+            }),
+        ),
+        (
+            "put",
+            "/vsock",
+            body(Vsock {
+                guest_cid: 3,
+                uds_path: "/run/vsock.sock",
             }),
         ),
         (

@@ -20,7 +20,7 @@ use tokio::time::timeout;
 
 use super::command::{Jailer, Layout, Parts, STATE};
 use super::machine::{FirecrackerMachine, MemorySource};
-use super::{Firecracker, StateOnly, probe_guest};
+use super::{Firecracker, Options, StateOnly, probe_guest};
 use crate::vmm::console::Console;
 use crate::vmm::{GuestShape, Machine, VmmError};
 
@@ -134,6 +134,7 @@ impl Probe<'_> {
             free_page_reporting: number >= WITH_REPORTING,
             patience: self.patience,
             kernels: self.kernels.clone(),
+            options: Options::default(),
         };
         let started = Instant::now();
         let state_only = self.try_guest(&firecracker).await;

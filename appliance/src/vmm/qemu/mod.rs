@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use http_api::wire::VmmInfo;
 use uffd_engine::Tracking;
 
-use super::{Driver, GuestShape, Machine, Place, Restore, VmmError};
+use super::{DiskLimits, Driver, GuestShape, Machine, Place, Restore, VmmError};
 use command::Accelerator;
 use machine::QemuMachine;
 
@@ -30,6 +30,8 @@ pub struct Qemu {
     pub info: VmmInfo,
     /// Of which QEMUs it reads device states.
     pub state_format: String,
+    /// How fast guests' disks are.
+    pub disk_limits: DiskLimits,
 }
 
 #[async_trait]

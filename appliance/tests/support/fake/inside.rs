@@ -52,6 +52,7 @@ fn answer(request: &Request, guest: &Guest, metadata: &Mutex<Value>) -> (u16, Va
         ("POST", "/init" | "/snapshot/prepare") => (204, Value::Null),
         ("GET", "/test/count") => (200, json!(guest.count())),
         ("GET", "/test/hash") => (200, json!(guest.hash().to_string())),
+        ("GET", "/test/disk-limits") => (200, guest.disk_limits()),
         ("GET", "/test/metadata") => (200, metadata.lock().unwrap().clone()),
         ("POST", "/test/fill") => {
             guest.fill(number("first"), number("pages"), number("seed"));
