@@ -10,12 +10,14 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use appliance::config::VmmConfig;
+use appliance::sys::spawn;
 use appliance::vmm::GuestShape;
 use appliance::vmm::cgroup::{Cgroup, Cgroups, Limits, end_left_over};
 use appliance::vmm::exit::Exit;
 use appliance::vmm::launch::{self, Launch};
 use appliance::vmm::process::{Started, VmmProcess, ended};
 use nix::mount::{MsFlags, mount};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use support::{machine, skip};
 use uffd_engine::sys::process::{pidfd_open, pidfd_signal};
 
@@ -81,8 +83,36 @@ async fn exit(process: &mut VmmProcess) -> Exit {
     process.exit().expect("it has ended")
 }
 
+/// A child that was not told of its group, and is there.
+fn children_are_born_in_groups(cgroups: &Cgroups) {
+    let group = cgroups.make("born").unwrap();
+    let (input, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    let (mut output, writer) = std::io::pipe().unwrap();
+    let stdio = [theirs.as_fd(), writer.as_fd(), writer.as_fd()];
+    // It waits for orders.
+    let (pid, pidfd) = spawn::itself_into(group.dir(), c"launch", stdio).unwrap();
+    drop((theirs, writer));
+    let members = fs::read_to_string(group.dir().join("cgroup.procs")).unwrap();
+    assert_eq!(members.trim(), pid.to_string());
+    drop(input);
+    std::io::copy(&mut output, &mut std::io::sink()).unwrap();
+    let status = waitid(Id::PIDFd(pidfd.as_fd()), WaitPidFlag::WEXITED).unwrap();
+    assert!(
+        matches!(status, WaitStatus::Exited(_, 1 | 101)),
+        "{status:?}"
+    );
+    let stdin = std::io::stdin();
+    let nowhere = spawn::itself_into(Path::new("/nowhere"), c"launch", [stdin.as_fd(); 3]);
+    assert_eq!(nowhere.unwrap_err().raw_os_error(), Some(libc::ENOENT));
+    // What is no group is refused by the kernel, and nobody is left.
+    let wrong = spawn::itself_into(Path::new("/tmp"), c"launch", [stdin.as_fd(); 3]);
+    assert_eq!(wrong.unwrap_err().raw_os_error(), Some(libc::EBADF));
+    group.remove();
+}
+
 /// A process is born in its group, which goes with it.
 fn groups_hold_processes(cgroups: &Cgroups, busybox: &str, applet: &[&str]) {
+    children_are_born_in_groups(cgroups);
     on_a_runtime(async {
         let group = cgroups.make("one").unwrap();
         group.limit(&limits(64)).unwrap();

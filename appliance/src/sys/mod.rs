@@ -6,5 +6,6 @@ pub mod mount_namespace;
 pub mod readiness;
 pub mod reflink;
 pub mod ring_copy;
+pub mod spawn;
 pub mod tap;
 pub mod terminal;

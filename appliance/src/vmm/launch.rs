@@ -23,7 +23,7 @@ use uffd_engine::control;
 use uffd_engine::sys::process::die_with_parent;
 
 use super::cgroup::Cgroup;
-use crate::sys::tap;
+use crate::sys::{spawn, tap};
 
 /// Where every VMM finds its disk.
 pub const DISK_PATH: &str = "/run/thaw-disk";
@@ -57,7 +57,7 @@ pub enum Mount {
 }
 
 /// What to become.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Launch {
     /// The program.
     pub program: PathBuf,
@@ -72,7 +72,7 @@ pub struct Launch {
     pub mounts: Vec<Mount>,
     /// A tap device of the namespace, and who may use it without privilege.
     pub tap_owner: Option<(String, u32)>,
-    /// The control group to be in.
+    /// The control group to be in, for a launcher that wasn't born there.
     pub cgroup: Option<Cgroup>,
 }
 
@@ -127,6 +127,7 @@ pub struct LaunchFailure {
 /// The launcher's whole life. Returns only on failure, with the exit status.
 #[must_use]
 pub fn run() -> u8 {
+    spawn::unblock_signals();
     let Ok(socket) = io::stdin().as_fd().try_clone_to_owned() else {
         return 1;
     };

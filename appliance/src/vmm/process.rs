@@ -3,11 +3,13 @@
 //! One that was started ahead belongs to no runtime until somebody needs it: [`Started`] has a pipe
 //! where [`VmmProcess`] has a console.
 
-use std::io::{self, PipeReader};
+use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::process::{Child, Command};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, ExitStatus};
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use uffd_engine::control;
 use uffd_engine::sys::process::{pidfd_open, pidfd_signal};
 
@@ -16,19 +18,69 @@ use super::console::Console;
 use super::exit::Exit;
 use super::launch::{self, Launch, LaunchFailure};
 use crate::sys::readiness::Readable;
+use crate::sys::spawn;
 
 /// A child that doesn't outlive this.
 #[derive(Debug)]
 struct Held {
-    child: Child,
+    pid: i32,
     pidfd: OwnedFd,
+    status: Option<ExitStatus>,
     cgroup: Option<Cgroup>,
+}
+
+impl Held {
+    /// Starts a launcher; in its group, if it has one and the kernel can, so that it need not enter.
+    fn launcher(
+        cgroup: Option<Cgroup>,
+        input: OwnedFd,
+        output: PipeWriter,
+    ) -> io::Result<(Self, bool)> {
+        let stdio = [input.as_fd(), output.as_fd(), output.as_fd()];
+        let born = cgroup
+            .as_ref()
+            .map(|cgroup| spawn::itself_into(cgroup.dir(), c"launch", stdio));
+        let (pid, pidfd, is_in) = match born {
+            Some(Ok((pid, pidfd))) => (pid, pidfd, true),
+            // Without a group, or by an older kernel; the launcher enters it then.
+            None | Some(Err(_)) => {
+                let child = Command::new("/proc/self/exe")
+                    .arg("launch")
+                    .stdin(input)
+                    .stdout(output.try_clone()?)
+                    .stderr(output)
+                    .spawn()?;
+                let pid = child.id() as i32;
+                (pid, pidfd_open(pid)?, false)
+            }
+        };
+        let held = Self {
+            pid,
+            pidfd,
+            status: None,
+            cgroup,
+        };
+        Ok((held, is_in))
+    }
+
+    /// Its status, if it has ended; waits for that if it may.
+    fn status(&mut self, flags: WaitPidFlag) -> Option<ExitStatus> {
+        if self.status.is_none() {
+            let waited = waitid(Id::PIDFd(self.pidfd.as_fd()), flags | WaitPidFlag::WEXITED);
+            self.status = match waited {
+                Ok(WaitStatus::Exited(_, code)) => Some(ExitStatus::from_raw(code << 8)),
+                Ok(WaitStatus::Signaled(_, signal, _)) => Some(ExitStatus::from_raw(signal as i32)),
+                _ => None,
+            };
+        }
+        self.status
+    }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
         let _ = pidfd_signal(self.pidfd.as_fd(), libc::SIGKILL);
-        let _ = self.child.wait();
+        let _ = self.status(WaitPidFlag::empty());
         if let Some(cgroup) = &self.cgroup {
             cgroup.remove();
         }
@@ -51,19 +103,10 @@ impl Started {
         let flags = SockFlag::SOCK_CLOEXEC;
         let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
         let (output, writer) = io::pipe()?;
-        let child = Command::new("/proc/self/exe")
-            .arg("launch")
-            .stdin(theirs)
-            .stdout(writer.try_clone()?)
-            .stderr(writer)
-            .spawn()?;
-        let pidfd = pidfd_open(child.id() as i32)?;
-        let held = Held {
-            child,
-            pidfd,
-            cgroup: launch.cgroup.clone(),
-        };
-        launch::send(ours.as_fd(), launch, fds)?;
+        let (held, is_in_its_group) = Held::launcher(launch.cgroup.clone(), theirs, writer)?;
+        let mut launch = launch.clone();
+        launch.cgroup.take_if(|_| is_in_its_group);
+        launch::send(ours.as_fd(), &launch, fds)?;
         set_nonblocking(&ours)?;
         match Readable::new(ours)?
             .read(control::receive::<LaunchFailure>)
@@ -122,7 +165,7 @@ impl VmmProcess {
 
     /// How it ended, if it has.
     pub fn exit(&mut self) -> Option<Exit> {
-        let status = self.held.child.try_wait().ok()??;
+        let status = self.held.status(WaitPidFlag::WNOHANG)?;
         let oom_kills = self.cgroup().map_or(0, Cgroup::oom_kills);
         Some(Exit::of(status, &self.console.text(), oom_kills > 0))
     }
@@ -141,14 +184,14 @@ impl VmmProcess {
     /// Its process id, for people and logs only.
     #[must_use]
     pub fn pid(&self) -> i32 {
-        self.held.child.id() as i32
+        self.held.pid
     }
 
     /// Ends it and waits until it has.
     pub async fn kill(&mut self) {
         let _ = pidfd_signal(self.held.pidfd.as_fd(), libc::SIGKILL);
         self.ended().await;
-        let _ = self.held.child.wait();
+        let _ = self.held.status(WaitPidFlag::empty());
     }
 }
 

@@ -1,14 +1,15 @@
 //! Control groups (version 2): one per VMM, in one per daemon.
 //!
 //! ```text
-//!   /sys/fs/cgroup/<instance>/<sandbox>    born there: the launcher enters it before anything else
+//!   /sys/fs/cgroup/<instance>/<sandbox>    its VMM is born there
 //!                            /ready.<n>    one that waits; whoever claims it stays there
 //! ```
 //!
-//! A process that is moved to another group waits for every processor to come to rest, which takes
-//! milliseconds, and leaves behind what it has used: so a VMM that waited keeps its group, and
-//! only its limits are set when it is claimed. Controllers that the host doesn't have are named once
-//! and gone without; a group without any still says which processes belong together.
+//! A process that changes its group waits for every processor to come to rest, which takes
+//! milliseconds, and leaves behind what it has used. So launchers are started in their group where the
+//! kernel can do that, and a VMM that waited keeps its group: only the limits are set when it is
+//! claimed. Controllers that the host doesn't have are named once and gone without; a group without
+//! any still says which processes belong together.
 
 mod limits;
 

@@ -371,3 +371,208 @@ impl Keeper {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::{AsFd, OwnedFd};
+    use std::process::{Child, Command, Stdio};
+
+    use async_trait::async_trait;
+    use http_api::wire::VmmInfo;
+    use uffd_engine::Tracking;
+    use uffd_engine::sys::process::pidfd_open;
+
+    use super::*;
+    use crate::vmm::{GuestShape, Machine, Place, Restore, VmmError};
+
+    struct Nothing(VmmInfo);
+
+    fn refusal() -> VmmError {
+        VmmError::Ended {
+            name: "a test's".into(),
+            console: String::new(),
+        }
+    }
+
+    #[async_trait]
+    impl Driver for Nothing {
+        fn info(&self) -> &VmmInfo {
+            &self.0
+        }
+        fn state_format(&self) -> &str {
+            "0"
+        }
+        fn tracking(&self) -> Tracking {
+            Tracking::Off
+        }
+        fn handoff(&self, place: &Place) -> io::Result<PathBuf> {
+            Ok(place.run_dir.clone())
+        }
+        async fn boot(&self, _: &GuestShape, _: &Place) -> Result<Box<dyn Machine>, VmmError> {
+            Err(refusal())
+        }
+        async fn restore(
+            &self,
+            _: &GuestShape,
+            _: &Place,
+            _: Restore<'_>,
+        ) -> Result<Box<dyn Machine>, VmmError> {
+            Err(refusal())
+        }
+    }
+
+    fn nothing() -> Arc<dyn Driver> {
+        Arc::new(Nothing(VmmInfo {
+            name: "nothing".into(),
+            version: "0".into(),
+            accelerator: "none".into(),
+            reason: String::new(),
+        }))
+    }
+
+    struct Sleeper {
+        child: Child,
+        pidfd: OwnedFd,
+    }
+
+    impl Drop for Sleeper {
+        fn drop(&mut self) {
+            self.child.kill().unwrap();
+            self.child.wait().unwrap();
+        }
+    }
+
+    #[async_trait]
+    impl Prepared for Sleeper {
+        fn pidfd(&self) -> BorrowedFd<'_> {
+            self.pidfd.as_fd()
+        }
+        async fn restore(
+            self: Box<Self>,
+            _: &GuestShape,
+            _: &Place,
+            _: Restore<'_>,
+        ) -> Result<Box<dyn Machine>, VmmError> {
+            Err(refusal())
+        }
+    }
+
+    /// A pool without its thread, and a slot in which one waits.
+    struct Subject {
+        ready: ReadyVmms,
+        slot: Slot,
+        pid: u32,
+        dir: tempfile::TempDir,
+    }
+
+    fn waiting(driver: &Arc<dyn Driver>) -> Subject {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        fs::create_dir_all(path("ready/1")).unwrap();
+        fs::create_dir(path("sandbox")).unwrap();
+        fs::write(path("ready/1/socket"), "").unwrap();
+        fs::write(path("namespace"), "").unwrap();
+        let mut sleep = Command::new("sleep");
+        let child = sleep.arg("600").stdin(Stdio::null()).spawn().unwrap();
+        let (pid, pidfd) = (child.id(), pidfd_open(child.id() as i32).unwrap());
+        let one = Waiting {
+            prepared: Box::new(Sleeper { child, pidfd }),
+            cgroup: None,
+            namespace: identity(&path("namespace")).unwrap(),
+            dir: path("ready/1"),
+        };
+        let inner = Inner {
+            driver: driver.clone(),
+            cgroups: None,
+            dir: path("ready"),
+            limit: 1,
+            waiting: Mutex::new(BTreeMap::from([(SlotIndex(7), one)])),
+            counts: Counts::default(),
+            closing: AtomicBool::new(false),
+            closed: Notify::new(),
+            thread: Mutex::default(),
+        };
+        Subject {
+            ready: ReadyVmms {
+                inner: Arc::new(inner),
+            },
+            slot: Slot {
+                index: SlotIndex(7),
+                namespace: path("namespace"),
+                address: std::net::Ipv4Addr::LOCALHOST,
+            },
+            pid,
+            dir,
+        }
+    }
+
+    impl Subject {
+        fn claim(&self, driver: &Arc<dyn Driver>) -> Option<Claimed> {
+            let run_dir = self.dir.path().join("sandbox");
+            self.ready.claim(&self.slot, driver, &run_dir)
+        }
+
+        fn counts(&self) -> [u64; 3] {
+            let counts = &self.ready.inner.counts;
+            [&counts.claimed, &counts.missing, &counts.lost].map(Counter::get)
+        }
+
+        /// What was of no use goes, off the thread that found it out.
+        fn is_gone(&self) {
+            let proc = PathBuf::from(format!("/proc/{}", self.pid));
+            while proc.exists() || self.dir.path().join("ready/1").exists() {
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn one_is_claimed_once_and_its_directory_gets_the_sandboxs_name() {
+        let driver = nothing();
+        let subject = waiting(&driver);
+        assert!(subject.claim(&driver).is_some());
+        assert!(subject.dir.path().join("sandbox/socket").exists());
+        assert!(!subject.dir.path().join("ready/1").exists());
+        assert!(subject.claim(&driver).is_none());
+        assert_eq!(subject.counts(), [1, 1, 0]);
+    }
+
+    #[tokio::test]
+    async fn one_in_a_namespace_that_was_made_anew_is_handed_to_nobody() {
+        let driver = nothing();
+        let subject = waiting(&driver);
+        let new = subject.dir.path().join("new");
+        fs::write(&new, "").unwrap();
+        fs::rename(&new, &subject.slot.namespace).unwrap();
+        assert!(subject.claim(&driver).is_none());
+        subject.is_gone();
+        assert_eq!(subject.counts(), [0, 0, 1]);
+    }
+
+    #[tokio::test]
+    async fn one_that_has_ended_is_handed_to_nobody() {
+        let driver = nothing();
+        let subject = waiting(&driver);
+        let pid = nix::unistd::Pid::from_raw(subject.pid as i32);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+        {
+            let waiting = subject.ready.inner.waiting.lock();
+            let pidfd = waiting[&SlotIndex(7)].prepared.pidfd();
+            while !has_ended(pidfd) {
+                std::thread::yield_now();
+            }
+        }
+        assert!(subject.claim(&driver).is_none());
+        subject.is_gone();
+        assert_eq!(subject.counts(), [0, 0, 1]);
+    }
+
+    #[tokio::test]
+    async fn one_of_another_driver_is_handed_to_nobody() {
+        let driver = nothing();
+        let subject = waiting(&driver);
+        assert!(subject.claim(&nothing()).is_none());
+        subject.is_gone();
+        assert_eq!(subject.counts(), [0, 0, 1]);
+    }
+}
