@@ -21,7 +21,9 @@ use crate::metrics::Metrics;
 use crate::network::Slots;
 use crate::template::Templates;
 use crate::tokens::Tokens;
+use crate::vmm::confinement::Confinement;
 use crate::vmm::drivers::Drivers;
+use crate::vmm::ready::ReadyVmms;
 
 /// The host.
 pub struct Host {
@@ -43,6 +45,10 @@ pub struct Host {
     pub waiting: String,
     /// VMMs.
     pub drivers: Drivers,
+    /// Those that wait, started.
+    pub ready: ReadyVmms,
+    /// What they are confined to.
+    pub confinement: Confinement,
     /// Network slots.
     pub slots: Slots,
     /// Disk copies.

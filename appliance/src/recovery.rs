@@ -44,6 +44,7 @@ pub async fn recover(
     for dir in [
         config.data_dir.join("sandboxes"),
         config.run_dir.join("sandboxes"),
+        config.run_dir.join(crate::vmm::ready::DIRECTORY),
     ] {
         reconcile::empty_dir(&dir).with_context(|| format!("Emptying {}", dir.display()))?;
     }

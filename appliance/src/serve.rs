@@ -36,6 +36,8 @@ use crate::shard::{Asked, Shard};
 use crate::template::{Template, Templates};
 use crate::tls::{self, Clients, Identity};
 use crate::tokens::Tokens;
+use crate::vmm::confinement::Confinement;
+use crate::vmm::ready::ReadyVmms;
 use crate::vmm::{choice, launch};
 
 /// Requests that one shard may have waiting.
@@ -59,7 +61,10 @@ pub fn run(config: &Config) -> Result<()> {
         .context("TLS can't be spoken; see [tls] and api.client_ca")?;
     let (host, cells) = main.block_on(assemble(config))?;
     // An engine outlives its daemon's sudden end; this is none.
-    let listeners = bind_all(config, encrypted.as_ref()).inspect_err(|_| host.engines.stop())?;
+    let listeners = bind_all(config, encrypted.as_ref()).inspect_err(|_| {
+        host.ready.end();
+        host.engines.stop();
+    })?;
 
     let shard_count = config.shard_count();
     let mut per_shard: Vec<Vec<Cell>> = (0..shard_count).map(|_| Vec::new()).collect();
@@ -114,6 +119,7 @@ pub fn run(config: &Config) -> Result<()> {
             () = keep_fresh(encrypted.as_ref()) => {}
         }
         tracing::info!("Stopping: pausing what runs");
+        host.ready.close();
         gateway.pause_all().await;
         host.events.close();
         anyhow::Ok(())
@@ -127,6 +133,8 @@ pub fn run(config: &Config) -> Result<()> {
             Err(_) => bail!("A shard panicked"),
         }
     }
+    host.ready.end();
+    host.confinement.close();
     host.engines.stop();
     if let Err(error) = main.block_on(host.slots.end()) {
         tracing::warn!(%error, "The host's rules for network slots are still there");
@@ -183,6 +191,15 @@ async fn assemble(config: &Config) -> Result<(Arc<Host>, Vec<Cell>)> {
         .context("Choosing addresses for network slots")?;
     let slots = Slots::start(&config.instance, network.pool, network.egress())
         .context("Setting the host's rules for network slots; is nftables in this kernel?")?;
+    let confinement = Confinement::open(&config.vmm, &config.instance);
+    let left = confinement.end_left_over();
+    let left = left.context("Ending left-over VMMs by their control groups")?;
+    if left > 0 {
+        tracing::warn!(
+            groups = left,
+            "Removed the control groups of an earlier run"
+        );
+    }
     let rows = recovery::recover(config, &catalogue, &store, &slots, &events).await?;
     slots.keep_ready(network.ready_slots, rows.iter().map(|row| row.slot));
     let (run_dir, mut engine) = (config.run_dir.clone(), config.engine.clone());
@@ -224,6 +241,15 @@ async fn assemble(config: &Config) -> Result<(Arc<Host>, Vec<Cell>)> {
             events.clone(),
         ));
     }
+    let metrics = Metrics::default();
+    let ready = ReadyVmms::start(
+        (drivers.chosen().clone(), confinement.groups().cloned()),
+        slots.clone(),
+        &config.run_dir,
+        config.ready_processes(),
+        metrics.vmms.clone(),
+    )
+    .context("Keeping VMMs ready")?;
     let host = Arc::new(Host {
         data_dir: config.data_dir.clone(),
         run_dir: config.run_dir.clone(),
@@ -234,12 +260,14 @@ async fn assemble(config: &Config) -> Result<(Arc<Host>, Vec<Cell>)> {
         engine,
         waiting,
         drivers,
+        ready,
+        confinement,
         slots,
         disks,
         store,
         templates: RwLock::new(all),
         events,
-        metrics: Metrics::default(),
+        metrics,
         tokens: Tokens::default(),
         draining: AtomicBool::new(false),
         unrecorded: Mutex::default(),

@@ -32,6 +32,7 @@ fn start(backend: DiskBackend, instance: &str, dir: &Path) -> Disks {
     let config = DisksConfig {
         backend,
         cow_mb: None,
+        ..DisksConfig::default()
     };
     Disks::start(&config, instance, dir, &[]).unwrap()
 }
@@ -119,6 +120,7 @@ fn a_way_that_cannot_be_gone_is_refused_with_the_key_and_the_reason() {
         let config = DisksConfig {
             backend,
             cow_mb: None,
+            ..DisksConfig::default()
         };
         Disks::start(&config, "diskc", dir.path(), &[])
     };
@@ -257,6 +259,7 @@ fn full(dir: &Path) {
     let config = DisksConfig {
         backend: DiskBackend::DeviceMapper,
         cow_mb: Some(2),
+        ..DisksConfig::default()
     };
     let disks = Disks::start(&config, "inside", dir, &[]).unwrap();
     let source = whole(dir.join("image"));

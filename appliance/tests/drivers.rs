@@ -5,19 +5,17 @@
 mod support;
 
 use std::fs;
-use std::io::{BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::io::{Read, Write};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use support::daemon::Daemon;
+use support::fake::subject::{Inside, MEMORY_MB, Subject, place, use_fakes};
 use support::fake::{self, Fake, Fault, Kind};
-use support::place::Place;
 use support::{needs, procs, skip, wait_for};
 
 /// The test that a fake's process runs as.
 const PLAYER: &str = "a_fake_refuses_what_firecracker_refuses";
-const MEMORY_MB: u64 = 64;
 const PAGES: u64 = MEMORY_MB << 8;
 
 macro_rules! needs_fakes {
@@ -28,139 +26,8 @@ macro_rules! needs_fakes {
     };
 }
 
-/// A daemon whose guests run in a fake.
-struct Subject {
-    place: Place,
-    fake: Fake,
-    daemon: Daemon,
-}
-
-fn place(instance: &str, pool: u16) -> Place {
-    let place = Place::new(instance, pool, None);
-    let file = |name: &str, bytes: &[u8]| {
-        let path = place.root.join(name);
-        fs::write(&path, bytes).unwrap();
-        toml::Value::String(path.display().to_string()).to_string()
-    };
-    let (kernel, initrd) = (file("kernel", b"\x7fELF"), file("initrd", b"initrd"));
-    let disk = file("disk", &vec![0; 1 << 20]);
-    let mut text = fs::read_to_string(&place.config).unwrap();
-    text += &format!(
-        "driver = \"firecracker\"\ncommand_timeout_s = 2\nboot_timeout_s = 20\nfirecracker = []\n\
-         [engine]\ncheck_writes = true\n\
-         [[template]]\nname = \"base\"\nkernel = {kernel}\ninitrd = {initrd}\ndisk = {disk}\n\
-         memory_mb = {MEMORY_MB}\n"
-    );
-    fs::write(&place.config, text).unwrap();
-    place
-}
-
-fn use_fakes(place: &Place, fakes: &[&Fake]) {
-    let names: Vec<String> = fakes
-        .iter()
-        .map(|fake| format!("{:?}", fake.program.display().to_string()))
-        .collect();
-    let text = fs::read_to_string(&place.config).unwrap();
-    let line = text.lines().find(|line| line.starts_with("firecracker = "));
-    let list = format!("firecracker = [{}]", names.join(", "));
-    place.reconfigure(&[(line.unwrap(), &list)]);
-}
-
 fn start(instance: &str, pool: u16, kind: Kind) -> Subject {
-    let place = place(instance, pool);
-    let fake = Fake::new(&place, PLAYER, kind);
-    use_fakes(&place, &[&fake]);
-    let daemon = Daemon::start(&place);
-    Subject {
-        place,
-        fake,
-        daemon,
-    }
-}
-
-/// What is in a guest, by its own word.
-struct Inside {
-    address: SocketAddr,
-}
-
-impl Inside {
-    fn of(sandbox: &Value) -> Self {
-        let ip: std::net::Ipv4Addr = sandbox["address"].as_str().unwrap().parse().unwrap();
-        Self {
-            address: SocketAddr::from((ip, envd::protocol::PORT)),
-        }
-    }
-
-    fn try_call(&self, method: &str, path: &str) -> std::io::Result<Value> {
-        let patience = Duration::from_secs(20);
-        let mut stream = TcpStream::connect_timeout(&self.address, patience)?;
-        stream.set_read_timeout(Some(patience))?;
-        write!(
-            stream,
-            "{method} {path} HTTP/1.1\r\nhost: guest\r\ncontent-length: 0\r\n\r\n"
-        )?;
-        stream.shutdown(std::net::Shutdown::Write)?;
-        let mut text = String::new();
-        BufReader::new(stream).read_to_string(&mut text)?;
-        let (head, body) = text.split_once("\r\n\r\n").unwrap_or_default();
-        if !head.starts_with("HTTP/1.1 200") {
-            return Err(std::io::Error::other(format!("{path}: {text:?}")));
-        }
-        serde_json::from_str(body).map_err(std::io::Error::other)
-    }
-
-    #[track_caller]
-    fn call(&self, method: &str, path: &str) -> Value {
-        self.try_call(method, path).unwrap()
-    }
-
-    #[track_caller]
-    fn count(&self) -> u64 {
-        self.call("GET", "/test/count").as_u64().unwrap()
-    }
-
-    #[track_caller]
-    fn hash(&self) -> Value {
-        self.call("GET", "/test/hash")
-    }
-
-    #[track_caller]
-    fn fill(&self, first: u64, pages: u64, seed: u64) {
-        let path = format!("/test/fill?first={first}&pages={pages}&seed={seed}");
-        self.call("POST", &path);
-    }
-
-    #[track_caller]
-    fn give_back(&self, first: u64, pages: u64) {
-        let path = format!("/test/give-back?first={first}&pages={pages}");
-        self.call("POST", &path);
-    }
-
-    /// Counts, from at least `from` on.
-    #[track_caller]
-    fn runs_on_from(&self, from: u64) {
-        let now = self.count();
-        assert!(now >= from, "it counted back from {from} to {now}");
-        wait_for("the guest counts on", Duration::from_secs(20), || {
-            (self.count() > now).then_some(())
-        });
-    }
-}
-
-impl Subject {
-    fn end(self) {
-        self.daemon.api.delete_all();
-        // What was recorded of a guest may still be on its way to a build that is gone.
-        wait_for("nothing is left", Duration::from_secs(20), || {
-            let left = self.place.leftovers();
-            left.is_empty().then_some(()).or_else(|| {
-                println!("left: {left:?}");
-                None
-            })
-        });
-        self.daemon.stop();
-        assert_eq!(self.place.leftovers_of_the_daemon(), Vec::<String>::new());
-    }
+    Subject::start(instance, pool, kind, PLAYER)
 }
 
 #[test]
@@ -374,6 +241,73 @@ fn a_snapshot_leaves_its_sandbox_running_and_clones_are_their_own() {
 }
 
 #[test]
+fn disks_have_the_limits_of_the_configuration() {
+    needs_fakes!("disks_have_the_limits_of_the_configuration");
+    let place = place("tfdlim", 167);
+    let text = fs::read_to_string(&place.config).unwrap();
+    let limits = "[disks]\nmib_per_s = 8\nops_per_s = 500\n";
+    fs::write(&place.config, format!("{text}{limits}")).unwrap();
+    let subject = Subject::start_in(place, Kind::USUAL, PLAYER);
+    let inside = Inside::of(&subject.daemon.api.create("one", "base"));
+    let bucket = |size: u64| json!({ "size": size, "refill_time": 1000 });
+    let both = json!({ "bandwidth": bucket(8 << 20), "ops": bucket(500) });
+    assert_eq!(inside.call("GET", "/test/disk-limits"), both);
+    subject.daemon.api.pause("one").expect(200);
+    let Subject {
+        place,
+        fake,
+        daemon,
+    } = subject;
+    daemon.stop();
+    // Those of today, not those it was booted with.
+    place.reconfigure(&[("mib_per_s = 8\nops_per_s = 500", "ops_per_s = 70")]);
+    let daemon = Daemon::start(&place);
+    daemon.api.resume("one").expect(200);
+    let one = json!({ "ops": bucket(70) });
+    assert_eq!(inside.call("GET", "/test/disk-limits"), one);
+    Subject {
+        place,
+        fake,
+        daemon,
+    }
+    .end();
+}
+
+#[test]
+fn every_guest_has_a_vsock_of_its_own_and_clones_do() {
+    needs_fakes!("every_guest_has_a_vsock_of_its_own_and_clones_do");
+    let place = place("tfvsoc", 168);
+    let firecracker = "driver = \"firecracker\"";
+    place.reconfigure(&[(firecracker, &format!("{firecracker}\nvsock = true"))]);
+    let subject = Subject::start_in(place, Kind::USUAL, PLAYER);
+    let api = &subject.daemon.api;
+    let connects = |id: &str| {
+        let socket = subject
+            .place
+            .run
+            .join("sandboxes")
+            .join(id)
+            .join("vmm/vsock.sock");
+        std::os::unix::net::UnixStream::connect(&socket).map(drop)
+    };
+    api.create("one", "base");
+    connects("one").unwrap();
+    api.pause("one").expect(200);
+    connects("one").unwrap_err();
+    api.resume("one").expect(200);
+    connects("one").unwrap();
+    api.snapshot("one", "warm").expect(201);
+    for id in ["two", "three"] {
+        api.create(id, "warm");
+        connects(id).unwrap();
+    }
+    api.destroy("two");
+    connects("one").unwrap();
+    connects("three").unwrap();
+    subject.end();
+}
+
+#[test]
 fn a_guest_waits_for_an_engine_that_is_slow() {
     needs_fakes!("a_guest_waits_for_an_engine_that_is_slow");
     let subject = start("tfslow", 162, Kind::USUAL);
@@ -435,8 +369,6 @@ const BOOT: [&str; 8] = [
 ];
 /// Calls of a resume.
 const RESTORE: [&str; 2] = ["PUT /mmds", "PUT /snapshot/load"];
-/// Calls of a pause.
-const SAVE: [&str; 2] = ["PATCH /vm", "PUT /snapshot/create"];
 
 #[test]
 fn a_creation_that_fails_at_any_call_leaves_nothing() {
@@ -487,6 +419,11 @@ fn a_resume_that_fails_at_any_call_leaves_it_paused() {
     subject.end();
 }
 
+/// Faults that leave a VMM alive.
+const ALIVE: [Fault; 3] = [Fault::Fail, Fault::Hang, Fault::Truncate];
+/// Calls of a pause, and of a snapshot until the guest goes on.
+const STOP_AND_SAVE: [&str; 2] = ["PATCH /vm Paused", "PUT /snapshot/create"];
+
 #[test]
 fn a_pause_that_fails_at_any_call_leaves_it_running() {
     needs_fakes!("a_pause_that_fails_at_any_call_leaves_it_running");
@@ -501,16 +438,21 @@ fn a_pause_that_fails_at_any_call_leaves_it_running() {
             api.pause("one").expect(200);
             api.resume("one").expect(200);
         }
-        for fault in [Fault::Fail, Fault::Hang, Fault::Truncate] {
+        let builds = subject.place.leftovers();
+        for (call, fault) in STOP_AND_SAVE
+            .iter()
+            .flat_map(|call| ALIVE.map(|fault| (call, fault)))
+        {
             let count = inside.count();
-            subject.fake.fail_at("PUT /snapshot/create", fault);
+            subject.fake.fail_at(call, fault);
             let failed = api.pause("one");
-            assert_eq!(failed.status, 500, "{fault:?}: {}", failed.body);
+            assert_eq!(failed.status, 500, "{call} {fault:?}: {}", failed.body);
             subject.fake.heal();
             let sandbox = api.sandbox("one").expect(200);
-            assert_eq!(sandbox["state"], "running", "{fault:?}: {sandbox}");
+            assert_eq!(sandbox["state"], "running", "{call} {fault:?}: {sandbox}");
             inside.runs_on_from(count);
-            assert_eq!(inside.hash(), hash);
+            assert_eq!(inside.hash(), hash, "{call} {fault:?}");
+            assert_eq!(subject.place.leftovers(), builds, "{call} {fault:?}");
         }
     }
     api.pause("one").expect(200);
@@ -520,11 +462,99 @@ fn a_pause_that_fails_at_any_call_leaves_it_running() {
 }
 
 #[test]
+fn a_snapshot_that_fails_before_it_is_made_leaves_its_sandbox_running() {
+    needs_fakes!("a_snapshot_that_fails_before_it_is_made_leaves_its_sandbox_running");
+    let subject = start("tfsnap", 164, Kind::USUAL);
+    let api = &subject.daemon.api;
+    let inside = Inside::of(&api.create("one", "base"));
+    inside.fill(64, 128, 1);
+    let hash = inside.hash();
+    for (call, fault) in STOP_AND_SAVE
+        .iter()
+        .flat_map(|call| ALIVE.map(|fault| (call, fault)))
+    {
+        let (count, builds) = (inside.count(), subject.place.leftovers());
+        subject.fake.fail_at(call, fault);
+        let failed = api.snapshot("one", "warm");
+        assert_eq!(failed.status, 500, "{call} {fault:?}: {}", failed.body);
+        subject.fake.heal();
+        let sandbox = api.sandbox("one").expect(200);
+        assert_eq!(sandbox["state"], "running", "{call} {fault:?}: {sandbox}");
+        inside.runs_on_from(count);
+        assert_eq!(inside.hash(), hash, "{call} {fault:?}");
+        // Neither a build nor a name that is taken.
+        assert_eq!(subject.place.leftovers(), builds, "{call} {fault:?}");
+        api.get("/v1/snapshots/warm").expect(404);
+    }
+    api.snapshot("one", "warm").expect(201);
+    assert_eq!(Inside::of(&api.create("two", "warm")).hash(), hash);
+    subject.end();
+}
+
+#[test]
+fn a_guest_that_does_not_go_on_after_its_snapshot_fails_and_the_snapshot_counts() {
+    needs_fakes!("a_guest_that_does_not_go_on_after_its_snapshot_fails_and_the_snapshot_counts");
+    let subject = start("tfgoon", 165, Kind::USUAL);
+    let api = &subject.daemon.api;
+    for fault in ALIVE {
+        let inside = Inside::of(&api.create("one", "base"));
+        inside.fill(64, 128, 1);
+        let hash = inside.hash();
+        subject.fake.fail_at("PATCH /vm Resumed", fault);
+        let failed = api.snapshot("one", "warm");
+        assert_eq!(failed.status, 500, "{fault:?}: {}", failed.body);
+        assert!(failed.detail().contains("has failed"), "{}", failed.body);
+        subject.fake.heal();
+        let sandbox = api.sandbox("one").expect(200);
+        assert_eq!(sandbox["state"], "failed", "{fault:?}: {sandbox}");
+        let reason = sandbox["reason"].as_str().unwrap();
+        assert!(reason.contains("could not go on"), "{reason}");
+        api.destroy("one");
+        // It was made before, and is whole.
+        let two = Inside::of(&api.create("two", "warm"));
+        assert_eq!(two.hash(), hash, "{fault:?}");
+        api.delete_all();
+    }
+    subject.end();
+}
+
+#[test]
+fn a_guest_that_neither_is_saved_nor_goes_on_fails_and_its_last_build_stays() {
+    needs_fakes!("a_guest_that_neither_is_saved_nor_goes_on_fails_and_its_last_build_stays");
+    let subject = start("tflast", 166, Kind::USUAL);
+    let api = &subject.daemon.api;
+    for (save, fault) in [
+        (Fault::Fail, Fault::Fail),
+        (Fault::Hang, Fault::Fail),
+        (Fault::Truncate, Fault::Hang),
+    ] {
+        api.create("one", "base");
+        let build = api.pause("one").expect(200)["build"].clone();
+        api.resume("one").expect(200);
+        subject
+            .fake
+            .fail_at_all(&[("PUT /snapshot/create", save), ("PATCH /vm Resumed", fault)]);
+        api.pause("one").expect(500);
+        subject.fake.heal();
+        let sandbox = api.sandbox("one").expect(200);
+        assert_eq!(sandbox["state"], "failed", "{save:?} {fault:?}: {sandbox}");
+        assert_eq!(sandbox["build"], build, "{sandbox}");
+        let reason = sandbox["reason"].as_str().unwrap();
+        assert!(reason.contains("/snapshot/create"), "{reason}");
+        assert!(reason.contains("could not go on"), "{reason}");
+        assert!(subject.place.build(build.as_str().unwrap()).is_dir());
+        api.destroy("one");
+        assert_eq!(subject.place.leftovers(), Vec::<String>::new());
+    }
+    subject.end();
+}
+
+#[test]
 fn a_vmm_that_dies_in_a_pause_fails_its_sandbox_and_says_so() {
     needs_fakes!("a_vmm_that_dies_in_a_pause_fails_its_sandbox_and_says_so");
     let subject = start("tfdie", 159, Kind::USUAL);
     let api = &subject.daemon.api;
-    for call in SAVE {
+    for call in STOP_AND_SAVE {
         api.create("one", "base");
         subject.fake.fail_at(call, Fault::Die);
         api.pause("one").expect(500);
@@ -546,6 +576,7 @@ fn the_ways_in_which_a_vmm_ends_are_told_apart() {
     let api = &subject.daemon.api;
     for (how, said) in [
         (0, "the guest switched itself off"),
+        (2, "the guest restarted"),
         (1, "the guest's kernel panicked: [    1.0] Kernel panic"),
         (libc::SIGSYS, "its system call filter stopped it"),
         (libc::SIGKILL, "killed by SIGKILL"),

@@ -14,6 +14,7 @@ use std::time::Duration;
 use appliance::vmm::firecracker::probe_guest::elf_around;
 use serde_json::Value;
 use snapshot_format::{BuildStore, PageIndex};
+use support::api::Api;
 use support::daemon::Daemon;
 use support::place::Place;
 use support::stand_in::{self, StandIns};
@@ -117,7 +118,8 @@ fn place(instance: &str, pool: u16, firecracker: &Path, jailer: Option<&Path>) -
     let jailer = jailer.map(|jailer| format!("jailer = {}\n", quoted(jailer)));
     let mut text = fs::read_to_string(&place.config).unwrap();
     text += &format!(
-        "driver = \"firecracker\"\nfirecracker = [{}]\n{}[engine]\ncheck_writes = true\n\
+        "driver = \"firecracker\"\nvsock = true\nfirecracker = [{}]\n{}[engine]\ncheck_writes = true\n\
+         [disks]\nmib_per_s = 64\nops_per_s = 5000\n\
          [[template]]\nname = \"base\"\nkernel = {kernel}\ninitrd = {initrd}\ndisk = {disk}\n\
          memory_mb = {MEMORY_MB}\n",
         quoted(firecracker),
@@ -188,8 +190,32 @@ fn the_guest_adds_up_what_it_has_written() {
     assert_eq!(numbers, u64::from(SUM));
 }
 
-/// A whole life of the guest, in a jail or not.
-fn live(place: &Place) {
+/// Waits until a VMM waits for the sandbox, if any should.
+fn wait_for_vmm(api: &Api, waiting: bool) {
+    if !waiting {
+        return;
+    }
+    wait_for("a VMM waits for it", Duration::from_secs(30), || {
+        let text = api.get("/metrics").expect(200);
+        // Two for anybody.
+        text.as_str()?
+            .contains("thaw_vmms_waiting 3\n")
+            .then_some(())
+    });
+}
+
+/// What the log says of restores.
+fn restores(place: &Place) -> Vec<String> {
+    let log = fs::read_to_string(&place.log).unwrap();
+    let lines = log.lines().filter(|line| line.contains("Restored"));
+    lines.map(str::to_owned).collect()
+}
+
+/// A whole life of the guest, in a jail or not, in VMMs that waited for it or not.
+fn live(place: &Place, waiting: bool) {
+    if waiting {
+        place.reconfigure(&[("ready_slots = 0", "ready_slots = 2")]);
+    }
     let daemon = Daemon::start(place);
     let stand_ins = StandIns::watch(&place.instance, STAND_IN);
     let api = &daemon.api;
@@ -231,6 +257,7 @@ fn live(place: &Place) {
         );
         assert!(stored < 700, "{stored} pages");
         before = now;
+        wait_for_vmm(api, waiting);
         api.resume("one").expect(200);
         run();
         let memory = api.get("/v1/sandboxes/one/memory").expect(200);
@@ -243,6 +270,11 @@ fn live(place: &Place) {
     api.create("two", "warm");
     run();
     for id in ["one", "two"] {
+        let socket = place.run.join("sandboxes").join(id).join("vmm/vsock.sock");
+        let connected = std::os::unix::net::UnixStream::connect(&socket);
+        connected.unwrap_or_else(|error| panic!("{}: {error}", socket.display()));
+    }
+    for id in ["one", "two"] {
         let now = written(place, &api.pause(id).expect(200));
         assert!(
             now.rounds > before.rounds && now.wrong == 0,
@@ -254,9 +286,19 @@ fn live(place: &Place) {
     // Its serial port, at the last: whatever it said is in the reason of its end.
     api.resume("one").expect(200);
     run();
-    // In a jail it has no name that tells it apart, but there is only one.
-    let is_it =
-        |process: &procs::Process| process.is_vmm() && process.command.contains("--api-sock");
+    let restores = restores(place);
+    let found = restores
+        .iter()
+        .filter(|line| line.contains("was_waiting=true"));
+    if waiting {
+        assert!(found.count() >= 10, "{restores:#?}");
+    } else {
+        assert_eq!(found.count(), 0, "{restores:#?}");
+    }
+    println!("{restores:#?}");
+    let pid = restores.last().unwrap().split(" pid=").nth(1).unwrap();
+    let pid: i32 = pid.split(' ').next().unwrap().parse().unwrap();
+    let is_it = |process: &procs::Process| process.is_vmm() && process.pid == pid;
     let vmm = procs::of(place).into_iter().find(is_it);
     vmm.expect("a VMM").kill();
     let reason = wait_for("it has failed", Duration::from_secs(20), || {
@@ -269,15 +311,30 @@ fn live(place: &Place) {
     assert!(!reason.contains('X'), "{reason}");
     api.delete_all();
     drop(stand_ins);
-    assert_eq!(place.leftovers(), Vec::<String>::new());
-    daemon.stop();
+    if waiting {
+        daemon.stop();
+        assert_eq!(place.leftovers(), Vec::<String>::new());
+    } else {
+        assert_eq!(place.leftovers(), Vec::<String>::new());
+        daemon.stop();
+    }
+    assert_eq!(place.leftovers_of_the_daemon(), Vec::<String>::new());
 }
 
 #[test]
 fn guest_of_a_real_firecracker_lives_a_whole_life() {
     const NAME: &str = "guest_of_a_real_firecracker_lives_a_whole_life";
     match firecracker() {
-        Ok(program) => live(&place("tfreal", 170, &program, None)),
+        Ok(program) => live(&place("tfreal", 170, &program, None), false),
+        Err(reason) => skip(NAME, &reason),
+    }
+}
+
+#[test]
+fn guest_of_a_real_firecracker_finds_one_that_waits() {
+    const NAME: &str = "guest_of_a_real_firecracker_finds_one_that_waits";
+    match firecracker() {
+        Ok(program) => live(&place("tfwait", 173, &program, None), true),
         Err(reason) => skip(NAME, &reason),
     }
 }
@@ -327,7 +384,20 @@ fn guest_of_a_jailed_firecracker_lives_a_whole_life() {
         Err(reason) => return skip(NAME, &reason),
     };
     match program_of("THAW_JAILER") {
-        Some(jailer) => live(&place("tfjail", 171, &program, Some(&jailer))),
+        Some(jailer) => live(&place("tfjail", 171, &program, Some(&jailer)), false),
+        None => skip(NAME, "no jailer given (THAW_JAILER)"),
+    }
+}
+
+#[test]
+fn guest_of_a_jailed_firecracker_finds_one_that_waits() {
+    const NAME: &str = "guest_of_a_jailed_firecracker_finds_one_that_waits";
+    let program = match firecracker() {
+        Ok(program) => program,
+        Err(reason) => return skip(NAME, &reason),
+    };
+    match program_of("THAW_JAILER") {
+        Some(jailer) => live(&place("tfjawa", 174, &program, Some(&jailer)), true),
         None => skip(NAME, "no jailer given (THAW_JAILER)"),
     }
 }

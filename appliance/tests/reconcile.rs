@@ -9,6 +9,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use appliance::vmm::cgroup::Cgroups;
 use support::daemon::Daemon;
 use support::place::{Place, names};
 use support::{needs, skip, wait_for};
@@ -48,6 +49,16 @@ fn what_belongs_to_nobody_goes_and_what_waits_stays() {
     let lost = place.data.join("sandboxes/lost");
     fs::create_dir_all(&lost).unwrap();
     fs::write(lost.join("disk"), "content").unwrap();
+    // A VMM's group that nobody removed, with a process in it.
+    let group = Cgroups::open("trecon").and_then(|groups| groups.make("lostvmm"));
+    let mut member = Command::new("sleep")
+        .arg("600")
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
+    if let Ok(group) = &group {
+        fs::write(group.dir().join("cgroup.procs"), member.id().to_string()).unwrap();
+    }
     let inode = |path: &str| {
         fs::metadata(path)
             .map(|m| std::os::unix::fs::MetadataExt::ino(&m))
@@ -69,11 +80,15 @@ fn what_belongs_to_nobody_goes_and_what_waits_stays() {
             )
         })
         .collect();
-    assert_eq!(
-        said,
-        [("directory", "lost"), ("slot", "trecon-77")],
-        "{answer}"
-    );
+    let mut expected = vec![("directory", "lost"), ("slot", "trecon-77")];
+    if let Ok(group) = &group {
+        expected.insert(1, ("directory", "lostvmm"));
+        assert!(!group.dir().exists());
+    } else {
+        member.kill().unwrap();
+    }
+    assert_eq!(said, expected, "{answer}");
+    assert_eq!(member.wait().unwrap().signal(), Some(9));
     assert!(found.iter().all(|what| what["removed"] == true), "{answer}");
     assert!(!lost.exists());
     assert_eq!(inside.wait().unwrap().signal(), Some(9));

@@ -194,6 +194,12 @@ impl Config {
         })
     }
 
+    /// How many VMMs wait for new sandboxes, and as many for paused ones.
+    #[must_use]
+    pub fn ready_processes(&self) -> usize {
+        self.vmm.ready_processes.unwrap_or(self.network.ready_slots)
+    }
+
     /// How many threads own sandboxes.
     #[must_use]
     pub fn shard_count(&self) -> usize {
@@ -285,8 +291,14 @@ mod tests {
                 "engine.check_writes",
             ),
             ("[network]\ndrain_ms = 60001", "network.drain_ms"),
+            ("[vmm]\nready_processes = 5000", "vmm.ready_processes"),
+            ("[vmm]\ncpu_weight = 0", "vmm.cpu_weight"),
+            ("[vmm]\ncpu_max_percent = 0", "vmm.cpu_max_percent"),
+            ("[vmm]\npids_max = 1", "vmm.pids_max"),
             ("[disks]\nbackend = \"zfs\"", "device-mapper"),
             ("[disks]\ncow_mb = 0", "disks.cow_mb"),
+            ("[disks]\nmib_per_s = 0", "disks.mib_per_s"),
+            ("[disks]\nops_per_s = 0", "disks.ops_per_s"),
             ("[network]\npool = \"10.0.0.1/16\"", "pool"),
             ("[network]\nclosed = [\"10.0.0.0\"]", "closed"),
             ("[network]\nresolver = \"dns\"", "resolver"),

@@ -44,6 +44,22 @@ pub struct VmmConfig {
     pub jailer: Option<PathBuf>,
     /// The user and group of the first slot's jailed VMM; each slot has its own.
     pub jail_user: u32,
+    /// VMMs that wait, started, in slots that wait for new sandboxes, and as many in those that
+    /// paused ones gave back; as many as slots wait when absent.
+    pub ready_processes: Option<usize>,
+    /// Whether Firecracker's guests that are booted get a vsock device; it stays with what is made
+    /// of them.
+    pub vsock: bool,
+    /// Whether VMMs are limited by control groups, where the host has them (version 2).
+    pub cgroups: bool,
+    /// What a VMM may take besides its guest's memory; by its kind when absent.
+    pub memory_overhead_mb: Option<u64>,
+    /// A sandbox's share of a busy host's processors, per vCPU.
+    pub cpu_weight: u32,
+    /// How much of one processor a sandbox may take per vCPU, in percent; no limit when absent.
+    pub cpu_max_percent: Option<u32>,
+    /// Processes and threads that a VMM may have besides its vCPUs.
+    pub pids_max: u32,
     /// How long a Firecracker may take for one command.
     pub command_timeout_s: u64,
     /// The QEMU program.
@@ -63,6 +79,13 @@ impl Default for VmmConfig {
             firecracker: vec!["firecracker".into()],
             jailer: None,
             jail_user: 200_000,
+            ready_processes: None,
+            vsock: false,
+            cgroups: true,
+            memory_overhead_mb: None,
+            cpu_weight: 100,
+            cpu_max_percent: None,
+            pids_max: 512,
             command_timeout_s: crate::vmm::COMMAND_TIMEOUT.as_secs(),
             qemu: "qemu-system-x86_64".into(),
             preload: None,
@@ -81,6 +104,35 @@ impl VmmConfig {
         if !(1..=3600).contains(&self.command_timeout_s) {
             let problem = format!("is {}; 1 to 3600 are possible", self.command_timeout_s);
             return Err(("vmm.command_timeout_s".into(), problem));
+        }
+        let ranges = [
+            (
+                "vmm.ready_processes",
+                self.ready_processes.map(|n| n as u64),
+                0..=4096,
+            ),
+            (
+                "vmm.memory_overhead_mb",
+                self.memory_overhead_mb,
+                0..=1 << 20,
+            ),
+            ("vmm.cpu_weight", Some(self.cpu_weight.into()), 1..=10_000),
+            (
+                "vmm.cpu_max_percent",
+                self.cpu_max_percent.map(u64::from),
+                1..=100_000,
+            ),
+            ("vmm.pids_max", Some(self.pids_max.into()), 16..=1 << 20),
+        ];
+        for (key, value, range) in ranges {
+            if let Some(value) = value.filter(|value| !range.contains(value)) {
+                let problem = format!(
+                    "is {value}; {} to {} are possible",
+                    range.start(),
+                    range.end()
+                );
+                return Err((key.into(), problem));
+            }
         }
         // Every slot's VMM has a number of its own from there on.
         let last = u32::MAX - (1 << 24);

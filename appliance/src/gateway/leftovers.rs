@@ -14,6 +14,7 @@ use super::{Gateway, catalogue_failed};
 use crate::catalogue::sandboxes;
 use crate::network::address;
 use crate::reconcile::{Seen, left_over};
+use crate::vmm::cgroup::Cgroups;
 
 impl Gateway {
     pub(super) async fn reconcile_now(&self) -> Result<Reconciled, ApiError> {
@@ -22,8 +23,16 @@ impl Gateway {
             host.data_dir.join("sandboxes"),
             host.run_dir.join("sandboxes"),
         ];
+        // Those of VMMs that wait have a dot.
+        let groups = host.confinement.groups();
+        let grouped = groups.map(Cgroups::names).unwrap_or_default();
+        let grouped = grouped.into_iter().filter(|name| !name.contains('.'));
         let seen = Seen {
-            directories: dirs.iter().flat_map(|dir| names(dir)).collect(),
+            directories: dirs
+                .iter()
+                .flat_map(|dir| names(dir))
+                .chain(grouped)
+                .collect(),
             rows: self.rows().await?,
             starting: {
                 let starting = self.starting.lock();
@@ -53,7 +62,8 @@ impl Gateway {
             let removed = paths
                 .map(fs::remove_dir_all)
                 .collect::<Result<Vec<()>, _>>();
-            let removed = removed.map(|_| ()).map_err(|error| error.to_string());
+            let ended = groups.map_or(Ok(()), |groups| groups.end(&id));
+            let removed = removed.and(ended).map_err(|error| error.to_string());
             found.push(finding(FindingKind::Directory, id, removed));
         }
         for (slot, removed) in host.slots.sweep().await {

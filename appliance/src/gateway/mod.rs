@@ -248,7 +248,10 @@ impl ControlPlane for Gateway {
         let (present, said) = self.host.engines.sessions(STATS_TIME).await;
         self.host.metrics.faults.look(&present, said);
         let depth = self.host.slots.depth();
-        let text = self.host.metrics.text(&self.host().await?, depth);
+        let text = self
+            .host
+            .metrics
+            .text(&self.host().await?, depth, self.host.ready.depth());
         text.map_err(|error| ApiError::failed("internal", &error))
     }
 

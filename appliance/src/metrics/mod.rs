@@ -22,6 +22,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::network::Depth;
+use crate::vmm::ready::Counts;
 use faults::Served;
 
 pub use faults::Faults;
@@ -100,6 +101,9 @@ pub struct Metrics {
     /// When the daemon began, Unix seconds.
     started: Gauge<f64, AtomicU64>,
     slots_waiting: Family<Waiting, Gauge>,
+    vmms_waiting: Gauge,
+    /// What became of VMMs that waited.
+    pub vmms: Counts,
     /// What engines have done.
     pub faults: Arc<Faults>,
 }
@@ -125,6 +129,8 @@ impl Default for Metrics {
             expired: Counter::default(),
             started: Gauge::default(),
             slots_waiting: Family::default(),
+            vmms_waiting: Gauge::default(),
+            vmms: Counts::default(),
             faults: Arc::default(),
         };
         metrics.register();
@@ -155,6 +161,27 @@ impl Metrics {
             "Network slots that are built and wait: for new sandboxes, or for paused ones",
             self.slots_waiting.clone(),
         );
+        let waiting = self.vmms_waiting.clone();
+        r.register("vmms_waiting", "VMMs that are started and wait", waiting);
+        for (name, help, counter) in [
+            (
+                "vmms_claimed",
+                "Restores that found a VMM waiting",
+                &self.vmms.claimed,
+            ),
+            (
+                "vmms_missing",
+                "Restores that found none",
+                &self.vmms.missing,
+            ),
+            (
+                "vmms_lost",
+                "Waiting VMMs that died or lost their slot",
+                &self.vmms.lost,
+            ),
+        ] {
+            r.register(name, help, counter.clone());
+        }
         r.register_collector(Box::new(Served(self.faults.clone())));
         r.register_with_unit(
             "memory_allocated",
@@ -224,7 +251,7 @@ impl Metrics {
     ///
     /// # Errors
     /// They can't be written, which is not to be expected of memory.
-    pub fn text(&self, host: &HostInfo, waiting: Depth) -> Result<String, fmt::Error> {
+    pub fn text(&self, host: &HostInfo, waiting: Depth, vmms: usize) -> Result<String, fmt::Error> {
         let mib = |mib: u64| i64::try_from(mib << 20).unwrap_or(i64::MAX);
         let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
         // States that nothing is in any more are gone, too.
@@ -249,6 +276,7 @@ impl Metrics {
                 .get_or_create(&whom)
                 .set(number(count as u64));
         }
+        self.vmms_waiting.set(number(vmms as u64));
         self.memory_allocated.set(mib(room.memory_allocated_mb));
         self.memory_available.set(mib(room.memory_available_mb));
         self.disk_available.set(mib(room.disk_available_mb));
@@ -313,6 +341,7 @@ mod tests {
             .text(
                 &host(&[("running", 2), ("paused", 1)]),
                 Depth { free: 3, kept: 1 },
+                2,
             )
             .unwrap();
         for line in [
@@ -320,6 +349,7 @@ mod tests {
             "thaw_operation_seconds_count{operation=\"resume\",outcome=\"capacity_exhausted\"} 1",
             "thaw_sandboxes{state=\"running\"} 2",
             "thaw_draining 1",
+            "thaw_vmms_waiting 2",
             "thaw_slots_waiting{for=\"anybody\"} 3",
             "thaw_memory_allocated_bytes 268435456",
         ] {
@@ -330,7 +360,7 @@ mod tests {
         }
         // What nothing is in any more is not shown as it was.
         let text = metrics
-            .text(&host(&[("paused", 3)]), Depth::default())
+            .text(&host(&[("paused", 3)]), Depth::default(), 0)
             .unwrap();
         assert!(!text.contains("state=\"running\""), "{text}");
     }
@@ -340,7 +370,7 @@ mod tests {
         let metrics = Metrics::default();
         let _ = metrics.time(Timed::Create, async { Ok(()) }).await;
         let text = metrics
-            .text(&host(&[("running", 1)]), Depth::default())
+            .text(&host(&[("running", 1)]), Depth::default(), 0)
             .unwrap();
         let names = text.lines().filter(|line| !line.starts_with('#'));
         let served: BTreeSet<&str> = names

@@ -12,6 +12,9 @@
 //! New sandboxes get the lowest free index, so those are built ahead.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use tokio::sync::Notify;
 
 use super::address::SlotIndex;
 use super::slot::Slot;
@@ -37,6 +40,10 @@ pub(super) struct Ready {
     owned: BTreeSet<SlotIndex>,
     /// Those of `built` that sandboxes gave back, the oldest first.
     kept: VecDeque<SlotIndex>,
+    /// Those that were taken, and not put back since.
+    in_use: BTreeSet<SlotIndex>,
+    /// Told when others wait than before.
+    changed: Arc<Notify>,
 }
 
 impl Ready {
@@ -48,7 +55,32 @@ impl Ready {
             built: BTreeMap::new(),
             owned: BTreeSet::new(),
             kept: VecDeque::new(),
+            in_use: BTreeSet::new(),
+            changed: Arc::default(),
         }
+    }
+
+    /// Tells one listener that others wait than before.
+    pub(super) fn changed(&self) -> Arc<Notify> {
+        self.changed.clone()
+    }
+
+    /// Whether a sandbox has taken it.
+    pub(super) fn is_in_use(&self, index: SlotIndex) -> bool {
+        self.in_use.contains(&index)
+    }
+
+    /// Those that wait: so many of the free ones, the next to be taken first, then as many of the
+    /// kept ones, the newest first.
+    pub(super) fn waiting(&self, limit: usize) -> Vec<Slot> {
+        let free = self.built.values();
+        let free = free
+            .filter(|slot| !self.owned.contains(&slot.index))
+            .take(limit);
+        let kept = self.kept.iter().rev().take(limit);
+        free.chain(kept.filter_map(|index| self.built.get(index)))
+            .cloned()
+            .collect()
     }
 
     /// From now on slots should wait; `owned` belong to sandboxes already.
@@ -60,21 +92,27 @@ impl Ready {
     /// A sandbox takes its slot, or has to wait until it is built.
     pub(super) fn take(&mut self, index: SlotIndex) -> Option<Slot> {
         self.owned.insert(index);
+        self.in_use.insert(index);
         self.kept.retain(|kept| *kept != index);
+        self.changed.notify_one();
         self.built.remove(&index)
     }
 
     /// A slot is built: ahead, or cleaned after it was given back.
     pub(super) fn put(&mut self, slot: Slot) {
+        self.in_use.remove(&slot.index);
         if self.owned.contains(&slot.index) {
             self.kept.push_back(slot.index);
         }
         self.built.insert(slot.index, slot);
+        self.changed.notify_one();
     }
 
     /// Its sandbox is gone, so the index is free.
     pub(super) fn release(&mut self, index: SlotIndex) {
         self.owned.remove(&index);
+        self.in_use.remove(&index);
+        self.changed.notify_one();
         self.kept.retain(|kept| *kept != index);
     }
 
@@ -89,6 +127,7 @@ impl Ready {
             None
         }?;
         self.built.remove(&index);
+        self.changed.notify_one();
         Some(index)
     }
 
@@ -162,8 +201,10 @@ mod tests {
         assert!(fill(&mut ready).is_empty(), "nothing before it is open");
         ready.open(3, [SlotIndex(0), SlotIndex(2)]);
         assert_eq!(fill(&mut ready), [1, 3, 4]);
+        assert!(!ready.is_in_use(SlotIndex(1)));
         assert_eq!(ready.take(SlotIndex(1)), Some(slot(1)));
         assert_eq!(ready.take(SlotIndex(1)), None, "it is in use");
+        assert!(ready.is_in_use(SlotIndex(1)));
         assert_eq!(fill(&mut ready), [5]);
         assert_eq!(ready.surplus(), None);
     }
@@ -187,6 +228,12 @@ mod tests {
         assert_eq!(ready.surplus(), None);
         // Nobody else gets them.
         assert_eq!(fill(&mut ready), [3, 4]);
+        let waiting = |limit| -> Vec<u32> {
+            let waiting = ready.waiting(limit);
+            waiting.iter().map(|slot| slot.index.0).collect()
+        };
+        assert_eq!(waiting(9), [3, 4, 2, 1]);
+        assert_eq!(waiting(1), [3, 2]);
         assert_eq!(ready.take(SlotIndex(2)), Some(slot(2)));
         assert_eq!(ready.take(SlotIndex(0)), None);
     }

@@ -97,6 +97,25 @@ impl Slots {
         self.ready.lock().depth()
     }
 
+    /// Those that wait: so many for new sandboxes, the next to be taken first, and as many that
+    /// paused ones gave back.
+    #[must_use]
+    pub fn waiting(&self, limit: usize) -> Vec<Slot> {
+        self.ready.lock().waiting(limit)
+    }
+
+    /// Whether a sandbox has taken it and not given it back.
+    #[must_use]
+    pub fn is_in_use(&self, index: SlotIndex) -> bool {
+        self.ready.lock().is_in_use(index)
+    }
+
+    /// Waits until others wait than before. For one listener.
+    pub async fn changed(&self) {
+        let changed = self.ready.lock().changed();
+        changed.notified().await;
+    }
+
     /// The addresses that slots are made of.
     #[must_use]
     pub fn pool(&self) -> Pool {

@@ -6,7 +6,7 @@ use envd::protocol::{InitRequest, Timestamp};
 use tokio::time::Instant;
 
 use super::OperationError;
-use super::live::{Live, give_back, make_place};
+use super::live::{Live, confine, give_back, make_place};
 use crate::catalogue::SandboxRow;
 use crate::disks::Source;
 use crate::guest::Guest;
@@ -44,7 +44,9 @@ async fn try_boot(
     disk: Source,
     machine: &mut Option<Box<dyn Machine>>,
 ) -> Result<(), OperationError> {
-    let (place, slot) = make_place(host, row, disk).await?;
+    let (mut place, slot) = make_place(host, row, disk).await?;
+    host.ready.dismiss(row.slot);
+    confine(host, row, host.drivers.chosen().as_ref(), None, &mut place)?;
     let machine = machine.insert(host.drivers.chosen().boot(&row.shape, &place).await?);
     let pid = machine.pid();
     let console = machine.console();

@@ -1,6 +1,7 @@
 //! What a sandbox has while it has a VMM, and giving all of it back.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use uffd_engine::{PageStates, Tracking};
@@ -11,9 +12,13 @@ use crate::engines::{Ahead, Attachment, SessionEvent};
 use crate::host::{Host, remove_dir};
 use crate::network::Slot;
 use crate::sys::readiness::Readable;
+use crate::vmm::cgroup::Cgroup;
 use crate::vmm::{Driver, Machine, Place, VmmError};
 
 use super::OperationError;
+
+/// How long what a VMM printed may take to arrive after its end.
+const LAST_WORDS: Duration = Duration::from_millis(50);
 
 /// The part of a restored guest that its engine serves.
 pub(super) struct Session {
@@ -71,6 +76,9 @@ impl Live {
             () = exited => None,
             reason = failed => Some(reason),
         };
+        if ended.is_none() {
+            self.machine.console().ended(LAST_WORDS).await;
+        }
         ended.unwrap_or_else(|| {
             let how = match self.machine.exit() {
                 Some(exit) => exit.to_string(),
@@ -111,8 +119,26 @@ pub(super) async fn make_place(
         run_dir: run,
         namespace: slot.namespace.clone(),
         disk,
+        cgroup: None,
     };
     Ok((place, slot))
+}
+
+/// Gives a place its control group: that of the VMM which waited there, or a new one.
+pub(super) fn confine(
+    host: &Host,
+    row: &SandboxRow,
+    driver: &dyn Driver,
+    waiting: Option<Cgroup>,
+    place: &mut Place,
+) -> Result<(), OperationError> {
+    let (id, shape) = (row.id.as_str(), &row.shape);
+    let confined = host.confinement.confine(id, waiting, shape, driver);
+    place.cgroup = confined.map_err(|source| OperationError::File {
+        operation: "Making a control group for the VMM".into(),
+        source,
+    })?;
+    Ok(())
 }
 
 /// Ends the VMM if there is one and removes what [`make_place`] made.
@@ -143,6 +169,7 @@ pub(super) async fn give_back(host: &Arc<Host>, row: &SandboxRow, live: Option<L
             }
         }
     }
+    host.confinement.release(row.id.as_str());
     if let Err(error) = host.slots.give_back(row.slot).await {
         tracing::warn!(sandbox_id = %row.id, slot = row.slot.0, %error, "Its slot is left over");
     }

@@ -11,7 +11,7 @@ use uffd_engine::PageStates;
 
 use super::OperationError;
 use super::boot::introduce;
-use super::live::{Live, Session, give_back, make_place};
+use super::live::{Live, Session, confine, give_back, make_place};
 use super::snapshot::{LABEL_PURPOSE, Purpose};
 use crate::catalogue::{BuildRow, SandboxRow, builds};
 use crate::disks::Source;
@@ -57,11 +57,20 @@ async fn try_restore(
     parts: &mut Parts,
 ) -> Result<(), OperationError> {
     let started = Instant::now();
-    let (checked, working_set) = check(host, build).await?;
-    let checked_at = started.elapsed();
-    let driver = host.drivers.for_build(&checked.build.manifest().vmm)?;
+    // What is wrong with a build is found while its place is made, which is given back then.
     let disk = Source::Build(host.store.path(&build));
-    let (place, slot) = make_place(host, row, disk).await?;
+    let checking = async {
+        let checked = check(host, build).await;
+        (checked, started.elapsed())
+    };
+    let ((checked, checked_at), made) = tokio::join!(checking, make_place(host, row, disk));
+    let (checked, working_set) = checked?;
+    let driver = host.drivers.for_build(&checked.build.manifest().vmm)?;
+    let (mut place, slot) = made?;
+    let waiting = host.ready.claim(&slot, driver, &place.run_dir);
+    let was_waiting = waiting.is_some();
+    let (waiting, cgroup) = waiting.map(|it| (it.prepared, it.cgroup)).unzip();
+    confine(host, row, driver.as_ref(), cgroup.flatten(), &mut place)?;
     let placed_at = started.elapsed();
 
     let states = PageStates::create(checked.build.map().memory_pages()).map_err(|source| {
@@ -94,7 +103,10 @@ async fn try_restore(
             handoff: &handoff,
             run: !pins,
         };
-        let restored = driver.restore(&row.shape, &place, restore);
+        let restored = match waiting {
+            Some(vmm) => vmm.restore(&row.shape, &place, restore),
+            None => driver.restore(&row.shape, &place, restore),
+        };
         restored.await.map_err(OperationError::from)
     };
     let ahead = Ahead::new(&host.engine, driver.tracking(), working_set);
@@ -124,9 +136,11 @@ async fn try_restore(
         build_id = %build,
         slot = row.slot.0,
         pid = machine.pid(),
+        was_waiting,
         checked_us = checked_at.as_micros() as u64,
         placed_us = placed_at.as_micros() as u64,
         running_us = running_at.as_micros() as u64,
+        vmm_us = machine.vmm_time().as_micros() as u64,
         answered_us = started.elapsed().as_micros() as u64,
         "Restored"
     );

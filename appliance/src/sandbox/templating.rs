@@ -49,7 +49,14 @@ impl Owner {
                     self.settle(SandboxState::Running, None).await;
                     Ok(snapshot)
                 }
-                Err(error) => Err(self.back_to_running(live, error.into()).await),
+                Err(error) => {
+                    // It is asked once more; the template is there in any case.
+                    let failed = self.back_to_running(live, error.into()).await;
+                    match self.live {
+                        Some(_) => Ok(snapshot),
+                        None => Err(failed),
+                    }
+                }
             },
             Err(error) => Err(self.back_to_running(live, error).await),
         }

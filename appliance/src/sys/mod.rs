@@ -2,8 +2,10 @@
 
 pub mod device_mapper;
 pub mod loop_device;
+pub mod mount_namespace;
 pub mod readiness;
 pub mod reflink;
 pub mod ring_copy;
+pub mod spawn;
 pub mod tap;
 pub mod terminal;

@@ -16,7 +16,7 @@ use thiserror::Error;
 use super::Driver;
 use super::drivers::Drivers;
 use super::firecracker::probe::{Probe, ProbeError};
-use super::firecracker::{Firecracker, Jailer};
+use super::firecracker::{Firecracker, Jailer, Options};
 use super::qemu::{self, Qemu};
 use crate::config::{Config, DriverChoice};
 use crate::inventory;
@@ -80,7 +80,15 @@ fn run_dir(config: &Config) -> PathBuf {
 
 async fn firecracker(config: &Config) -> Result<Firecracker, ProbeError> {
     let program = found_in_path(&config.vmm.firecracker[0]);
-    probe(config, &program, &run_dir(config)).run().await
+    let found = probe(config, &program, &run_dir(config)).run().await?;
+    Ok(found.with_options(options(config)))
+}
+
+fn options(config: &Config) -> Options {
+    Options {
+        vsock: config.vmm.vsock,
+        disk: config.disks.limits(),
+    }
 }
 
 async fn firecracker_if_it_boots(config: &Config) -> Result<Firecracker, ProbeError> {
@@ -102,7 +110,7 @@ async fn older_firecrackers(config: &Config) -> Vec<Arc<dyn Driver>> {
     for program in &config.vmm.firecracker[1..] {
         let program = found_in_path(program);
         match probe(config, &program, &run_dir(config)).run().await {
-            Ok(firecracker) => found.push(Arc::new(firecracker)),
+            Ok(firecracker) => found.push(Arc::new(firecracker.with_options(options(config)))),
             Err(error) => {
                 let error = uffd_engine::chain(&error);
                 tracing::warn!(program = %program.display(), error, "No VMM for its builds");
@@ -121,6 +129,7 @@ async fn qemu(config: &Config, reason: &str) -> Result<Qemu, ChoiceError> {
     let probing = qemu::probe::probe(&vmm.qemu, &preload, choice, &kernel, &cache, boot_time);
     let mut found = probing.await?;
     found.info.reason = format!("{}; {reason}", found.info.reason);
+    found.disk_limits = config.disks.limits();
     Ok(found)
 }
 

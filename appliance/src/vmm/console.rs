@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http_api::wire::ConsoleLine;
 use parking_lot::Mutex;
@@ -112,6 +113,14 @@ impl Console {
         } else {
             last
         }
+    }
+
+    /// Waits until nobody can print any more, which is right after the process's end unless it had
+    /// children; for so long at most.
+    pub async fn ended(&self, patience: Duration) {
+        let mut written = self.written.clone();
+        let until_closed = async { while written.changed().await.is_ok() {} };
+        let _ = tokio::time::timeout(patience, until_closed).await;
     }
 
     /// Waits until `marker` was printed; `false` when the stream ends without it.

@@ -22,7 +22,8 @@ use serde::{Deserialize, Serialize};
 use uffd_engine::control;
 use uffd_engine::sys::process::die_with_parent;
 
-use crate::sys::tap;
+use super::cgroup::Cgroup;
+use crate::sys::{spawn, tap};
 
 /// Where every VMM finds its disk.
 pub const DISK_PATH: &str = "/run/thaw-disk";
@@ -56,7 +57,7 @@ pub enum Mount {
 }
 
 /// What to become.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Launch {
     /// The program.
     pub program: PathBuf,
@@ -71,6 +72,8 @@ pub struct Launch {
     pub mounts: Vec<Mount>,
     /// A tap device of the namespace, and who may use it without privilege.
     pub tap_owner: Option<(String, u32)>,
+    /// The control group to be in, for a launcher that wasn't born there.
+    pub cgroup: Option<Cgroup>,
 }
 
 impl Mount {
@@ -124,6 +127,7 @@ pub struct LaunchFailure {
 /// The launcher's whole life. Returns only on failure, with the exit status.
 #[must_use]
 pub fn run() -> u8 {
+    spawn::unblock_signals();
     let Ok(socket) = io::stdin().as_fd().try_clone_to_owned() else {
         return 1;
     };
@@ -165,6 +169,10 @@ fn prepare(launch: &Launch, fds: &[OwnedFd]) -> Result<(), (String, io::Error)> 
         let step = step.to_owned();
         move |error: io::Error| (step, error)
     };
+    if let Some(cgroup) = &launch.cgroup {
+        // Before anything is used that should count.
+        cgroup.enter().map_err(at("entering its control group"))?;
+    }
     match &launch.namespace {
         Some(namespace) => {
             let namespace = File::open(namespace).map_err(at("opening the network namespace"))?;

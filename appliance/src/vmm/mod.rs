@@ -7,14 +7,18 @@
 //! What differs between VMMs is said, not asked for by name: [`Driver::tracking`] is how a
 //! guest's writes can be known, [`Machine::save`] says where its memory is to be read.
 
+pub mod cgroup;
 pub mod choice;
 pub mod compatibility;
+pub mod confinement;
 pub mod console;
 pub mod drivers;
 pub mod exit;
 pub mod kernel_image;
 pub mod launch;
+pub mod prepared;
 pub mod process;
+pub mod ready;
 
 pub mod firecracker;
 pub mod qemu;
@@ -29,6 +33,8 @@ use thiserror::Error;
 use uffd_engine::Tracking;
 use uffd_engine::memory_image::MemoryImage;
 use uffd_engine::region::ClaimedRegion;
+
+use prepared::{Berth, Prepared};
 
 /// What a guest is: fixed from its template on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,6 +74,17 @@ pub struct Place {
     pub namespace: PathBuf,
     /// Its disk image; the VMM sees it under a path that is the same for all.
     pub disk: PathBuf,
+    /// The control group that its process is born in, if there is one.
+    pub cgroup: Option<cgroup::Cgroup>,
+}
+
+/// How fast a guest may read and write its disk; the network's limits are its slot's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DiskLimits {
+    /// Bytes a second.
+    pub bytes_per_s: Option<u64>,
+    /// Reads and writes a second.
+    pub ops_per_s: Option<u64>,
 }
 
 /// Why a VMM did not do what it was told.
@@ -152,6 +169,11 @@ pub trait Driver: Send + Sync {
     /// The version of its device states: what one version writes, one with the same can read.
     fn state_format(&self) -> &str;
 
+    /// What its VMM takes besides the guest's memory, in MiB; more than that is not to be had.
+    fn overhead_mb(&self) -> u64 {
+        256
+    }
+
     /// How the writes of a guest whose memory is served can be known.
     fn tracking(&self) -> Tracking;
 
@@ -178,6 +200,15 @@ pub trait Driver: Send + Sync {
         place: &Place,
         restore: Restore<'_>,
     ) -> Result<Box<dyn Machine>, VmmError>;
+
+    /// Starts a VMM for a guest that is to come; `None` if this driver's don't wait.
+    ///
+    /// # Errors
+    /// Nothing of it is left but its directory.
+    async fn prepare(&self, berth: &Berth) -> Result<Option<Box<dyn Prepared>>, VmmError> {
+        let _ = berth;
+        Ok(None)
+    }
 }
 
 /// What a stopped machine is.
@@ -216,6 +247,11 @@ pub trait Machine: Send + Sync {
     /// # Errors
     /// The VMM does not say.
     async fn vcpu_threads(&mut self) -> Result<Vec<i32>, VmmError>;
+
+    /// How long whoever drives it has waited for the VMM so far; the rest of what it takes is ours.
+    fn vmm_time(&self) -> Duration {
+        Duration::ZERO
+    }
 
     /// Becomes readable when the process ends.
     fn pidfd(&self) -> BorrowedFd<'_>;

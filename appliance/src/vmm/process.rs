@@ -1,23 +1,150 @@
 //! A VMM's process: started through the launcher, watched and killed by pidfd.
+//!
+//! One that was started ahead belongs to no runtime until somebody needs it: [`Started`] has a pipe
+//! where [`VmmProcess`] has a console.
 
-use std::io;
+use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::process::{Child, Command};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, ExitStatus};
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use uffd_engine::control;
 use uffd_engine::sys::process::{pidfd_open, pidfd_signal};
 
+use super::cgroup::Cgroup;
 use super::console::Console;
 use super::exit::Exit;
 use super::launch::{self, Launch, LaunchFailure};
 use crate::sys::readiness::Readable;
+use crate::sys::spawn;
+
+/// A child that doesn't outlive this.
+#[derive(Debug)]
+struct Held {
+    pid: i32,
+    pidfd: OwnedFd,
+    status: Option<ExitStatus>,
+    cgroup: Option<Cgroup>,
+}
+
+impl Held {
+    /// Starts a launcher; in its group, if it has one and the kernel can, so that it need not enter.
+    fn launcher(
+        cgroup: Option<Cgroup>,
+        input: OwnedFd,
+        output: PipeWriter,
+    ) -> io::Result<(Self, bool)> {
+        let stdio = [input.as_fd(), output.as_fd(), output.as_fd()];
+        let born = cgroup
+            .as_ref()
+            .map(|cgroup| spawn::itself_into(cgroup.dir(), c"launch", stdio));
+        let (pid, pidfd, is_in) = match born {
+            Some(Ok((pid, pidfd))) => (pid, pidfd, true),
+            // Without a group, or by an older kernel; the launcher enters it then.
+            None | Some(Err(_)) => {
+                let child = Command::new("/proc/self/exe")
+                    .arg("launch")
+                    .stdin(input)
+                    .stdout(output.try_clone()?)
+                    .stderr(output)
+                    .spawn()?;
+                let pid = child.id() as i32;
+                (pid, pidfd_open(pid)?, false)
+            }
+        };
+        let held = Self {
+            pid,
+            pidfd,
+            status: None,
+            cgroup,
+        };
+        Ok((held, is_in))
+    }
+
+    /// Its status, if it has ended; waits for that if it may.
+    fn status(&mut self, flags: WaitPidFlag) -> Option<ExitStatus> {
+        if self.status.is_none() {
+            let waited = waitid(Id::PIDFd(self.pidfd.as_fd()), flags | WaitPidFlag::WEXITED);
+            self.status = match waited {
+                Ok(WaitStatus::Exited(_, code)) => Some(ExitStatus::from_raw(code << 8)),
+                Ok(WaitStatus::Signaled(_, signal, _)) => Some(ExitStatus::from_raw(signal as i32)),
+                _ => None,
+            };
+        }
+        self.status
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let _ = pidfd_signal(self.pidfd.as_fd(), libc::SIGKILL);
+        let _ = self.status(WaitPidFlag::empty());
+        if let Some(cgroup) = &self.cgroup {
+            cgroup.remove();
+        }
+    }
+}
+
+/// A VMM process that no runtime watches yet. Dropping it kills the process.
+#[derive(Debug)]
+pub struct Started {
+    held: Held,
+    output: PipeReader,
+}
+
+impl Started {
+    /// Starts a launcher and has it become the VMM.
+    ///
+    /// # Errors
+    /// Which step failed; no process is left.
+    pub async fn start(launch: &Launch, fds: &[BorrowedFd<'_>]) -> io::Result<Self> {
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
+        let (output, writer) = io::pipe()?;
+        let (held, is_in_its_group) = Held::launcher(launch.cgroup.clone(), theirs, writer)?;
+        let mut launch = launch.clone();
+        launch.cgroup.take_if(|_| is_in_its_group);
+        launch::send(ours.as_fd(), &launch, fds)?;
+        set_nonblocking(&ours)?;
+        match Readable::new(ours)?
+            .read(control::receive::<LaunchFailure>)
+            .await
+        {
+            // The socket closed on exec.
+            Ok(None) => Ok(Self { held, output }),
+            Ok(Some((failure, _))) => Err(io::Error::other(failure.reason)),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                Ok(Self { held, output })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Has the calling runtime record what it prints, and has printed.
+    ///
+    /// # Errors
+    /// The runtime can't; no process is left.
+    pub fn watch(self) -> io::Result<VmmProcess> {
+        let output = tokio::net::unix::pipe::Receiver::from_owned_fd(self.output.into())?;
+        Ok(VmmProcess {
+            held: self.held,
+            console: Console::record(output),
+        })
+    }
+}
+
+impl AsFd for Started {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.held.pidfd.as_fd()
+    }
+}
 
 /// A running VMM process. Dropping it kills the process.
 #[derive(Debug)]
 pub struct VmmProcess {
-    child: Child,
-    pidfd: OwnedFd,
+    held: Held,
     console: Console,
 }
 
@@ -27,34 +154,7 @@ impl VmmProcess {
     /// # Errors
     /// Which step failed; no process is left.
     pub async fn start(launch: &Launch, fds: &[BorrowedFd<'_>]) -> io::Result<Self> {
-        let flags = SockFlag::SOCK_CLOEXEC;
-        let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
-        let (reader, writer) = io::pipe()?;
-        let child = Command::new("/proc/self/exe")
-            .arg("launch")
-            .stdin(theirs)
-            .stdout(writer.try_clone()?)
-            .stderr(writer)
-            .spawn()?;
-        let pidfd = pidfd_open(child.id() as i32)?;
-        let reader = tokio::net::unix::pipe::Receiver::from_owned_fd(reader.into())?;
-        let process = Self {
-            child,
-            pidfd,
-            console: Console::record(reader),
-        };
-        launch::send(ours.as_fd(), launch, fds)?;
-        set_nonblocking(&ours)?;
-        match Readable::new(ours)?
-            .read(control::receive::<LaunchFailure>)
-            .await
-        {
-            // The socket closed on exec.
-            Ok(None) => Ok(process),
-            Ok(Some((failure, _))) => Err(io::Error::other(failure.reason)),
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(process),
-            Err(error) => Err(error),
-        }
+        Started::start(launch, fds).await?.watch()
     }
 
     /// What it prints.
@@ -65,41 +165,46 @@ impl VmmProcess {
 
     /// How it ended, if it has.
     pub fn exit(&mut self) -> Option<Exit> {
-        let status = self.child.try_wait().ok()??;
-        Some(Exit::of(status, &self.console.text()))
+        let status = self.held.status(WaitPidFlag::WNOHANG)?;
+        let oom_kills = self.cgroup().map_or(0, Cgroup::oom_kills);
+        Some(Exit::of(status, &self.console.text(), oom_kills > 0))
+    }
+
+    /// The control group that it is in.
+    #[must_use]
+    pub fn cgroup(&self) -> Option<&Cgroup> {
+        self.held.cgroup.as_ref()
     }
 
     /// Waits until it has ended, or can't be watched any longer.
     pub async fn ended(&self) {
-        if let Ok(pidfd) = self.pidfd.try_clone().and_then(Readable::new) {
-            let _ = pidfd.wait().await;
-        }
+        ended(self.as_fd()).await;
     }
 
     /// Its process id, for people and logs only.
     #[must_use]
     pub fn pid(&self) -> i32 {
-        self.child.id() as i32
+        self.held.pid
     }
 
     /// Ends it and waits until it has.
     pub async fn kill(&mut self) {
-        let _ = pidfd_signal(self.pidfd.as_fd(), libc::SIGKILL);
+        let _ = pidfd_signal(self.held.pidfd.as_fd(), libc::SIGKILL);
         self.ended().await;
-        let _ = self.child.wait();
+        let _ = self.held.status(WaitPidFlag::empty());
     }
 }
 
 impl AsFd for VmmProcess {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.pidfd.as_fd()
+        self.held.pidfd.as_fd()
     }
 }
 
-impl Drop for VmmProcess {
-    fn drop(&mut self) {
-        let _ = pidfd_signal(self.pidfd.as_fd(), libc::SIGKILL);
-        let _ = self.child.wait();
+/// Waits until the process behind a pidfd has ended, or can't be watched any longer.
+pub async fn ended(pidfd: BorrowedFd<'_>) {
+    if let Ok(pidfd) = pidfd.try_clone_to_owned().and_then(Readable::new) {
+        let _ = pidfd.wait().await;
     }
 }
 

@@ -74,16 +74,14 @@ impl Appearing {
     }
 
     /// Waits until it is there and somebody listens at it.
-    pub(super) async fn connect(self) -> io::Result<Api> {
+    pub(super) async fn connect(self) -> io::Result<std::os::unix::net::UnixStream> {
         loop {
             // It is made before anybody listens: what connects to it in between is refused, and
             // the next event may be none of its.
             match UnixStream::connect(&self.socket).await {
                 Ok(stream) => {
-                    let sender = Some(Api::over(stream).await?);
-                    let socket = self.socket.clone();
                     self.let_go();
-                    return Ok(Api { socket, sender });
+                    return stream.into_std();
                 }
                 Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                     // A few microseconds; a timer would take a thousand.
@@ -109,6 +107,15 @@ pub(super) struct Api {
 }
 
 impl Api {
+    /// Over a connection to this socket, on the calling runtime.
+    pub(super) async fn new(
+        socket: PathBuf,
+        stream: std::os::unix::net::UnixStream,
+    ) -> io::Result<Self> {
+        let sender = Some(Self::over(UnixStream::from_std(stream)?).await?);
+        Ok(Self { socket, sender })
+    }
+
     async fn over(stream: UnixStream) -> io::Result<SendRequest<Full<Bytes>>> {
         let (sender, connection) = http1::handshake(TokioIo::new(stream))
             .await

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use crate::vmm::DiskLimits;
+
 /// `PUT /machine-config`.
 #[derive(Debug, Serialize)]
 pub(super) struct MachineConfig {
@@ -35,6 +37,53 @@ pub(super) struct Drive {
     pub(super) cache_type: &'static str,
     /// The other engine froze restored guests before 1.15.
     pub(super) io_engine: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) rate_limiter: Option<RateLimiter>,
+}
+
+/// `PATCH /drives/{drive_id}`: other limits.
+#[derive(Debug, Serialize)]
+pub(super) struct PartialDrive {
+    pub(super) drive_id: &'static str,
+    pub(super) rate_limiter: RateLimiter,
+}
+
+/// Limits of bytes and of operations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct RateLimiter {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) bandwidth: Option<TokenBucket>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) ops: Option<TokenBucket>,
+}
+
+/// So much of something per time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct TokenBucket {
+    pub(super) size: u64,
+    /// Milliseconds.
+    pub(super) refill_time: u64,
+}
+
+impl RateLimiter {
+    /// `None` for no limits.
+    pub(super) fn of(limits: DiskLimits) -> Option<Self> {
+        let per_second = |size| TokenBucket {
+            size,
+            refill_time: 1000,
+        };
+        (limits != DiskLimits::default()).then(|| Self {
+            bandwidth: limits.bytes_per_s.map(per_second),
+            ops: limits.ops_per_s.map(per_second),
+        })
+    }
+}
+
+/// `PUT /vsock`.
+#[derive(Debug, Serialize)]
+pub(super) struct Vsock {
+    pub(super) guest_cid: u32,
+    pub(super) uds_path: &'static str,
 }
 
 /// `PUT /network-interfaces/{iface_id}`.

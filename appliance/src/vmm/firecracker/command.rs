@@ -4,6 +4,7 @@
 //!   on the host             without a jailer        in the jail
 //!   <run_dir>/vmm/          the same path           /run/         sockets, the state to load
 //!                           …/vmm/save/             /save/        what it writes; memory of its own
+//!   <run_dir>/vmm/          /run/thaw-vmm           /run/thaw-vmm, for what is in device states
 //!   the sandbox's disk      /run/thaw-disk          /run/thaw-disk
 //!   kernel, initrd          the same paths          /kernel, /initrd
 //! ```
@@ -17,6 +18,7 @@ use std::path::{Path, PathBuf};
 
 use crate::network::address::TAP;
 use crate::vmm::Place;
+use crate::vmm::cgroup::Cgroup;
 use crate::vmm::launch::{Launch, Mount};
 
 /// Everything of a jail besides memory that is saved: the program, above all.
@@ -62,6 +64,8 @@ pub(super) struct Parts<'a> {
     pub(super) namespace: Option<&'a Path>,
     /// What a save may take.
     pub(super) memory_bytes: u64,
+    /// The control group; a probe has none.
+    pub(super) cgroup: Option<&'a Cgroup>,
 }
 
 impl Layout {
@@ -96,6 +100,21 @@ impl Layout {
     /// A file of the host's directory as the VMM finds it.
     pub(super) fn inside(&self, name: &str) -> PathBuf {
         self.dir_inside.join(name)
+    }
+
+    /// Where the device state to load is, on the host.
+    pub(super) fn state(&self) -> PathBuf {
+        self.dir.join(STATE)
+    }
+
+    /// Where the VMM writes, as it finds it.
+    pub(super) fn save_dir(&self) -> &Path {
+        &self.save_inside
+    }
+
+    /// How much it may write for a guest of this size.
+    pub(super) const fn save_bytes(memory_bytes: u64) -> u64 {
+        memory_bytes + STATE_BYTES
     }
 
     /// A file that the VMM writes, as it finds it.
@@ -170,14 +189,19 @@ impl Layout {
             mounts: self.mounts(parts),
             tap_owner: (self.user != 0 && parts.namespace.is_some())
                 .then(|| (TAP.to_owned(), self.user)),
+            cgroup: parts.cgroup.cloned(),
         }
     }
 
     fn mounts(&self, parts: &Parts<'_>) -> Vec<Mount> {
-        let save_bytes = parts.memory_bytes + STATE_BYTES;
+        let save_bytes = Self::save_bytes(parts.memory_bytes);
         let tmpfs = |at: PathBuf, bytes, owner| Mount::Tmpfs { at, bytes, owner };
         let Some(root) = &self.jail else {
-            let mut mounts = vec![tmpfs(self.save_inside.clone(), save_bytes, 0)];
+            let alias = Mount::Bind {
+                from: self.dir.clone(),
+                at: Path::new("/run").join(ALIAS),
+            };
+            let mut mounts = vec![alias, tmpfs(self.save_inside.clone(), save_bytes, 0)];
             mounts.extend(parts.disk.map(Mount::disk));
             return mounts;
         };
@@ -210,6 +234,10 @@ pub(super) const SOCKET: &str = "api.sock";
 pub(super) const HANDOFF: &str = "uffd.sock";
 /// The device state that is loaded, there.
 pub(super) const STATE: &str = "state";
+/// A name in `/run` by which every VMM finds its own directory.
+pub(super) const ALIAS: &str = "thaw-vmm";
+/// The socket that leads to a guest's vsock device: in its device state, so the same for all.
+pub(super) const VSOCK_PATH: &str = "/run/thaw-vmm/vsock.sock";
 
 #[cfg(test)]
 mod tests {
@@ -222,6 +250,7 @@ mod tests {
             disk: Some(Path::new("/data/disk")),
             namespace: Some(Path::new("/run/netns/x")),
             memory_bytes: 256 << 20,
+            cgroup: None,
         }
     }
 

@@ -4,9 +4,9 @@ use std::fs::{self, File, Permissions};
 use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use serde::Serialize;
@@ -18,19 +18,22 @@ use uffd_engine::region::{ClaimedRegion, RegionTable};
 use super::api::{Api, ApiFault, Appearing};
 use super::bodies::{
     Action, Balloon, BootSource, Drive, MachineConfig, MemoryBackend, Metadata, MmdsConfig,
-    NetworkInterface, NetworkOverride, SnapshotCreate, SnapshotLoad, VmState,
+    NetworkInterface, NetworkOverride, PartialDrive, RateLimiter, SnapshotCreate, SnapshotLoad,
+    VmState, Vsock,
 };
-use super::command::{HANDOFF, Layout, Parts, SOCKET, STATE};
-use super::{Firecracker, StateOnly};
+use super::command::{ALIAS, HANDOFF, Layout, Parts, SOCKET, STATE, VSOCK_PATH};
+use super::{Firecracker, Options, StateOnly};
 use crate::network::address::{GATEWAY, GUEST, GUEST_MAC, GUEST_PREFIX, TAP};
 use crate::vmm::console::Console;
 use crate::vmm::exit::Exit;
 use crate::vmm::launch::DISK_PATH;
-use crate::vmm::process::VmmProcess;
-use crate::vmm::{GuestShape, Machine, Place, Saved, VmmError};
+use crate::vmm::process::{Started, VmmProcess, ended};
+use crate::vmm::{DiskLimits, GuestShape, Machine, Place, Saved, VmmError};
 
 const DISK: &str = "rootfs";
 const LINK: &str = "eth0";
+/// Source: vsock(7).
+const FIRST_CID: u32 = 3;
 /// Nothing can be written here: the directory isn't there.
 const NOWHERE: &str = "nowhere/memory";
 /// What Firecracker says of a memory file that it can't open.
@@ -46,6 +49,61 @@ pub(super) struct FirecrackerMachine {
     memory_bytes: u64,
     state_only: bool,
     patience: Duration,
+    /// More memory than its control group had before, for what it saves to memory.
+    lent_bytes: i64,
+    vmm_time: Duration,
+    disk_limits: DiskLimits,
+}
+
+/// A process whose API is open; no runtime watches it yet.
+#[derive(Debug)]
+pub(super) struct Open {
+    pub(super) process: Started,
+    api: std::os::unix::net::UnixStream,
+    /// From the start of the program.
+    took: Duration,
+}
+
+/// Starts the process and waits for its API.
+pub(super) async fn open(
+    driver: &Firecracker,
+    name: &str,
+    layout: &Layout,
+    parts: &Parts<'_>,
+) -> Result<Open, VmmError> {
+    let failed = |source| VmmError::Start {
+        name: name.to_owned(),
+        source,
+    };
+    make_dir(layout).map_err(failed)?;
+    let socket = layout.dir.join(SOCKET);
+    let _ = fs::remove_file(&socket);
+    let appearing = Appearing::new(&socket).map_err(failed)?;
+    if let (Some(disk), true) = (parts.disk, layout.user != 0) {
+        chown(disk, Some(layout.user), Some(layout.user)).map_err(failed)?;
+    }
+    let launch = layout.launch(&driver.program, driver.jailer.as_ref(), parts);
+    let process = Started::start(&launch, &[]).await.map_err(failed)?;
+    let started = Instant::now();
+    let connecting = async {
+        tokio::select! {
+            connected = appearing.connect() => connected.map_err(ApiFault::Io),
+            () = ended(process.as_fd()) => Err(io::Error::from(io::ErrorKind::BrokenPipe).into()),
+        }
+    };
+    let what = "opening its API";
+    let connected = finish(name, what, driver.patience, connecting).await;
+    match connected {
+        Ok(api) => Ok(Open {
+            process,
+            api,
+            took: started.elapsed(),
+        }),
+        Err(error) => {
+            let mut process = process.watch().map_err(failed)?;
+            judge(name, &mut process, Err(error)).await
+        }
+    }
 }
 
 impl FirecrackerMachine {
@@ -56,36 +114,41 @@ impl FirecrackerMachine {
         layout: Layout,
         parts: &Parts<'_>,
     ) -> Result<Self, VmmError> {
+        let open = open(driver, name, &layout, parts).await?;
+        let vmm_time = open.took;
+        let machine = Self::over(driver, name, layout, parts.memory_bytes, open).await;
+        machine.map(|machine| Self {
+            vmm_time,
+            ..machine
+        })
+    }
+
+    /// Takes over a process whose API is open.
+    pub(super) async fn over(
+        driver: &Firecracker,
+        name: &str,
+        layout: Layout,
+        memory_bytes: u64,
+        open: Open,
+    ) -> Result<Self, VmmError> {
         let failed = |source| VmmError::Start {
             name: name.to_owned(),
             source,
         };
-        make_dir(&layout).map_err(failed)?;
+        let process = open.process.watch().map_err(failed)?;
         let socket = layout.dir.join(SOCKET);
-        let _ = fs::remove_file(&socket);
-        let appearing = Appearing::new(&socket).map_err(failed)?;
-        if let (Some(disk), true) = (parts.disk, layout.user != 0) {
-            chown(disk, Some(layout.user), Some(layout.user)).map_err(failed)?;
-        }
-        let launch = layout.launch(&driver.program, driver.jailer.as_ref(), parts);
-        let mut process = VmmProcess::start(&launch, &[]).await.map_err(failed)?;
-        let connecting = async {
-            tokio::select! {
-                connected = appearing.connect() => connected.map_err(ApiFault::Io),
-                () = process.ended() => Err(io::Error::from(io::ErrorKind::BrokenPipe).into()),
-            }
-        };
-        let what = "opening its API";
-        let connected = finish(name, what, driver.patience, connecting).await;
-        let api = judge(name, &mut process, connected).await?;
+        let api = Api::new(socket, open.api).await.map_err(failed)?;
         Ok(Self {
             name: name.to_owned(),
             process,
             api,
             layout,
-            memory_bytes: parts.memory_bytes,
+            memory_bytes,
             state_only: driver.state_only == StateOnly::Works,
             patience: driver.patience,
+            lent_bytes: 0,
+            vmm_time: Duration::ZERO,
+            disk_limits: driver.options.disk,
         })
     }
 
@@ -94,7 +157,7 @@ impl FirecrackerMachine {
         &mut self,
         shape: &GuestShape,
         kernel: &Path,
-        place: Option<&Place>,
+        place: Option<(&Place, Options)>,
         free_page_reporting: bool,
     ) -> Result<(), VmmError> {
         let machine = MachineConfig {
@@ -113,8 +176,9 @@ impl FirecrackerMachine {
             boot_args: format!("console=ttyS0 reboot=k panic=-1{network} {cmdline}"),
         };
         self.put("/boot-source", &boot).await?;
-        if let Some(place) = place {
-            self.add_devices(place, free_page_reporting).await?;
+        if let Some((place, options)) = place {
+            self.add_devices(place, options, free_page_reporting)
+                .await?;
         }
         let start = Action {
             action_type: "InstanceStart",
@@ -125,6 +189,7 @@ impl FirecrackerMachine {
     async fn add_devices(
         &mut self,
         place: &Place,
+        options: Options,
         free_page_reporting: bool,
     ) -> Result<(), VmmError> {
         let drive = Drive {
@@ -135,6 +200,7 @@ impl FirecrackerMachine {
             is_read_only: false,
             cache_type: "Writeback",
             io_engine: "Sync",
+            rate_limiter: RateLimiter::of(options.disk),
         };
         self.put(&format!("/drives/{DISK}"), &drive).await?;
         let link = NetworkInterface {
@@ -150,6 +216,14 @@ impl FirecrackerMachine {
             free_page_reporting,
         };
         self.put("/balloon", &balloon).await?;
+        if options.vsock {
+            let vsock = Vsock {
+                // Those of others don't matter to it; below are those that mean something.
+                guest_cid: place.slot.saturating_add(FIRST_CID),
+                uds_path: VSOCK_PATH,
+            };
+            self.put("/vsock", &vsock).await?;
+        }
         let config = MmdsConfig {
             version: "V2",
             network_interfaces: [LINK],
@@ -194,7 +268,18 @@ impl FirecrackerMachine {
             resume_vm: run,
             network_overrides: network.into_iter().collect(),
         };
-        self.put("/snapshot/load", &load).await
+        self.put("/snapshot/load", &load).await?;
+        // Its state has those that it was booted with.
+        match (place, RateLimiter::of(self.disk_limits)) {
+            (Some(_), Some(rate_limiter)) => {
+                let drive = PartialDrive {
+                    drive_id: DISK,
+                    rate_limiter,
+                };
+                self.patch(&format!("/drives/{DISK}"), &drive).await
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The device state alone: it is written before the memory's file is opened, so a memory
@@ -225,6 +310,9 @@ impl FirecrackerMachine {
     /// The device state, and the pages that are in memory. Bringing in others, as a full
     /// snapshot would, is what a lazily restored guest is to be spared.
     async fn save_with_memory(&mut self, kind: &'static str) -> Result<Saved, VmmError> {
+        let lent = i64::try_from(self.memory_bytes).unwrap_or(i64::MAX);
+        self.lend_memory(lent)
+            .map_err(|source| self.io("making room for its memory", source))?;
         let create = SnapshotCreate {
             snapshot_type: kind,
             snapshot_path: self.layout.saved("state"),
@@ -241,6 +329,19 @@ impl FirecrackerMachine {
             state,
             memory: MemoryImage::File(memory),
         })
+    }
+
+    /// Changes what its control group may have to so much more than it needs when it runs. What is
+    /// saved counts until its reader lets go of it.
+    fn lend_memory(&mut self, bytes: i64) -> io::Result<()> {
+        let (Some(cgroup), more) = (self.process.cgroup(), bytes - self.lent_bytes) else {
+            return Ok(());
+        };
+        if more != 0 {
+            cgroup.change_memory(more)?;
+            self.lent_bytes = bytes;
+        }
+        Ok(())
     }
 
     fn take_saved(&self, name: &str) -> Result<Vec<u8>, VmmError> {
@@ -274,15 +375,21 @@ impl FirecrackerMachine {
 
     async fn put(&mut self, path: &str, body: &impl Serialize) -> Result<(), VmmError> {
         let what = format!("PUT {path}");
-        let putting = self.api.put(path, body);
+        let (putting, began) = (self.api.put(path, body), Instant::now());
         let done = finish(&self.name, &what, self.patience, putting).await;
+        self.vmm_time += began.elapsed();
         self.judge(done).await
     }
 
     async fn change(&mut self, state: &'static str) -> Result<(), VmmError> {
-        let body = VmState { state };
-        let patching = self.api.patch("/vm", &body);
-        let done = finish(&self.name, "PATCH /vm", self.patience, patching).await;
+        self.patch("/vm", &VmState { state }).await
+    }
+
+    async fn patch(&mut self, path: &str, body: &impl Serialize) -> Result<(), VmmError> {
+        let what = format!("PATCH {path}");
+        let (patching, began) = (self.api.patch(path, body), Instant::now());
+        let done = finish(&self.name, &what, self.patience, patching).await;
+        self.vmm_time += began.elapsed();
         self.judge(done).await
     }
 
@@ -304,6 +411,7 @@ async fn judge<T>(
     if timeout(UNTIL_IT_IS_REAPED, process.ended()).await.is_err() {
         return done;
     }
+    process.console().ended(UNTIL_IT_IS_REAPED).await;
     let how = process.exit().map(|exit| format!("{exit}; "));
     Err(VmmError::Ended {
         name: name.to_owned(),
@@ -347,6 +455,9 @@ impl Machine for FirecrackerMachine {
     }
 
     async fn go_on(&mut self) -> Result<(), VmmError> {
+        if let Err(error) = self.lend_memory(0) {
+            tracing::warn!(name = self.name, %error, "Its control group may take more than it should");
+        }
         self.change("Resumed").await
     }
 
@@ -361,6 +472,10 @@ impl Machine for FirecrackerMachine {
             .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
             .filter(is_vcpu)
             .collect())
+    }
+
+    fn vmm_time(&self) -> Duration {
+        self.vmm_time
     }
 
     fn pidfd(&self) -> BorrowedFd<'_> {
@@ -388,6 +503,11 @@ impl Machine for FirecrackerMachine {
 pub(super) fn make_dir(layout: &Layout) -> io::Result<()> {
     fs::create_dir_all(&layout.dir)?;
     if layout.user != 0 {
+        // A jail's /run is this directory.
+        match symlink(".", layout.dir.join(ALIAS)) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
         fs::set_permissions(&layout.dir, Permissions::from_mode(0o700))?;
         for path in [
             layout.dir.clone(),
@@ -401,6 +521,11 @@ pub(super) fn make_dir(layout: &Layout) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Puts the device state to load where the VMM looks for it.
+pub(super) fn write_state(layout: &Layout, state: &[u8]) -> io::Result<()> {
+    fs::write(layout.state(), state)
 }
 
 fn has_swap() -> bool {

@@ -17,6 +17,9 @@ mod api;
 mod bodies;
 mod command;
 mod machine;
+#[cfg(test)]
+mod openapi;
+mod prepared;
 pub mod probe;
 pub mod probe_guest;
 
@@ -30,10 +33,12 @@ use http_api::wire::VmmInfo;
 use uffd_engine::Tracking;
 
 pub use command::Jailer;
-use command::{HANDOFF, Layout, Parts, STATE};
-use machine::{FirecrackerMachine, MemorySource};
+use command::{HANDOFF, Layout, Parts};
+use machine::{FirecrackerMachine, MemorySource, write_state};
+use prepared::PreparedFirecracker;
 
-use super::{Driver, GuestShape, Machine, Place, Restore, VmmError, kernel_image};
+use super::prepared::{Berth, Prepared};
+use super::{DiskLimits, Driver, GuestShape, Machine, Place, Restore, VmmError, kernel_image};
 
 /// Whether a device state is had without memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +63,16 @@ pub struct Firecracker {
     patience: Duration,
     /// Where unpacked kernels are kept.
     kernels: PathBuf,
+    options: Options,
+}
+
+/// What its guests get that not all do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Booted ones get a vsock device.
+    pub vsock: bool,
+    /// How fast their disks are.
+    pub disk: DiskLimits,
 }
 
 impl Firecracker {
@@ -65,6 +80,13 @@ impl Firecracker {
     #[must_use]
     pub fn because(mut self, reason: &str) -> Self {
         self.info.reason = format!("{}; {reason}", self.info.reason);
+        self
+    }
+
+    /// The same one, with these options.
+    #[must_use]
+    pub fn with_options(mut self, options: Options) -> Self {
+        self.options = options;
         self
     }
 
@@ -100,6 +122,11 @@ impl Driver for Firecracker {
         &self.state_format
     }
 
+    /// Its threads' own, and in a jail the program's file.
+    fn overhead_mb(&self) -> u64 {
+        128
+    }
+
     /// Its userfaultfd is opened for removals only; the engine registers it again.
     fn tracking(&self) -> Tracking {
         Tracking::Events
@@ -119,11 +146,17 @@ impl Driver for Firecracker {
             disk: Some(&place.disk),
             namespace: Some(&place.namespace),
             memory_bytes: shape.memory_bytes(),
+            cgroup: place.cgroup.as_ref(),
         };
         let layout = self.layout(place);
         let mut machine = FirecrackerMachine::start(self, &place.name, layout, &parts).await?;
         machine
-            .boot(shape, &kernel, Some(place), self.free_page_reporting)
+            .boot(
+                shape,
+                &kernel,
+                Some((place, self.options)),
+                self.free_page_reporting,
+            )
             .await?;
         Ok(Box::new(machine))
     }
@@ -135,8 +168,8 @@ impl Driver for Firecracker {
         restore: Restore<'_>,
     ) -> Result<Box<dyn Machine>, VmmError> {
         let layout = self.layout(place);
-        let state = layout.dir.join(STATE);
-        fs::write(&state, &restore.state).map_err(|source| VmmError::Start {
+        let state = layout.state();
+        write_state(&layout, &restore.state).map_err(|source| VmmError::Start {
             name: place.name.clone(),
             source,
         })?;
@@ -146,6 +179,7 @@ impl Driver for Firecracker {
             disk: Some(&place.disk),
             namespace: Some(&place.namespace),
             memory_bytes: shape.memory_bytes(),
+            cgroup: place.cgroup.as_ref(),
         };
         let mut machine = FirecrackerMachine::start(self, &place.name, layout, &parts).await?;
         machine
@@ -153,5 +187,10 @@ impl Driver for Firecracker {
             .await?;
         let _ = fs::remove_file(&state);
         Ok(Box::new(machine))
+    }
+
+    async fn prepare(&self, berth: &Berth) -> Result<Option<Box<dyn Prepared>>, VmmError> {
+        let prepared = PreparedFirecracker::start(self, berth).await?;
+        Ok(Some(Box::new(prepared)))
     }
 }

@@ -20,7 +20,7 @@ use tokio::time::timeout;
 
 use super::command::{Jailer, Layout, Parts, STATE};
 use super::machine::{FirecrackerMachine, MemorySource};
-use super::{Firecracker, StateOnly, probe_guest};
+use super::{Firecracker, Options, StateOnly, probe_guest};
 use crate::vmm::console::Console;
 use crate::vmm::{GuestShape, Machine, VmmError};
 
@@ -134,6 +134,7 @@ impl Probe<'_> {
             free_page_reporting: number >= WITH_REPORTING,
             patience: self.patience,
             kernels: self.kernels.clone(),
+            options: Options::default(),
         };
         let started = Instant::now();
         let state_only = self.try_guest(&firecracker).await;
@@ -205,6 +206,7 @@ impl Probe<'_> {
             disk: None,
             namespace: None,
             memory_bytes: shape.memory_bytes(),
+            cgroup: None,
         };
         let mut machine = FirecrackerMachine::start(firecracker, NAME, layout(), &parts)
             .await
@@ -319,6 +321,7 @@ impl Probe<'_> {
             disk: None,
             namespace: None,
             memory_bytes: shape.memory_bytes(),
+            cgroup: None,
         };
         let layout = Layout::new(self.run_dir, 0, self.program, self.jailer.as_ref());
         let mut machine = FirecrackerMachine::start(firecracker, NAME, layout, &parts).await?;

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use crate::network::address::{GATEWAY, GUEST, GUEST_MAC, GUEST_PREFIX, TAP};
 use crate::vmm::launch::{DISK_PATH, Launch, Mount, descriptor};
-use crate::vmm::{GuestShape, Place};
+use crate::vmm::{DiskLimits, GuestShape, Place};
 
 /// What executes the guest's instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +56,24 @@ pub enum Start<'a> {
         /// `device:inode` of the RAM file.
         ram_inode: &'a str,
     },
+}
+
+/// The same launch, with limits on its disk.
+#[must_use]
+pub fn with_disk_limits(mut launch: Launch, limits: DiskLimits) -> Launch {
+    let drive = launch.args.iter_mut();
+    let drive = drive.filter(|argument| argument.contains(DISK_PATH));
+    for argument in drive {
+        for (name, limit) in [
+            ("bps-total", limits.bytes_per_s),
+            ("iops-total", limits.ops_per_s),
+        ] {
+            if let Some(limit) = limit {
+                argument.push_str(&format!(",throttling.{name}={limit}"));
+            }
+        }
+    }
+    launch
 }
 
 /// The launch of one QEMU.
@@ -146,6 +164,7 @@ pub fn launch(
         namespace: Some(place.namespace.clone()),
         mounts: vec![Mount::disk(&place.disk)],
         tap_owner: None,
+        cgroup: place.cgroup.clone(),
     }
 }
 
@@ -171,6 +190,7 @@ mod tests {
             run_dir: "/run/x".into(),
             namespace: "/run/netns/x".into(),
             disk: "/data/disk".into(),
+            cgroup: None,
         }
     }
 
@@ -187,6 +207,30 @@ mod tests {
         assert!(boot.env.is_empty());
         assert_eq!(restore.args[..boot.args.len()], boot.args[..]);
         assert_eq!(restore.args[boot.args.len()..], ["-incoming", "defer"]);
+    }
+
+    #[test]
+    fn limits_are_those_of_the_disk() {
+        let start = || {
+            launch(
+                Path::new("q"),
+                Accelerator::Kvm,
+                &shape(),
+                &place(),
+                Start::Boot,
+            )
+        };
+        let limits = DiskLimits {
+            bytes_per_s: Some(4096),
+            ops_per_s: Some(7),
+        };
+        let line = with_disk_limits(start(), limits).args.join(" ");
+        assert!(
+            line.contains("aio=threads,throttling.bps-total=4096,throttling.iops-total=7 "),
+            "{line}"
+        );
+        let unlimited = with_disk_limits(start(), DiskLimits::default());
+        assert_eq!(unlimited.args, start().args);
     }
 
     #[test]

@@ -56,6 +56,7 @@ impl QemuMachine {
             ram_inode: &ram_inode,
         });
         let launch = command::launch(&driver.program, driver.accelerator, shape, place, start);
+        let launch = command::with_disk_limits(launch, driver.disk_limits);
         // Bound before QEMU runs, so that connecting needs no polling.
         let socket = place.run_dir.join("qmp.sock");
         let _ = std::fs::remove_file(&socket);

@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use http_api::wire::VmmInfo;
 use uffd_engine::Tracking;
 
-use super::{Driver, GuestShape, Machine, Place, Restore, VmmError};
+use super::{DiskLimits, Driver, GuestShape, Machine, Place, Restore, VmmError};
 use command::Accelerator;
 use machine::QemuMachine;
 
@@ -30,6 +30,8 @@ pub struct Qemu {
     pub info: VmmInfo,
     /// Of which QEMUs it reads device states.
     pub state_format: String,
+    /// How fast guests' disks are.
+    pub disk_limits: DiskLimits,
 }
 
 #[async_trait]
@@ -40,6 +42,14 @@ impl Driver for Qemu {
 
     fn state_format(&self) -> &str {
         &self.state_format
+    }
+
+    /// Its devices' buffers; and what it has translated, of which it keeps a GiB.
+    fn overhead_mb(&self) -> u64 {
+        match self.accelerator {
+            Accelerator::Kvm => 512,
+            Accelerator::Tcg => 2048,
+        }
     }
 
     /// The preload library asks for it when it opens the userfaultfd.

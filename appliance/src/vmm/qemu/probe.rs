@@ -23,6 +23,7 @@ use tokio::time::timeout;
 use super::Qemu;
 use super::command::Accelerator;
 use crate::config::AcceleratorChoice;
+use crate::vmm::DiskLimits;
 
 /// A kernel reaches its end in well under a second on hardware; this is for slow hosts.
 const PROBE_TIME: Duration = Duration::from_secs(10);
@@ -111,6 +112,7 @@ pub async fn probe(
         preload: preload.to_owned(),
         accelerator,
         state_format: super::state_format(&info.version),
+        disk_limits: DiskLimits::default(),
         info,
     })
 }

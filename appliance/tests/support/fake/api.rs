@@ -60,6 +60,12 @@ const CALLS: &[(&str, &[&str], &[&str])] = &[
         &["network_interfaces"],
         &["version", "ipv4_address", "imds_compat"],
     ),
+    ("PUT /vsock", &["guest_cid", "uds_path"], &[]),
+    (
+        "PATCH /drives/rootfs",
+        &["drive_id"],
+        &["path_on_host", "rate_limiter"],
+    ),
     ("PUT /actions", &["action_type"], &[]),
     ("PATCH /vm", &["state"], &[]),
     (
@@ -87,6 +93,8 @@ struct Machine {
     has_kernel: bool,
     has_network: bool,
     has_disk: bool,
+    disk_limits: Value,
+    vsock: Option<String>,
     /// Nothing can be loaded any more.
     was_configured: bool,
     guest: Option<Arc<Guest>>,
@@ -110,7 +118,9 @@ fn serve_one(stream: &UnixStream, machine: &Mutex<Machine>) -> io::Result<()> {
     let mut reader = BufReader::new(stream);
     while let Some(request) = http::read(&mut reader)? {
         let call = format!("{} {}", request.method, request.path);
-        let fault = Fault::at(&call);
+        // What is asked of a guest is in the body.
+        let asked = format!("{call} {}", text(&request.json(), "state"));
+        let fault = Fault::at(&call).or_else(|| Fault::at(&asked));
         match fault {
             Some(Fault::Fail) => {
                 http::send(stream, 400, &fault_message("it was told to fail"))?;
@@ -177,6 +187,11 @@ impl Machine {
             "PATCH /vm" => return self.change(text(&body, "state")),
             "PUT /snapshot/create" => return self.save(&body),
             "PUT /snapshot/load" => return self.load(&body),
+            "PATCH /drives/rootfs" => {
+                let guest = self.guest.as_ref().ok_or("not supported before starting")?;
+                guest.limit_disk(body["rate_limiter"].clone());
+                return Ok(());
+            }
             _ if self.guest.is_some() => {
                 return Err("The requested operation is not supported after starting".into());
             }
@@ -199,7 +214,9 @@ impl Machine {
                 let disk = text(&body, "path_on_host");
                 File::open(disk).map_err(|error| format!("{disk}: {error}"))?;
                 self.has_disk = true;
+                self.disk_limits = body["rate_limiter"].clone();
             }
+            "PUT /vsock" => self.vsock = Some(text(&body, "uds_path").to_owned()),
             "PUT /network-interfaces/eth0" => {
                 nix::net::if_::if_nametoindex(text(&body, "host_dev_name"))
                     .map_err(|error| format!("Open tap device failed: {error}"))?;
@@ -219,6 +236,8 @@ impl Machine {
             memory_bytes: self.memory_mib << 20,
             has_network: self.has_network,
             has_disk: self.has_disk,
+            disk_limits: self.disk_limits.clone(),
+            vsock: self.vsock.clone(),
         };
         let guest = Guest::boot(state).map_err(|error| error.to_string())?;
         println!("thaw probe");
@@ -226,6 +245,13 @@ impl Machine {
     }
 
     fn begin(&mut self, guest: Arc<Guest>, run: bool) -> Result<(), Refusal> {
+        if let Some(path) = &guest.state.vsock {
+            // Bound as long as the process lives, and refused where there is one.
+            let listener = UnixListener::bind(path);
+            std::mem::forget(
+                listener.map_err(|error| format!("Cannot bind vsock {path}: {error}"))?,
+            );
+        }
         if guest.state.has_network {
             inside::serve(guest.clone(), self.metadata.clone())
                 .map_err(|error| format!("The guest's address: {error}"))?;
@@ -247,7 +273,11 @@ impl Machine {
             return Err("save/restore unavailable while running".into());
         }
         let write_state = || {
-            let state = serde_json::to_vec(&guest.state).unwrap();
+            let state = State {
+                disk_limits: guest.disk_limits(),
+                ..guest.state.clone()
+            };
+            let state = serde_json::to_vec(&state).unwrap();
             fs::write(text(body, "snapshot_path"), state).map_err(|error| {
                 format!("Cannot perform open on the snapshot backing file: {error}")
             })

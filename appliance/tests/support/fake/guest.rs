@@ -9,6 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use uffd_engine::sys::uffd::{FEATURE_EVENT_REMOVE, Uffd};
 use uffd_engine::vmm_side::{self, GuestMemory};
 
@@ -22,6 +23,8 @@ pub(crate) struct State {
     pub(crate) memory_bytes: u64,
     pub(crate) has_network: bool,
     pub(crate) has_disk: bool,
+    pub(crate) disk_limits: Value,
+    pub(crate) vsock: Option<String>,
 }
 
 /// One guest.
@@ -29,6 +32,7 @@ pub(crate) struct Guest {
     pub(crate) state: State,
     memory: GuestMemory,
     running: Mutex<bool>,
+    disk_limits: Mutex<Value>,
     changed: Condvar,
     /// Held open as Firecracker does.
     _handoff: Option<(Uffd, UnixStream)>,
@@ -56,6 +60,7 @@ impl Guest {
 
     fn new(state: State, memory: GuestMemory, handoff: Option<(Uffd, UnixStream)>) -> Self {
         Self {
+            disk_limits: Mutex::new(state.disk_limits.clone()),
             state,
             memory,
             running: Mutex::new(false),
@@ -93,6 +98,14 @@ impl Guest {
 
     pub(crate) fn is_running(&self) -> bool {
         *self.running.lock().unwrap()
+    }
+
+    pub(crate) fn limit_disk(&self, limits: Value) {
+        *self.disk_limits.lock().unwrap() = limits;
+    }
+
+    pub(crate) fn disk_limits(&self) -> Value {
+        self.disk_limits.lock().unwrap().clone()
     }
 
     pub(crate) fn count(&self) -> u64 {

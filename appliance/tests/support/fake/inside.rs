@@ -52,6 +52,7 @@ fn answer(request: &Request, guest: &Guest, metadata: &Mutex<Value>) -> (u16, Va
         ("POST", "/init" | "/snapshot/prepare") => (204, Value::Null),
         ("GET", "/test/count") => (200, json!(guest.count())),
         ("GET", "/test/hash") => (200, json!(guest.hash().to_string())),
+        ("GET", "/test/disk-limits") => (200, guest.disk_limits()),
         ("GET", "/test/metadata") => (200, metadata.lock().unwrap().clone()),
         ("POST", "/test/fill") => {
             guest.fill(number("first"), number("pages"), number("seed"));
@@ -82,6 +83,7 @@ fn answer(request: &Request, guest: &Guest, metadata: &Mutex<Value>) -> (u16, Va
 fn end(how: u64) -> ! {
     match how {
         0 => println!("reboot: Power down"),
+        2 => println!("reboot: Restarting system"),
         1 => println!("[    1.0] Kernel panic - not syncing: for a test"),
         _ => {
             let signal = nix::sys::signal::Signal::try_from(how as i32).unwrap();

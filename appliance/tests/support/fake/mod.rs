@@ -14,6 +14,7 @@ pub(crate) mod api;
 pub(crate) mod guest;
 pub(crate) mod http;
 pub(crate) mod inside;
+pub(crate) mod subject;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -87,7 +88,15 @@ impl Fake {
 
     /// From now on this goes wrong at this call, in every process of this fake.
     pub(crate) fn fail_at(&self, call: &str, how: Fault) {
-        fs::write(&self.faults, format!("{call} {}", how.name())).unwrap();
+        self.fail_at_all(&[(call, how)]);
+    }
+
+    /// From now on these go wrong.
+    pub(crate) fn fail_at_all(&self, faults: &[(&str, Fault)]) {
+        let lines = faults
+            .iter()
+            .map(|(call, how)| format!("{call} {}\n", how.name()));
+        fs::write(&self.faults, lines.collect::<String>()).unwrap();
     }
 
     /// Nothing goes wrong any more.
@@ -125,9 +134,9 @@ impl Fault {
     fn at(call: &str) -> Option<Self> {
         let file = std::env::var_os(FAULTS)?;
         let text = fs::read_to_string(file).ok()?;
-        let (at, how) = text.rsplit_once(' ')?;
-        let fault = Self::ALL.into_iter().find(|fault| fault.name() == how);
-        fault.filter(|_| at == call)
+        let mut faults = text.lines().filter_map(|line| line.rsplit_once(' '));
+        let (_, how) = faults.find(|(at, _)| *at == call)?;
+        Self::ALL.into_iter().find(|fault| fault.name() == how)
     }
 }
 

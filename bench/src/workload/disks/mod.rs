@@ -95,7 +95,11 @@ impl Subject {
         dir: &Path,
         images: &[PathBuf],
     ) -> Result<Self> {
-        let config = DisksConfig { backend, cow_mb };
+        let config = DisksConfig {
+            backend,
+            cow_mb,
+            ..DisksConfig::default()
+        };
         Ok(Self {
             disks: Disks::start(&config, "bench", dir, images)?,
             dir: dir.to_owned(),

@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use appliance::network::address::TAP;
@@ -14,16 +14,6 @@ use appliance::vmm::launch::DISK_PATH;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use serde_json::{Value, json};
-
-/// What one restore took.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Took {
-    pub(super) all: Duration,
-    /// From the start of the process to an open API.
-    pub(super) api: Duration,
-    /// From the request to load to its answer.
-    pub(super) load: Duration,
-}
 
 /// The script.
 pub(super) struct Bare {
@@ -55,52 +45,62 @@ impl Bare {
         self.dir.join("uffd.sock")
     }
 
-    /// One restore; the guest runs when this returns.
-    pub(super) fn restore(
-        &self,
-        state: &[u8],
-        expect: impl FnOnce(&Path) -> Result<()>,
-    ) -> Result<(Child, Took)> {
+    /// A process whose API is open.
+    pub(super) fn start(&self) -> Result<Process> {
         let socket = self.dir.join("api.sock");
         let _ = fs::remove_file(&socket);
-        let started = Instant::now();
-        expect(&self.handoff())?;
-        let file = self.dir.join("state");
-        fs::write(&file, state)?;
-        let spawned = Instant::now();
         let mut child = Command::new(&self.program)
             .arg("--api-sock")
             .arg(&socket)
             .args(["--level", "Warning"])
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
             .with_context(|| format!("Starting {}", self.program.display()))?;
-        let mut api = loop {
+        loop {
             match UnixStream::connect(&socket) {
-                Ok(stream) => break stream,
+                Ok(api) => return Ok(Process { child, api }),
                 Err(_) if child.try_wait()?.is_some() => bail!("The VMM ended at its start"),
                 Err(_) => std::thread::sleep(Duration::from_micros(50)),
             }
-        };
-        let api_took = spawned.elapsed();
+        }
+    }
+
+    /// Brings the guest back in a process; it runs when this returns.
+    pub(super) fn load(&self, process: &mut Process, state: &[u8]) -> Result<()> {
+        let file = self.dir.join("state");
+        fs::write(&file, state)?;
         let known = json!({ "sandbox_id": "bench", "template_id": "bench" });
-        put(&mut api, "/mmds", &known)?;
-        let loading = Instant::now();
+        put(&mut process.api, "/mmds", &known)?;
         let load = json!({
             "snapshot_path": file,
             "mem_backend": { "backend_type": "Uffd", "backend_path": self.handoff() },
             "resume_vm": true,
             "network_overrides": [{ "iface_id": "eth0", "host_dev_name": TAP }],
         });
-        put(&mut api, "/snapshot/load", &load)?;
-        let took = Took {
-            all: started.elapsed(),
-            api: api_took,
-            load: loading.elapsed(),
-        };
-        Ok((child, took))
+        put(&mut process.api, "/snapshot/load", &load)
+    }
+}
+
+/// A VMM of the script's.
+pub(super) struct Process {
+    child: Child,
+    api: UnixStream,
+}
+
+impl Process {
+    /// Waits for the guest's first word.
+    pub(super) fn answer(&mut self) -> Result<()> {
+        let output = self.child.stdout.as_mut().context("It is piped")?;
+        output.read_exact(&mut [0])?;
+        Ok(())
+    }
+
+    pub(super) fn end(mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
     }
 }
 

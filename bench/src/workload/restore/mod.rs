@@ -1,51 +1,59 @@
-//! A restore by the driver, from the request until the VMM has let the guest run, beside the same
-//! VMM driven by a bare script of the same calls.
+//! A restore by the driver, from the request until the VMM has let the guest run and until the guest's
+//! first word, beside the same VMM driven by a bare script of the same calls; both with a process that was
+//! started before the request, and without.
 //!
-//! The guest is a few instructions that touch a few pages: what is measured is everything around
-//! it. Closed loop, one restore at a time; the build is in the page cache, and one engine serves
-//! both ways.
+//! The guest is a few instructions that touch a few pages and say so on the serial port: what is measured is
+//! everything around it. Closed loop, one restore at a time; the build is in the page cache, and one engine
+//! serves all ways.
 
 mod bare;
 mod serving;
+mod ways;
 
+use std::cell::RefCell;
 use std::fmt::{self, Display, Formatter};
 use std::fs;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use appliance::network::{Egress, SlotIndex, Slots};
-use appliance::vmm::firecracker::Firecracker;
 use appliance::vmm::firecracker::probe::Probe;
 use appliance::vmm::firecracker::probe_guest::elf_around;
-use appliance::vmm::{Driver, GuestShape, Place, Restore, launch};
+use appliance::vmm::ready::{Counts, ReadyVmms};
+use appliance::vmm::{Driver, GuestShape, Place, launch};
 use http_api::wire::NetworkPolicy;
 use serde::Serialize;
 use snapshot_format::{BuildId, BuildStore, PageCount, PageSize, PublishInfo};
 use tokio::runtime::Runtime;
 use uffd_engine::dirty::Capture;
 
-use self::bare::{Bare, Took};
 use self::serving::Serving;
+use self::ways::{Took, Way};
 use crate::config;
 use crate::host::Host;
 use crate::placement;
 use crate::report;
+use crate::report::latency::{Latencies, Percentiles};
 use crate::report::parts::{Bound, Part, PartsReport};
 use crate::workload::rounds::interleaved;
 
 const MEMORY_MB: u32 = 64;
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How long a restored guest runs: long enough to fault, which shows that it does.
-const SOME_FAULTS: Duration = Duration::from_millis(5);
+/// The slot of restores without a process that waits; it is in use all the time.
+const OWN_SLOT: SlotIndex = SlotIndex(0);
+/// The slot of those with one, which is given back after each.
+const POOLED_SLOT: SlotIndex = SlotIndex(1);
 
-/// What was the same for all parts.
+/// What was the same for all parts, and what was seen of each in all rounds.
 #[derive(Clone, Debug, Serialize)]
 struct Setup {
     rounds: u32,
     restores: u32,
     vmm: String,
     memory_mb: u32,
+    latencies_us: Vec<(String, Percentiles)>,
 }
 
 impl Display for Setup {
@@ -55,11 +63,30 @@ impl Display for Setup {
             "setup    {}, {} MiB; {} restores per round and way, medians of {} rounds after one not \
              counted, then the range",
             self.vmm, self.memory_mb, self.restores, self.rounds
-        )
+        )?;
+        let title = "all rounds, ms";
+        write!(
+            f,
+            "\n\n  {title:42}{:>7}{:>9}{:>9}{:>9}{:>9}{:>9}",
+            "count", "p50", "p90", "p99", "p99.9", "max"
+        )?;
+        for (name, us) in &self.latencies_us {
+            write!(
+                f,
+                "\n  {name:42}{:>7}{:>9.3}{:>9.3}{:>9.3}{:>9.3}{:>9.3}",
+                us.count,
+                us.p50 / 1e3,
+                us.p90 / 1e3,
+                us.p99 / 1e3,
+                us.p99_9 / 1e3,
+                us.max / 1e3
+            )?;
+        }
+        Ok(())
     }
 }
 
-/// Touches 64 pages, over and over.
+/// Touches 64 pages and says `ok`, over and over; not so often that what reads it is what is measured.
 fn guest() -> Vec<u8> {
     elf_around(&[
         0x48, 0xC7, 0xC6, 0x00, 0x00, 0x00, 0x01, // again: mov rsi, 0x1000000
@@ -68,20 +95,35 @@ fn guest() -> Vec<u8> {
         0x48, 0x81, 0xC6, 0x00, 0x10, 0x00, 0x00, // add rsi, 4096
         0xFF, 0xC9, // dec ecx
         0x75, 0xF2, // jne page
-        0xEB, 0xE4, // jmp again
+        0x66, 0xBA, 0xF8, 0x03, // mov dx, 0x3f8
+        0xB0, b'o', 0xEE, 0xB0, b'k', 0xEE, 0xB0, b'\n', 0xEE, // say "ok\n"
+        0xB9, 0x20, 0x4E, 0x00, 0x00, // mov ecx, 20000
+        0xFF, 0xC9, // wait: dec ecx
+        0x75, 0xFC, // jne wait
+        0xEB, 0xCE, // jmp again
     ])
 }
 
 /// What is restored, and where.
 struct Stage {
     runtime: Runtime,
-    driver: Firecracker,
+    driver: Arc<dyn Driver>,
+    ready: ReadyVmms,
     shape: GuestShape,
     place: Place,
     slots: Slots,
     state: Vec<u8>,
     serving: Serving,
 }
+
+/// What is read off a restore.
+type Measure = (&'static str, fn(&Took) -> Duration);
+
+const MEASURES: [Measure; 3] = [
+    ("until it runs", |took| took.running),
+    ("our own part", |took| took.own),
+    ("until its first word", |took| took.answered),
+];
 
 /// Measures, prints, and writes what was asked for.
 pub(crate) fn run(config: &config::Restore) -> Result<()> {
@@ -91,78 +133,121 @@ pub(crate) fn run(config: &config::Restore) -> Result<()> {
     );
     let dir = tempfile::Builder::new()
         .prefix("bench-restore-")
-        .tempdir_in("/run")?;
+        .tempdir_in(in_memory())?;
     launch::prepare_host()?;
-    let mut stage = Stage::set(config, dir.path())?;
-    let restores = config.restores;
-    let (mut slowest, mut slowest_bare) = (Vec::new(), Vec::new());
-    let (mut api, mut load) = (Vec::new(), Vec::new());
-    let cell = std::cell::RefCell::new(&mut stage);
-    let mut samples = interleaved(
-        config.rounds,
-        vec![
-            (
-                "driver, p50".into(),
-                Box::new(|| {
-                    let times = cell.borrow_mut().by_driver(restores)?;
-                    slowest.push(percentile(&times, 0.99));
-                    Ok(percentile(&times, 0.5))
-                }),
-            ),
-            (
-                "bare script, p50".into(),
-                Box::new(|| {
-                    let times = cell.borrow_mut().by_script(&config.firecracker, restores)?;
-                    let of = |part: fn(&Took) -> Duration| -> Vec<Duration> {
-                        times.iter().map(part).collect()
-                    };
-                    let all = of(|took| took.all);
-                    slowest_bare.push(percentile(&all, 0.99));
-                    api.push(percentile(&of(|took| took.api), 0.5));
-                    load.push(percentile(&of(|took| took.load), 0.5));
-                    Ok(percentile(&all, 0.5))
-                }),
-            ),
-        ],
-    )?;
-    // Of the same passes; the first round doesn't count.
-    let own: Vec<f64> = samples[0]
-        .1
-        .iter()
-        .zip(&samples[1].1)
-        .map(|(ours, bare)| ours - bare)
-        .collect();
-    samples.extend([
-        ("driver, p99".to_owned(), slowest.split_off(1)),
-        ("bare script, p99".to_owned(), slowest_bare.split_off(1)),
-        ("VMM: start to open API, p50".to_owned(), api.split_off(1)),
-        ("VMM: load and run, p50".to_owned(), load.split_off(1)),
-        ("driver over bare script, p50".to_owned(), own),
-    ]);
-    let about = "from the request to the VMM's word that the guest runs";
-    let part = Part::new("restore", about, "ms", samples)
-        .ratio("driver, p50", "bare script, p50")
-        .ratio_goal(Bound::AtMost(1.1));
+    let stage = RefCell::new(Stage::set(config, dir.path())?);
+    let seen: RefCell<Vec<(Way, Vec<Took>)>> = RefCell::default();
+    let (stage_of_all, seen_of_all) = (&stage, &seen);
+    let ways = Way::ALL.map(|way| {
+        let once = move || {
+            let took = stage_of_all.borrow_mut().restore(way, config)?;
+            let typical = percentile_ms(&took, MEASURES[0].1, 0.5);
+            seen_of_all.borrow_mut().push((way, took));
+            Ok(typical)
+        };
+        (
+            way.name().to_owned(),
+            Box::new(once) as Box<dyn FnMut() -> Result<f64>>,
+        )
+    });
+    interleaved(config.rounds, ways.into())?;
+    // The first round doesn't count.
+    let seen = seen.into_inner().split_off(Way::ALL.len());
+    let stage = stage.into_inner();
     let info = stage.driver.info();
     let report = PartsReport {
         bench: "restore",
-        host: Host::describe(Path::new("/run"))?,
+        host: Host::describe(dir.path())?,
         setup: Setup {
             rounds: config.rounds,
-            restores,
+            restores: config.restores,
             vmm: format!("{} {}", info.name, info.version),
             memory_mb: MEMORY_MB,
+            latencies_us: of_all_rounds(&seen)?,
         },
-        parts: vec![part],
+        parts: parts(&seen),
     };
-    let (slots, runtime) = (&stage.slots, &stage.runtime);
-    runtime.block_on(slots.take_down(SlotIndex(0)))?;
-    runtime.block_on(slots.end())?;
+    stage.clear()?;
     report::publish(&report, config.json.as_deref())
 }
 
-fn percentile(times: &[Duration], at: f64) -> f64 {
-    let mut sorted: Vec<f64> = times.iter().map(|time| time.as_secs_f64() * 1e3).collect();
+/// Where sockets and device states lie: in memory, as a host's `/run` does.
+fn in_memory() -> &'static Path {
+    let is_tmpfs = |path: &Path| {
+        let found = nix::sys::statfs::statfs(path);
+        found.is_ok_and(|found| found.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC)
+    };
+    let (run, memory) = (Path::new("/run"), Path::new("/dev/shm"));
+    if !is_tmpfs(run) && is_tmpfs(memory) {
+        memory
+    } else {
+        run
+    }
+}
+
+fn of_all_rounds(seen: &[(Way, Vec<Took>)]) -> Result<Vec<(String, Percentiles)>> {
+    let mut all = Vec::new();
+    for way in Way::ALL {
+        for (name, measure) in MEASURES {
+            let mut latencies = Latencies::new();
+            for (_, took) in seen.iter().filter(|(of, _)| *of == way) {
+                let ns = took.iter().map(|took| measure(took).as_nanos());
+                let ns: Vec<u32> = ns.map(|ns| u32::try_from(ns).unwrap_or(u32::MAX)).collect();
+                latencies.add(&Latencies::of(&ns))?;
+            }
+            // A script has no part that is ours.
+            if way.is_ours() || name != MEASURES[1].0 {
+                all.push((format!("{}, {name}", way.name()), latencies.percentiles()));
+            }
+        }
+    }
+    Ok(all)
+}
+
+fn parts(seen: &[(Way, Vec<Took>)]) -> Vec<Part> {
+    let by_round = |way: Way, measure: Measure, at: f64| -> Vec<f64> {
+        let rounds = seen.iter().filter(|(of, _)| *of == way);
+        rounds
+            .map(|(_, took)| percentile_ms(took, measure.1, at))
+            .collect()
+    };
+    let compared = |about, measure: Measure| {
+        let samples = Way::ALL.map(|way| (way.name().to_owned(), by_round(way, measure, 0.5)));
+        Part::new(measure.0, about, "ms", samples.into())
+            .ratio(Way::DriverWaiting.name(), Way::ScriptWaiting.name())
+            .ratio_goal(Bound::AtMost(1.1))
+            .ratio(Way::Driver.name(), Way::Script.name())
+            .ratio_goal(Bound::AtMost(1.1))
+            .ratio(Way::DriverWaiting.name(), Way::Driver.name())
+    };
+    let own = |name: &str, at: f64| {
+        let samples = by_round(Way::DriverWaiting, MEASURES[1], at);
+        (name.to_owned(), samples)
+    };
+    let own = vec![
+        own("with a process waiting, p50", 0.5),
+        own("the same, p99", 0.99),
+    ];
+    vec![
+        compared(
+            "p50, from the request to the VMM's word that the guest runs",
+            MEASURES[0],
+        ),
+        Part::new(MEASURES[1].0, "what the VMM was not waited for", "ms", own)
+            .goal("with a process waiting, p50", Bound::AtMost(1.0))
+            .goal("the same, p99", Bound::AtMost(3.0)),
+        compared(
+            "p50, from the request to what the guest says on its serial port",
+            MEASURES[2],
+        ),
+    ]
+}
+
+fn percentile_ms(took: &[Took], measure: fn(&Took) -> Duration, at: f64) -> f64 {
+    let mut sorted: Vec<f64> = took
+        .iter()
+        .map(|took| measure(took).as_secs_f64() * 1e3)
+        .collect();
     sorted.sort_by(f64::total_cmp);
     let index = ((sorted.len() as f64 * at).ceil() as usize).clamp(1, sorted.len());
     sorted[index - 1]
@@ -190,9 +275,10 @@ impl Stage {
             resolver: None,
         };
         let slots = Slots::start("brest", "10.234.0.0/24".parse()?, egress)?;
-        let index = SlotIndex(0);
-        runtime.block_on(slots.take_down(index))?;
-        let slot = runtime.block_on(slots.take(index, NetworkPolicy::default()))?;
+        for index in [OWN_SLOT, POOLED_SLOT] {
+            runtime.block_on(slots.take_down(index))?;
+        }
+        let slot = runtime.block_on(slots.take(OWN_SLOT, NetworkPolicy::default()))?;
         let file = |name: &str, bytes: &[u8]| -> Result<std::path::PathBuf> {
             let path = dir.join(name);
             fs::write(&path, bytes)?;
@@ -212,6 +298,7 @@ impl Stage {
             run_dir: dir.join("run"),
             namespace: slot.namespace,
             disk: file("disk", &vec![0; 1 << 20])?,
+            cgroup: None,
         };
         let store = BuildStore::open_or_create(&dir.join("builds"))?;
         let build = BuildId::from_bytes([9; 16]);
@@ -241,9 +328,19 @@ impl Stage {
         })?;
         let cpu = placement::allowed()?.first().copied().unwrap_or(0);
         let serving = Serving::start(dir, store.root(), build, pages, cpu)?;
+        let driver: Arc<dyn Driver> = Arc::new(driver);
+        slots.keep_ready(1, [OWN_SLOT]);
+        let ready = ReadyVmms::start(
+            (driver.clone(), None),
+            slots.clone(),
+            dir,
+            1,
+            Counts::default(),
+        )?;
         Ok(Self {
             runtime,
             driver,
+            ready,
             shape,
             place,
             slots,
@@ -252,52 +349,14 @@ impl Stage {
         })
     }
 
-    fn by_driver(&mut self, restores: u32) -> Result<Vec<Duration>> {
-        let mut times = Vec::new();
-        for _ in 0..restores {
-            let started = Instant::now();
-            let handoff = self.driver.handoff(&self.place)?;
-            self.serving.expect(&handoff)?;
-            let restore = Restore {
-                state: self.state.clone(),
-                handoff: &handoff,
-                run: true,
-            };
-            let restoring = self.driver.restore(&self.shape, &self.place, restore);
-            let mut machine = self.runtime.block_on(restoring)?;
-            times.push(started.elapsed());
-            self.serving.attached()?;
-            std::thread::sleep(SOME_FAULTS);
-            self.runtime.block_on(machine.kill());
-            self.serving.detach()?;
-        }
-        Ok(times)
-    }
-
-    /// On a thread of its own, whose namespaces end with it.
-    fn by_script(&mut self, program: &Path, restores: u32) -> Result<Vec<Took>> {
-        let Self {
-            place,
-            state,
-            serving,
-            ..
-        } = self;
-        let script = || {
-            let dir = place.run_dir.with_file_name("bare");
-            let bare = Bare::on_this_thread(program, &dir, &place.namespace, &place.disk)?;
-            let mut times = Vec::new();
-            for _ in 0..restores {
-                let (mut child, took) = bare.restore(state, |at| serving.expect(at))?;
-                times.push(took);
-                serving.attached()?;
-                std::thread::sleep(SOME_FAULTS);
-                child.kill()?;
-                child.wait()?;
-                serving.detach()?;
-            }
-            Ok(times)
-        };
-        std::thread::scope(|scope| scope.spawn(script).join())
-            .unwrap_or_else(|_| Err(anyhow!("The script's thread panicked")))
+    /// Nothing of it stays on the host.
+    fn clear(self) -> Result<()> {
+        self.ready.end();
+        self.runtime.block_on(async {
+            self.slots.take_down(OWN_SLOT).await?;
+            self.slots.take_down(POOLED_SLOT).await?;
+            self.slots.end().await?;
+            Ok(())
+        })
     }
 }

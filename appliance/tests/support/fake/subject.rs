@@ -1,0 +1,158 @@
+//! A daemon whose guests run in a fake, and what is in such a guest.
+
+use std::fs;
+use std::io::{BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::{Fake, Kind};
+use crate::support::daemon::Daemon;
+use crate::support::place::Place;
+use crate::support::wait_for;
+
+pub(crate) const MEMORY_MB: u64 = 64;
+
+/// A daemon whose guests run in a fake.
+pub(crate) struct Subject {
+    pub(crate) place: Place,
+    pub(crate) fake: Fake,
+    pub(crate) daemon: Daemon,
+}
+
+/// Where it is configured, without a VMM.
+pub(crate) fn place(instance: &str, pool: u16) -> Place {
+    let place = Place::new(instance, pool, None);
+    let file = |name: &str, bytes: &[u8]| {
+        let path = place.root.join(name);
+        fs::write(&path, bytes).unwrap();
+        toml::Value::String(path.display().to_string()).to_string()
+    };
+    let (kernel, initrd) = (file("kernel", b"\x7fELF"), file("initrd", b"initrd"));
+    let disk = file("disk", &vec![0; 1 << 20]);
+    let mut text = fs::read_to_string(&place.config).unwrap();
+    text += &format!(
+        "driver = \"firecracker\"\ncommand_timeout_s = 2\nboot_timeout_s = 20\nfirecracker = []\n\
+         [engine]\ncheck_writes = true\n\
+         [[template]]\nname = \"base\"\nkernel = {kernel}\ninitrd = {initrd}\ndisk = {disk}\n\
+         memory_mb = {MEMORY_MB}\n"
+    );
+    fs::write(&place.config, text).unwrap();
+    place
+}
+
+/// Names these as the host's Firecrackers.
+pub(crate) fn use_fakes(place: &Place, fakes: &[&Fake]) {
+    let names: Vec<String> = fakes
+        .iter()
+        .map(|fake| format!("{:?}", fake.program.display().to_string()))
+        .collect();
+    let text = fs::read_to_string(&place.config).unwrap();
+    let line = text.lines().find(|line| line.starts_with("firecracker = "));
+    let list = format!("firecracker = [{}]", names.join(", "));
+    place.reconfigure(&[(line.unwrap(), &list)]);
+}
+
+/// What is in a guest, by its own word.
+pub(crate) struct Inside {
+    address: SocketAddr,
+}
+
+impl Inside {
+    pub(crate) fn of(sandbox: &Value) -> Self {
+        let ip: std::net::Ipv4Addr = sandbox["address"].as_str().unwrap().parse().unwrap();
+        Self {
+            address: SocketAddr::from((ip, envd::protocol::PORT)),
+        }
+    }
+
+    pub(crate) fn try_call(&self, method: &str, path: &str) -> std::io::Result<Value> {
+        let patience = Duration::from_secs(20);
+        let mut stream = TcpStream::connect_timeout(&self.address, patience)?;
+        stream.set_read_timeout(Some(patience))?;
+        write!(
+            stream,
+            "{method} {path} HTTP/1.1\r\nhost: guest\r\ncontent-length: 0\r\n\r\n"
+        )?;
+        stream.shutdown(std::net::Shutdown::Write)?;
+        let mut text = String::new();
+        BufReader::new(stream).read_to_string(&mut text)?;
+        let (head, body) = text.split_once("\r\n\r\n").unwrap_or_default();
+        if !head.starts_with("HTTP/1.1 200") {
+            return Err(std::io::Error::other(format!("{path}: {text:?}")));
+        }
+        serde_json::from_str(body).map_err(std::io::Error::other)
+    }
+
+    #[track_caller]
+    pub(crate) fn call(&self, method: &str, path: &str) -> Value {
+        self.try_call(method, path).unwrap()
+    }
+
+    #[track_caller]
+    pub(crate) fn count(&self) -> u64 {
+        self.call("GET", "/test/count").as_u64().unwrap()
+    }
+
+    #[track_caller]
+    pub(crate) fn hash(&self) -> Value {
+        self.call("GET", "/test/hash")
+    }
+
+    #[track_caller]
+    pub(crate) fn fill(&self, first: u64, pages: u64, seed: u64) {
+        let path = format!("/test/fill?first={first}&pages={pages}&seed={seed}");
+        self.call("POST", &path);
+    }
+
+    #[track_caller]
+    pub(crate) fn give_back(&self, first: u64, pages: u64) {
+        let path = format!("/test/give-back?first={first}&pages={pages}");
+        self.call("POST", &path);
+    }
+
+    /// Counts, from at least `from` on.
+    #[track_caller]
+    pub(crate) fn runs_on_from(&self, from: u64) {
+        let now = self.count();
+        assert!(now >= from, "it counted back from {from} to {now}");
+        wait_for("the guest counts on", Duration::from_secs(20), || {
+            (self.count() > now).then_some(())
+        });
+    }
+}
+
+impl Subject {
+    /// `test` is the name of a test of this program that calls [`super::run_if_wanted`].
+    pub(crate) fn start(instance: &str, pool: u16, kind: Kind, test: &str) -> Self {
+        let place = place(instance, pool);
+        Self::start_in(place, kind, test)
+    }
+
+    /// In a place that is configured otherwise.
+    pub(crate) fn start_in(place: Place, kind: Kind, test: &str) -> Self {
+        let fake = Fake::new(&place, test, kind);
+        use_fakes(&place, &[&fake]);
+        let daemon = Daemon::start(&place);
+        Self {
+            place,
+            fake,
+            daemon,
+        }
+    }
+
+    pub(crate) fn end(self) {
+        self.daemon.api.delete_all();
+        // What was recorded of a guest may still be on its way to a build that is gone.
+        wait_for("nothing is left", Duration::from_secs(20), || {
+            let left = self.place.leftovers();
+            left.is_empty().then_some(()).or_else(|| {
+                println!("left: {left:?}");
+                None
+            })
+        });
+        self.daemon.stop();
+        assert_eq!(self.place.leftovers_of_the_daemon(), Vec::<String>::new());
+    }
+}

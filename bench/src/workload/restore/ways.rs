@@ -1,0 +1,212 @@
+//! The ways to bring the guest back, and what each restore took.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use appliance::vmm::{Machine, Place, Restore};
+use http_api::wire::NetworkPolicy;
+
+use super::bare::Bare;
+use super::{PATIENCE, POOLED_SLOT, Stage};
+use crate::config;
+
+/// What the guest says first.
+const FIRST_WORD: &str = "o";
+
+/// What one restore took, from the request on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Took {
+    /// Until the VMM said that the guest runs.
+    pub(super) running: Duration,
+    /// Of that, what the VMM was not waited for.
+    pub(super) own: Duration,
+    /// Until the guest's first word.
+    pub(super) answered: Duration,
+}
+
+/// A way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// The driver claims a process that waits.
+    DriverWaiting,
+    /// The script has started one.
+    ScriptWaiting,
+    /// The driver starts one.
+    Driver,
+    /// The script starts one.
+    Script,
+}
+
+impl Way {
+    pub(super) const ALL: [Self; 4] = [
+        Self::DriverWaiting,
+        Self::ScriptWaiting,
+        Self::Driver,
+        Self::Script,
+    ];
+
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::DriverWaiting => "driver, waiting",
+            Self::ScriptWaiting => "bare script, waiting",
+            Self::Driver => "driver",
+            Self::Script => "bare script",
+        }
+    }
+
+    pub(super) const fn is_ours(self) -> bool {
+        matches!(self, Self::DriverWaiting | Self::Driver)
+    }
+}
+
+impl Stage {
+    pub(super) fn restore(&mut self, way: Way, config: &config::Restore) -> Result<Vec<Took>> {
+        match way {
+            Way::DriverWaiting => (0..config.restores).map(|_| self.claimed()).collect(),
+            Way::Driver => (0..config.restores).map(|_| self.started()).collect(),
+            Way::ScriptWaiting => self.by_script(config, true),
+            Way::Script => self.by_script(config, false),
+        }
+    }
+
+    fn started(&mut self) -> Result<Took> {
+        let Self {
+            runtime,
+            driver,
+            shape,
+            place,
+            state,
+            serving,
+            ..
+        } = self;
+        let (machine, took) = runtime.block_on(async {
+            let started = Instant::now();
+            let handoff = driver.handoff(place)?;
+            serving.expect(&handoff)?;
+            let restore = Restore {
+                state: state.clone(),
+                handoff: &handoff,
+                run: true,
+            };
+            let machine = driver.restore(shape, place, restore).await?;
+            observed(machine, started).await
+        })?;
+        self.end(machine)?;
+        Ok(took)
+    }
+
+    fn claimed(&mut self) -> Result<Took> {
+        self.wait_for_processes()?;
+        let Self {
+            runtime,
+            driver,
+            ready,
+            shape,
+            place,
+            slots,
+            state,
+            serving,
+        } = self;
+        let (machine, took) = runtime.block_on(async {
+            let started = Instant::now();
+            let slot = slots.take(POOLED_SLOT, NetworkPolicy::default()).await?;
+            let place = Place {
+                slot: POOLED_SLOT.0,
+                namespace: slot.namespace.clone(),
+                run_dir: place.run_dir.with_file_name("claimed"),
+                ..place.clone()
+            };
+            fs::create_dir_all(&place.run_dir)?;
+            let claimed = ready.claim(&slot, driver, &place.run_dir);
+            let claimed = claimed.context("No VMM waits")?;
+            let handoff = driver.handoff(&place)?;
+            serving.expect(&handoff)?;
+            let restore = Restore {
+                state: state.clone(),
+                handoff: &handoff,
+                run: true,
+            };
+            let machine = claimed.prepared.restore(shape, &place, restore).await?;
+            let observed = observed(machine, started).await?;
+            fs::remove_dir_all(&place.run_dir)?;
+            anyhow::Ok(observed)
+        })?;
+        self.end(machine)?;
+        self.runtime.block_on(self.slots.give_back(POOLED_SLOT))?;
+        Ok(took)
+    }
+
+    fn end(&mut self, mut machine: Box<dyn Machine>) -> Result<()> {
+        self.serving.attached()?;
+        self.runtime.block_on(machine.kill());
+        self.serving.detach()
+    }
+
+    /// One in the slot that is given back, after the first time, and one in the next free one.
+    fn wait_for_processes(&self) -> Result<()> {
+        let began = Instant::now();
+        let here = |slot: &appliance::network::Slot| slot.index == POOLED_SLOT;
+        loop {
+            let waiting = self.slots.waiting(1);
+            if waiting.iter().any(here) && self.ready.depth() == waiting.len() {
+                break;
+            }
+            ensure!(began.elapsed() < PATIENCE, "No VMM waits");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        // What was being started has started.
+        std::thread::sleep(Duration::from_millis(5));
+        Ok(())
+    }
+
+    /// On a thread of its own, whose namespaces end with it.
+    fn by_script(&mut self, config: &config::Restore, waiting: bool) -> Result<Vec<Took>> {
+        let Self {
+            place,
+            state,
+            serving,
+            ..
+        } = self;
+        let program = &config.firecracker;
+        let script = || {
+            let dir = place.run_dir.with_file_name("bare");
+            let bare = Bare::on_this_thread(program, &dir, &place.namespace, &place.disk)?;
+            let mut all = Vec::new();
+            for _ in 0..config.restores {
+                let ahead = waiting.then(|| bare.start()).transpose()?;
+                let started = Instant::now();
+                serving.expect(&bare.handoff())?;
+                let mut process = ahead.map_or_else(|| bare.start(), Ok)?;
+                bare.load(&mut process, state)?;
+                let running = started.elapsed();
+                process.answer()?;
+                all.push(Took {
+                    running,
+                    own: Duration::ZERO,
+                    answered: started.elapsed(),
+                });
+                serving.attached()?;
+                process.end()?;
+                serving.detach()?;
+            }
+            Ok(all)
+        };
+        std::thread::scope(|scope| scope.spawn(script).join())
+            .unwrap_or_else(|_| Err(anyhow!("The script's thread panicked")))
+    }
+}
+
+/// What it took until now, and what it takes until the guest has said something.
+async fn observed(machine: Box<dyn Machine>, started: Instant) -> Result<(Box<dyn Machine>, Took)> {
+    let running = started.elapsed();
+    let own = running.saturating_sub(machine.vmm_time());
+    let console = machine.console();
+    ensure!(console.wait_for(FIRST_WORD).await, "The guest says nothing");
+    let took = Took {
+        running,
+        own,
+        answered: started.elapsed(),
+    };
+    Ok((machine, took))
+}
