@@ -23,13 +23,16 @@ pub enum AcceleratorChoice {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DriverChoice {
-    /// Firecracker if it is installed and the guests' kernel gets up in it, else QEMU.
+    /// Firecracker if it is installed and the guests' kernel gets up in it, else Cloud Hypervisor
+    /// if the same is true of it, else QEMU.
     #[default]
     Auto,
     /// QEMU.
     Qemu,
     /// Firecracker, without asking whether a stock kernel gets up in it.
     Firecracker,
+    /// Cloud Hypervisor, in the same way.
+    CloudHypervisor,
 }
 
 /// `[vmm]`.
@@ -44,7 +47,9 @@ pub struct VmmConfig {
     pub jailer: Option<PathBuf>,
     /// The user and group of the first slot's jailed VMM; each slot has its own.
     pub jail_user: u32,
-    /// How long a Firecracker may take for one command.
+    /// Cloud Hypervisors: the first for new guests, the others for builds that they made.
+    pub cloud_hypervisor: Vec<PathBuf>,
+    /// How long a Firecracker or a Cloud Hypervisor may take for one command.
     pub command_timeout_s: u64,
     /// The QEMU program.
     pub qemu: PathBuf,
@@ -63,6 +68,7 @@ impl Default for VmmConfig {
             firecracker: vec!["firecracker".into()],
             jailer: None,
             jail_user: 200_000,
+            cloud_hypervisor: vec!["cloud-hypervisor".into()],
             command_timeout_s: crate::vmm::COMMAND_TIMEOUT.as_secs(),
             qemu: "qemu-system-x86_64".into(),
             preload: None,
@@ -77,6 +83,10 @@ impl VmmConfig {
         if self.firecracker.is_empty() {
             let problem = "is empty; name the program, or set vmm.driver to \"qemu\"".to_owned();
             return Err(("vmm.firecracker".into(), problem));
+        }
+        if self.cloud_hypervisor.is_empty() {
+            let problem = "is empty; name the program, or set vmm.driver to \"qemu\"".to_owned();
+            return Err(("vmm.cloud_hypervisor".into(), problem));
         }
         if !(1..=3600).contains(&self.command_timeout_s) {
             let problem = format!("is {}; 1 to 3600 are possible", self.command_timeout_s);

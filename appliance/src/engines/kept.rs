@@ -51,7 +51,9 @@ impl Kept {
 /// The VMM's part of it.
 #[derive(Debug)]
 pub(super) struct KeptVmm {
-    pub(super) uffd: OwnedFd,
+    /// Of one that handed it over. With one that asks for pages no successor could go on: nobody
+    /// knows which request the dead engine had read and not answered.
+    pub(super) uffd: Option<OwnedFd>,
     pub(super) pidfd: OwnedFd,
     pub(super) regions: Vec<ClaimedRegion>,
 }

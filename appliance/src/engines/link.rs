@@ -41,6 +41,20 @@ struct Shared {
     thread: Option<JoinHandle<()>>,
 }
 
+impl Shared {
+    /// Whether what was attached asks for pages, and has no userfaultfd to be handed over.
+    fn is_asked(&self, report: &Report) -> bool {
+        let Report::Attached { session, .. } = report else {
+            return false;
+        };
+        let vmm = self
+            .kept
+            .get(session)
+            .and_then(|kept| kept.attached.as_ref());
+        vmm.is_some_and(|vmm| vmm.uffd.is_none())
+    }
+}
+
 /// One engine, through all its lives.
 #[derive(Debug)]
 pub(super) struct Link {
@@ -221,6 +235,8 @@ impl Link {
         let mut adopting = HashMap::new();
         for (session, kept) in &shared.kept {
             let Some(vmm) = &kept.attached else { continue };
+            // A VMM that asks for pages sees its socket close, and ends if it misses any.
+            let Some(uffd) = &vmm.uffd else { continue };
             let request = self.next_request.fetch_add(1, Ordering::Relaxed);
             adopting.insert(request, session.clone());
             let adopt = Request::Adopt {
@@ -231,7 +247,7 @@ impl Link {
                 regions: vmm.regions.clone(),
                 tracking: kept.tracking,
             };
-            let fds = [vmm.uffd.as_fd(), vmm.pidfd.as_fd(), kept.states.as_fd()];
+            let fds = [uffd.as_fd(), vmm.pidfd.as_fd(), kept.states.as_fd()];
             control::send(connection.as_fd(), &adopt, &fds)?;
             // Pages that are there already are passed over. Nobody waits for the answers.
             let number = || self.next_request.fetch_add(1, Ordering::Relaxed);
@@ -276,15 +292,17 @@ impl Link {
             | Report::Refused { request, .. }
             | Report::Stats { request, .. }
             | Report::Detached { request, .. } => {
-                let (answer, adopted) = {
+                let (answer, adopted, asks) = {
                     let mut shared = self.shared.lock();
                     (
                         shared.waiting.remove(request),
                         shared.adopting.remove(request),
+                        shared.is_asked(&report),
                     )
                 };
                 if let Some(answer) = answer {
-                    let _ = answer.send(with_uffd(report));
+                    let report = if asks { report } else { with_uffd(report) };
+                    let _ = answer.send(report);
                 } else if let (Some(session), Report::Refused { reason, .. }) = (adopted, &report) {
                     self.fail(&session, reason);
                 }
@@ -306,7 +324,7 @@ impl Link {
         let uffd = fds.into_iter().next();
         if let (Some(kept), Some(uffd)) = (shared.kept.get_mut(session), uffd) {
             kept.attached = Some(KeptVmm {
-                uffd,
+                uffd: Some(uffd),
                 pidfd,
                 regions: regions.clone(),
             });

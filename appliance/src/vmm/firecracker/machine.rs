@@ -1,7 +1,6 @@
 //! One Firecracker: its process and its API.
 
 use std::fs::{self, File, Permissions};
-use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -11,11 +10,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::Serialize;
 use snapshot_format::{PageCount, PageSize};
-use tokio::time::timeout;
 use uffd_engine::memory_image::{MemoryImage, ProcessMemory};
 use uffd_engine::region::{ClaimedRegion, RegionTable};
 
-use super::api::{Api, ApiFault, Appearing};
 use super::bodies::{
     Action, Balloon, BootSource, Drive, MachineConfig, MemoryBackend, Metadata, MmdsConfig,
     NetworkInterface, NetworkOverride, SnapshotCreate, SnapshotLoad, VmState,
@@ -23,6 +20,8 @@ use super::bodies::{
 use super::command::{HANDOFF, Layout, Parts, SOCKET, STATE};
 use super::{Firecracker, StateOnly};
 use crate::network::address::{GATEWAY, GUEST, GUEST_MAC, GUEST_PREFIX, TAP};
+use crate::vmm::api::{Api, finish, judge};
+use crate::vmm::appearing::Appearing;
 use crate::vmm::console::Console;
 use crate::vmm::exit::Exit;
 use crate::vmm::launch::DISK_PATH;
@@ -69,15 +68,7 @@ impl FirecrackerMachine {
         }
         let launch = layout.launch(&driver.program, driver.jailer.as_ref(), parts);
         let mut process = VmmProcess::start(&launch, &[]).await.map_err(failed)?;
-        let connecting = async {
-            tokio::select! {
-                connected = appearing.connect() => connected.map_err(ApiFault::Io),
-                () = process.ended() => Err(io::Error::from(io::ErrorKind::BrokenPipe).into()),
-            }
-        };
-        let what = "opening its API";
-        let connected = finish(name, what, driver.patience, connecting).await;
-        let api = judge(name, &mut process, connected).await?;
+        let api = Api::open(name, &socket, appearing, &mut process, driver.patience).await?;
         Ok(Self {
             name: name.to_owned(),
             process,
@@ -291,26 +282,6 @@ impl FirecrackerMachine {
     }
 }
 
-/// A broken connection may be all that is seen of a process that ended.
-async fn judge<T>(
-    name: &str,
-    process: &mut VmmProcess,
-    done: Result<T, VmmError>,
-) -> Result<T, VmmError> {
-    const UNTIL_IT_IS_REAPED: Duration = Duration::from_millis(50);
-    if !matches!(done, Err(VmmError::Io { .. })) {
-        return done;
-    }
-    if timeout(UNTIL_IT_IS_REAPED, process.ended()).await.is_err() {
-        return done;
-    }
-    let how = process.exit().map(|exit| format!("{exit}; "));
-    Err(VmmError::Ended {
-        name: name.to_owned(),
-        console: how.unwrap_or_default() + &process.console().tail(),
-    })
-}
-
 /// Where the pages of a loaded guest come from.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum MemorySource {
@@ -406,32 +377,4 @@ pub(super) fn make_dir(layout: &Layout) -> io::Result<()> {
 fn has_swap() -> bool {
     // One line is the heading. Source: proc_swaps(5).
     fs::read_to_string("/proc/swaps").is_ok_and(|text| text.lines().count() > 1)
-}
-
-/// Bounds an exchange and gives its failure a name.
-async fn finish<T>(
-    name: &str,
-    command: &str,
-    patience: Duration,
-    exchange: impl Future<Output = Result<T, ApiFault>>,
-) -> Result<T, VmmError> {
-    let (name, command) = (name.to_owned(), command.to_owned());
-    match timeout(patience, exchange).await {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(ApiFault::Refused(answer))) => Err(VmmError::Refused {
-            name,
-            command,
-            answer,
-        }),
-        Ok(Err(ApiFault::Io(source))) => Err(VmmError::Io {
-            name,
-            command,
-            source,
-        }),
-        Err(_) => Err(VmmError::Timeout {
-            name,
-            command,
-            seconds: patience.as_secs(),
-        }),
-    }
 }

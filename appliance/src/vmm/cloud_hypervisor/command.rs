@@ -1,0 +1,104 @@
+//! How a Cloud Hypervisor is started, as a value.
+//!
+//! ```text
+//!   <run_dir>/vmm/api.sock      its API
+//!   <run_dir>/vmm/give.sock     where it is given a guest
+//!   <run_dir>/vmm/take.sock     where its guest is taken
+//!   <run_dir>/vmm/own/          a guest for its own paging, until it has opened it
+//!   /run/thaw-disk              the sandbox's disk
+//! ```
+//!
+//! The paths of disk and tap device are in the configuration that a build keeps, and they are the
+//! same for all.
+
+use std::path::{Path, PathBuf};
+
+use crate::vmm::launch::{Launch, Mount, descriptor};
+
+/// Which descriptor of the launch is the event monitor's.
+const EVENTS_FD: usize = 0;
+
+/// Where the parts of one machine are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Layout {
+    pub(super) dir: PathBuf,
+}
+
+impl Layout {
+    pub(super) fn new(run_dir: &Path) -> Self {
+        Self {
+            dir: run_dir.join("vmm"),
+        }
+    }
+
+    pub(super) fn api(&self) -> PathBuf {
+        self.dir.join("api.sock")
+    }
+
+    pub(super) fn give(&self) -> PathBuf {
+        self.dir.join("give.sock")
+    }
+
+    pub(super) fn take(&self) -> PathBuf {
+        self.dir.join("take.sock")
+    }
+
+    pub(super) fn own(&self) -> PathBuf {
+        self.dir.join("own")
+    }
+
+    /// The memory of a guest for its own paging, by the name that Cloud Hypervisor looks for.
+    pub(super) fn own_memory(&self) -> PathBuf {
+        self.own().join("memory-ranges")
+    }
+
+    /// The launch of one Cloud Hypervisor. A probe has neither disk nor namespace.
+    pub(super) fn launch(
+        &self,
+        program: &Path,
+        disk: Option<&Path>,
+        namespace: Option<&Path>,
+    ) -> Launch {
+        let args = [
+            "--api-socket".to_owned(),
+            format!("path={}", self.api().display()),
+            "--event-monitor".to_owned(),
+            format!("fd={}", descriptor(EVENTS_FD)),
+            "--seccomp".to_owned(),
+            "true".to_owned(),
+        ];
+        Launch {
+            program: program.to_owned(),
+            args: args.to_vec(),
+            env: std::collections::BTreeMap::new(),
+            namespace: namespace.map(Path::to_owned),
+            mounts: disk.map(Mount::disk).into_iter().collect(),
+            tap_owner: None,
+        }
+    }
+}
+
+/// As the API wants a socket's path.
+pub(super) fn url(socket: &Path) -> String {
+    format!("unix:{}", socket.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clones_are_started_alike_but_for_their_sockets() {
+        let launch = |run: &str, disk: &str| {
+            let layout = Layout::new(Path::new(run));
+            let namespace = Some(Path::new("/run/netns/x"));
+            layout.launch(Path::new("ch"), Some(Path::new(disk)), namespace)
+        };
+        let (a, b) = (launch("/run/a", "/data/a"), launch("/run/b", "/data/b"));
+        assert_eq!(a.args[1], "path=/run/a/vmm/api.sock");
+        assert_eq!(a.args[2..], b.args[2..]);
+        assert_eq!(a.args[3], "fd={fd:0}");
+        assert_eq!(a.args[4..], ["--seccomp", "true"]);
+        assert_eq!(a.mounts, [Mount::disk(Path::new("/data/a"))]);
+    }
+}
