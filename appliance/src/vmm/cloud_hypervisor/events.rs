@@ -19,6 +19,9 @@ use crate::vmm::exit::Exit;
 /// An object has some hundred bytes; whatever has more is none.
 const MAX_OBJECT_BYTES: usize = 16 << 10;
 
+/// What it prints when a page that its guest waits for can't be had.
+const UNSERVED: &str = "UFFD handler exited with error";
+
 /// One event.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Event {
@@ -86,9 +89,12 @@ impl Said {
             Exit::Killed if self.restarts => Exit::of(ExitStatus::from_raw(0), console),
             exit => exit,
         };
-        match exit {
-            Exit::Shutdown if self.panicked => Exit::Panic("it told the VMM so".into()),
-            exit => exit,
+        let unserved = console.lines().rev().find(|line| line.contains(UNSERVED));
+        match (exit, unserved) {
+            (Exit::Shutdown, _) if self.panicked => Exit::Panic("it told the VMM so".into()),
+            // Its status is as if its guest had ended.
+            (Exit::Shutdown, Some(line)) => Exit::Memory(line.trim().to_owned()),
+            (exit, _) => exit,
         }
     }
 }
@@ -196,6 +202,11 @@ mod tests {
         );
         assert_eq!(said.judge(Exit::Killed, panic), Exit::Panic(panic.into()));
         assert_eq!(said.judge(Exit::Seccomp, panic), Exit::Seccomp);
+        let unserved = "cloud-hypervisor: UFFD handler exited with error: end of file";
+        assert_eq!(
+            said.judge(Exit::Shutdown, unserved),
+            Exit::Memory(unserved.into())
+        );
         hear(&mut said, "guest", "panic");
         assert!(matches!(said.judge(Exit::Killed, ""), Exit::Panic(_)));
     }
