@@ -19,7 +19,7 @@ use support::{needs, procs, skip, wait_for};
 
 /// The test that a fake's process runs as.
 const PLAYER: &str = "a_fake_refuses_what_firecracker_refuses";
-const MEMORY_MB: u64 = 64;
+const MEMORY_MB: u64 = 32;
 const PAGES: u64 = MEMORY_MB << 8;
 /// How long a VMM may take for a command, in seconds.
 const COMMAND_S: u64 = 4;

@@ -1,5 +1,6 @@
 //! The same VMM brought back by a bare script: its namespaces are made beforehand, on a thread of
-//! its own; then one process, one socket, and the same calls, blocking.
+//! its own; then one process, one socket, and the same calls, blocking. Here with Firecracker's
+//! calls; Cloud Hypervisor's are in `bare_cloud`.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -27,8 +28,8 @@ pub(super) struct Took {
 
 /// The script.
 pub(super) struct Bare {
-    program: PathBuf,
-    dir: PathBuf,
+    pub(super) program: PathBuf,
+    pub(super) dir: PathBuf,
 }
 
 impl Bare {
@@ -67,24 +68,12 @@ impl Bare {
         expect(&self.handoff())?;
         let file = self.dir.join("state");
         fs::write(&file, state)?;
-        let spawned = Instant::now();
-        let mut child = Command::new(&self.program)
+        let mut command = Command::new(&self.program);
+        command
             .arg("--api-sock")
             .arg(&socket)
-            .args(["--level", "Warning"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .with_context(|| format!("Starting {}", self.program.display()))?;
-        let mut api = loop {
-            match UnixStream::connect(&socket) {
-                Ok(stream) => break stream,
-                Err(_) if child.try_wait()?.is_some() => bail!("The VMM ended at its start"),
-                Err(_) => std::thread::sleep(Duration::from_micros(50)),
-            }
-        };
-        let api_took = spawned.elapsed();
+            .args(["--level", "Warning"]);
+        let (child, mut api, api_took) = start(&mut command, &socket)?;
         let known = json!({ "sandbox_id": "bench", "template_id": "bench" });
         put(&mut api, "/mmds", &known)?;
         let loading = Instant::now();
@@ -104,7 +93,26 @@ impl Bare {
     }
 }
 
-fn put(api: &mut UnixStream, path: &str, body: &Value) -> Result<()> {
+/// Starts a VMM and waits for its API; how long that took.
+pub(super) fn start(command: &mut Command, socket: &Path) -> Result<(Child, UnixStream, Duration)> {
+    let spawned = Instant::now();
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .with_context(|| format!("Starting {command:?}"))?;
+    let api = loop {
+        match UnixStream::connect(socket) {
+            Ok(stream) => break stream,
+            Err(_) if child.try_wait()?.is_some() => bail!("The VMM ended at its start"),
+            Err(_) => std::thread::sleep(Duration::from_micros(50)),
+        }
+    };
+    Ok((child, api, spawned.elapsed()))
+}
+
+pub(super) fn put(api: &mut UnixStream, path: &str, body: &Value) -> Result<()> {
     let body = body.to_string();
     write!(
         api,

@@ -6,6 +6,7 @@
 //! both ways.
 
 mod bare;
+mod bare_cloud;
 mod serving;
 
 use std::fmt::{self, Display, Formatter};
@@ -15,19 +16,19 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use appliance::network::{Egress, SlotIndex, Slots};
-use appliance::vmm::firecracker::Firecracker;
-use appliance::vmm::firecracker::probe::Probe;
-use appliance::vmm::firecracker::probe_guest::elf_around;
-use appliance::vmm::{Driver, GuestShape, Place, Restore, launch};
+use appliance::vmm::{
+    Driver, GuestShape, Paging, Place, Restore, cloud_hypervisor, firecracker, launch,
+};
 use http_api::wire::NetworkPolicy;
 use serde::Serialize;
 use snapshot_format::{BuildId, BuildStore, PageCount, PageSize, PublishInfo};
 use tokio::runtime::Runtime;
+use tokio::sync::oneshot;
 use uffd_engine::dirty::Capture;
 
 use self::bare::{Bare, Took};
 use self::serving::Serving;
-use crate::config;
+use crate::config::{self, Vmm};
 use crate::host::Host;
 use crate::placement;
 use crate::report;
@@ -59,23 +60,66 @@ impl Display for Setup {
     }
 }
 
-/// Touches 64 pages, over and over.
-fn guest() -> Vec<u8> {
-    elf_around(&[
-        0x48, 0xC7, 0xC6, 0x00, 0x00, 0x00, 0x01, // again: mov rsi, 0x1000000
-        0xB9, 0x40, 0x00, 0x00, 0x00, // mov ecx, 64
-        0x48, 0xFF, 0x06, // page: inc qword [rsi]
-        0x48, 0x81, 0xC6, 0x00, 0x10, 0x00, 0x00, // add rsi, 4096
-        0xFF, 0xC9, // dec ecx
-        0x75, 0xF2, // jne page
-        0xEB, 0xE4, // jmp again
-    ])
+/// Touches 64 pages, over and over; in 64-bit mode for the one, in 32-bit mode for the other.
+fn guest(vmm: &Vmm) -> Vec<u8> {
+    match vmm {
+        Vmm::Firecracker(_) => firecracker::probe_guest::elf_around(&[
+            0x48, 0xC7, 0xC6, 0x00, 0x00, 0x00, 0x01, // again: mov rsi, 0x1000000
+            0xB9, 0x40, 0x00, 0x00, 0x00, // mov ecx, 64
+            0x48, 0xFF, 0x06, // page: inc qword [rsi]
+            0x48, 0x81, 0xC6, 0x00, 0x10, 0x00, 0x00, // add rsi, 4096
+            0xFF, 0xC9, // dec ecx
+            0x75, 0xF2, // jne page
+            0xEB, 0xE4, // jmp again
+        ]),
+        Vmm::CloudHypervisor(_) => cloud_hypervisor::probe_guest::elf_around(&[
+            0xBE, 0x00, 0x00, 0x00, 0x01, // again: mov esi, 0x1000000
+            0xB9, 0x40, 0x00, 0x00, 0x00, // mov ecx, 64
+            0xFF, 0x06, // page: inc dword [esi]
+            0x81, 0xC6, 0x00, 0x10, 0x00, 0x00, // add esi, 4096
+            0x49, // dec ecx
+            0x75, 0xF5, // jne page
+            0xEB, 0xE9, // jmp again
+        ]),
+    }
+}
+
+/// Finds out about the VMM.
+async fn probe(vmm: &Vmm, dir: &Path) -> Result<Box<dyn Driver>> {
+    let (run_dir, kernels) = (dir.join("probe"), dir.join("kernels"));
+    Ok(match vmm {
+        Vmm::Firecracker(program) => {
+            let probe = firecracker::probe::Probe {
+                program,
+                jailer: None,
+                run_dir: &run_dir,
+                kernels,
+                patience: PATIENCE,
+            };
+            Box::new(probe.run().await.context("Probing Firecracker")?)
+        }
+        Vmm::CloudHypervisor(program) => {
+            let probe = cloud_hypervisor::probe::Probe {
+                program,
+                run_dir: &run_dir,
+                kernels,
+                patience: PATIENCE,
+            };
+            let driver = probe.run().await.context("Probing Cloud Hypervisor")?;
+            ensure!(
+                driver.paging() == Paging::Requested,
+                "It asks for no pages: {}",
+                driver.info().reason
+            );
+            Box::new(driver)
+        }
+    })
 }
 
 /// What is restored, and where.
 struct Stage {
     runtime: Runtime,
-    driver: Firecracker,
+    driver: Box<dyn Driver>,
     shape: GuestShape,
     place: Place,
     slots: Slots,
@@ -87,7 +131,7 @@ struct Stage {
 pub(crate) fn run(config: &config::Restore) -> Result<()> {
     ensure!(
         nix::unistd::geteuid().is_root(),
-        "Network namespaces and Firecracker need root"
+        "Network namespaces and VMMs need root"
     );
     let dir = tempfile::Builder::new()
         .prefix("bench-restore-")
@@ -112,7 +156,7 @@ pub(crate) fn run(config: &config::Restore) -> Result<()> {
             (
                 "bare script, p50".into(),
                 Box::new(|| {
-                    let times = cell.borrow_mut().by_script(&config.firecracker, restores)?;
+                    let times = cell.borrow_mut().by_script(&config.vmm, restores)?;
                     let of = |part: fn(&Took) -> Duration| -> Vec<Duration> {
                         times.iter().map(part).collect()
                     };
@@ -174,16 +218,7 @@ impl Stage {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
-        let probe = Probe {
-            program: &config.firecracker,
-            jailer: None,
-            run_dir: &dir.join("probe"),
-            kernels: dir.join("kernels"),
-            patience: PATIENCE,
-        };
-        let driver = runtime
-            .block_on(probe.run())
-            .context("Probing Firecracker")?;
+        let driver = runtime.block_on(probe(&config.vmm, dir))?;
         let egress = Egress {
             internet: false,
             closed: Vec::new(),
@@ -201,7 +236,7 @@ impl Stage {
         let shape = GuestShape {
             vcpus: 1,
             memory_mb: MEMORY_MB,
-            kernel: file("kernel", &guest())?,
+            kernel: file("kernel", &guest(&config.vmm))?,
             initrd: file("initrd", b"none")?,
             cmdline: String::new(),
         };
@@ -257,14 +292,29 @@ impl Stage {
         for _ in 0..restores {
             let started = Instant::now();
             let handoff = self.driver.handoff(&self.place)?;
-            self.serving.expect(&handoff)?;
+            let (asks, asked) = oneshot::channel();
+            let requested = self.driver.paging() == Paging::Requested;
+            if !requested {
+                self.serving.expect(&handoff)?;
+            }
             let restore = Restore {
                 state: self.state.clone(),
                 handoff: &handoff,
                 run: true,
+                asks: Some(asks),
             };
             let restoring = self.driver.restore(&self.shape, &self.place, restore);
-            let mut machine = self.runtime.block_on(restoring)?;
+            let restoring = async { restoring.await.map_err(anyhow::Error::from) };
+            let serving = &mut self.serving;
+            let answering = async {
+                match asked.await {
+                    Ok(asks) if requested => serving.answer(&asks),
+                    // Whoever restores says why.
+                    _ => Ok(()),
+                }
+            };
+            let both = async { tokio::try_join!(restoring, answering) };
+            let (mut machine, ()) = self.runtime.block_on(both)?;
             times.push(started.elapsed());
             self.serving.attached()?;
             std::thread::sleep(SOME_FAULTS);
@@ -275,19 +325,27 @@ impl Stage {
     }
 
     /// On a thread of its own, whose namespaces end with it.
-    fn by_script(&mut self, program: &Path, restores: u32) -> Result<Vec<Took>> {
+    fn by_script(&mut self, vmm: &Vmm, restores: u32) -> Result<Vec<Took>> {
         let Self {
             place,
             state,
             serving,
+            shape,
             ..
         } = self;
         let script = || {
             let dir = place.run_dir.with_file_name("bare");
+            let (Vmm::Firecracker(program) | Vmm::CloudHypervisor(program)) = vmm;
             let bare = Bare::on_this_thread(program, &dir, &place.namespace, &place.disk)?;
             let mut times = Vec::new();
             for _ in 0..restores {
-                let (mut child, took) = bare.restore(state, |at| serving.expect(at))?;
+                let (mut child, took) = match vmm {
+                    Vmm::Firecracker(_) => bare.restore(state, |at| serving.expect(at))?,
+                    Vmm::CloudHypervisor(_) => {
+                        let bytes = shape.memory_bytes();
+                        bare.give(state, bytes, |asks| serving.answer(asks))?
+                    }
+                };
                 times.push(took);
                 serving.attached()?;
                 std::thread::sleep(SOME_FAULTS);
