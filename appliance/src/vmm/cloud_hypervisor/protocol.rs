@@ -334,6 +334,60 @@ mod tests {
         );
     }
 
+    /// Of the commands so far, the ones that a model takes: each by a letter.
+    fn model_takes(so_far: &str, next: char) -> bool {
+        let stage = match (so_far.chars().last(), so_far) {
+            (None, _) => "S",
+            (Some('S'), _) => "M",
+            (Some('M'), all) if all.len() > MAX_SLOTS => "C",
+            (Some('M'), _) => "MC",
+            (Some('C'), _) => "T",
+            (Some('T'), _) => "EP",
+            _ => "",
+        };
+        stage.contains(next)
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn only_what_a_model_takes_is_accepted(
+            says in proptest::collection::vec((0usize..8, 0u64..6, 0u16..8), 0..200),
+        ) {
+            let known = [
+                ('S', Command::Start, 0..=0),
+                ('M', Command::MemoryFd, 4..=4),
+                ('C', Command::Config, 1..=MAX_CONFIG_BYTES),
+                ('T', Command::State, 1..=MAX_STATE_BYTES),
+                ('E', Command::Complete, 0..=0),
+                ('P', Command::CompletePaused, 0..=0),
+            ];
+            let (mut receiving, mut so_far) = (Receiving::default(), String::new());
+            for (which, length, version) in says {
+                // Most of what is said fits, or nothing would come of it.
+                let version = version.saturating_sub(6);
+                let Some((letter, command, lengths)) = known.get(which) else {
+                    let mut unknown = request(Command::Start, length);
+                    unknown[1] = which as u8;
+                    proptest::prop_assert!(receiving.clone().request(unknown).is_err());
+                    continue;
+                };
+                let length = if version == 0 { length.max(*lengths.start()) } else { length };
+                let length = if *lengths.end() == 0 && length < 5 { 0 } else { length };
+                let mut header = request(*command, length);
+                header[2..4].copy_from_slice(&version.to_le_bytes());
+                let mut trying = receiving.clone();
+                let takes = model_takes(&so_far, *letter)
+                    && lengths.contains(&length)
+                    && (*letter != 'S' || version == 0);
+                proptest::prop_assert_eq!(trying.request(header).is_ok(), takes, "{} {}", so_far, letter);
+                if takes {
+                    receiving = trying;
+                    so_far.push(*letter);
+                }
+            }
+        }
+    }
+
     #[test]
     fn answers_are_told_apart() {
         assert_eq!(says_ok(response(true)), Ok(true));
