@@ -18,6 +18,10 @@ use crate::vmm::launch::{Launch, Mount, descriptor};
 /// Which descriptor of the launch is the event monitor's.
 const EVENTS_FD: usize = 0;
 
+/// A backtrace reads the program's own file, which the filters of its threads don't allow; and it
+/// makes errors, backtraces and all, whether there is any or not.
+const NO_BACKTRACES: [&str; 2] = ["RUST_BACKTRACE", "RUST_LIB_BACKTRACE"];
+
 /// Where the parts of one machine are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Layout {
@@ -70,7 +74,9 @@ impl Layout {
         Launch {
             program: program.to_owned(),
             args: args.to_vec(),
-            env: std::collections::BTreeMap::new(),
+            env: NO_BACKTRACES
+                .map(|name| (name.to_owned(), "0".to_owned()))
+                .into(),
             namespace: namespace.map(Path::to_owned),
             mounts: disk.map(Mount::disk).into_iter().collect(),
             tap_owner: None,
@@ -99,6 +105,8 @@ mod tests {
         assert_eq!(a.args[2..], b.args[2..]);
         assert_eq!(a.args[3], "fd={fd:0}");
         assert_eq!(a.args[4..], ["--seccomp", "true"]);
+        // Ours may be set.
+        assert_eq!(a.env["RUST_BACKTRACE"], "0");
         assert_eq!(a.mounts, [Mount::disk(Path::new("/data/a"))]);
     }
 }

@@ -411,14 +411,34 @@ impl CloudHypervisorMachine {
         self.judge(done).await
     }
 
-    /// Says what ended it, if that is why; and what it printed, which has the reason of a refusal.
+    /// Says what ended it, if that is why; else what it printed, which has the reason.
     async fn judge<T>(&mut self, done: Result<T, VmmError>) -> Result<T, VmmError> {
-        let mut judged = judge(&self.name, &mut self.process, done).await;
-        if let Err(VmmError::Refused { answer, .. }) = &mut judged {
-            let tail = self.process.console().tail();
-            *answer = format!("{answer}; its console ends with: {tail}");
-        }
-        judged
+        let judged = judge(&self.name, &mut self.process, done).await;
+        let tail = || self.process.console().tail();
+        judged.map_err(|error| match error {
+            VmmError::Refused {
+                name,
+                command,
+                answer,
+            } => VmmError::Refused {
+                name,
+                command,
+                answer: format!("{answer}; its console ends with: {}", tail()),
+            },
+            VmmError::Io {
+                name,
+                command,
+                source,
+            } => VmmError::Io {
+                name,
+                command,
+                source: io::Error::new(
+                    source.kind(),
+                    format!("{source}; its console ends with: {}", tail()),
+                ),
+            },
+            error => error,
+        })
     }
 
     fn refused(&self, command: &str, answer: String) -> VmmError {
