@@ -94,7 +94,23 @@ fn cloud_hypervisor() -> Result<PathBuf, String> {
     Ok(path)
 }
 
-fn place(instance: &str, pool: u16, program: &Path) -> Place {
+/// What this host's KVM lacks, by the words of the daemon that found out.
+fn missing(place: &Place) -> Option<&'static str> {
+    let log = fs::read_to_string(&place.log).unwrap();
+    log.contains("GetNestedState").then_some(
+        "this KVM hands out no state of nested guests (KVM_CAP_NESTED_STATE), and Cloud Hypervisor \
+         saves no guest without",
+    )
+}
+
+/// A daemon in a place, or why there can be none.
+fn start(place: &Place) -> Result<Daemon, &'static str> {
+    Daemon::try_start(place).map_err(|status| {
+        missing(place).unwrap_or_else(|| panic!("the daemon ended at its start: {status}"))
+    })
+}
+
+fn place(instance: &str, pool: u16, program: &Path, guest: &[u8]) -> Place {
     let place = Place::new(instance, pool, None);
     let quoted = |path: &Path| toml::Value::String(path.display().to_string()).to_string();
     let file = |name: &str, bytes: &[u8]| {
@@ -102,10 +118,7 @@ fn place(instance: &str, pool: u16, program: &Path) -> Place {
         fs::write(&path, bytes).unwrap();
         quoted(&path)
     };
-    let (kernel, initrd) = (
-        file("kernel", &elf_around(&self::program())),
-        file("initrd", b"none"),
-    );
+    let (kernel, initrd) = (file("kernel", &elf_around(guest)), file("initrd", b"none"));
     let disk = file("disk", &vec![0; 1 << 20]);
     let mut text = fs::read_to_string(&place.config).unwrap();
     text += &format!(
@@ -140,8 +153,11 @@ fn guest_of_a_real_cloud_hypervisor_lives_a_whole_life() {
         Ok(program) => program,
         Err(reason) => return skip(NAME, &reason),
     };
-    let place = place("tcreal", 230, &program);
-    let daemon = Daemon::start(&place);
+    let place = place("tcreal", 230, &program, &self::program());
+    let daemon = match start(&place) {
+        Ok(daemon) => daemon,
+        Err(reason) => return skip(NAME, reason),
+    };
     let stand_ins = StandIns::watch(&place.instance, STAND_IN);
     let api = &daemon.api;
     let host = api.get("/v1/host").expect(200);
@@ -208,5 +224,44 @@ fn guest_of_a_real_cloud_hypervisor_lives_a_whole_life() {
     api.delete_all();
     drop(stand_ins);
     assert_eq!(place.leftovers(), Vec::<String>::new());
+    daemon.stop();
+}
+
+/// Cloud Hypervisor would boot it again, from the disk of its first life.
+#[test]
+fn guest_of_a_real_cloud_hypervisor_that_restarts_has_ended() {
+    const NAME: &str = "guest_of_a_real_cloud_hypervisor_that_restarts_has_ended";
+    let program = match cloud_hypervisor() {
+        Ok(program) => program,
+        Err(reason) => return skip(NAME, &reason),
+    };
+    let mut guest = vec![0x66, 0xBA, 0xF8, 0x03]; // mov dx, 0x3f8
+    for byte in *b"bye\n" {
+        guest.extend_from_slice(&[0xB0, byte, 0xEE]); // mov al, byte; out dx, al
+    }
+    guest.extend_from_slice(&[
+        0xB9, 0x00, 0x00, 0x40, 0x00, // mov ecx, 0x400000
+        0x49, // wait: dec ecx
+        0x75, 0xFD, // jne wait
+        0xB0, 0xFE, 0xE6, 0x64, // mov al, 0xfe; out 0x64, al: the keyboard's way to a reset
+        0xF4, 0xEB, 0xFD, // halt: hlt; jmp halt
+    ]);
+    let place = place("tcstart", 231, &program, &guest);
+    let daemon = match start(&place) {
+        Ok(daemon) => daemon,
+        Err(reason) => return skip(NAME, reason),
+    };
+    let stand_ins = StandIns::watch(&place.instance, STAND_IN);
+    let api = &daemon.api;
+    api.create("one", "base");
+    let reason = wait_for("it has failed", Duration::from_secs(20), || {
+        let sandbox = api.sandbox("one").expect(200);
+        (sandbox["state"] == "failed").then(|| sandbox["reason"].clone())
+    });
+    let reason = reason.as_str().unwrap().to_owned();
+    assert!(reason.contains("the guest switched itself off"), "{reason}");
+    assert_eq!(reason.matches("bye").count(), 1, "{reason}");
+    api.delete_all();
+    drop(stand_ins);
     daemon.stop();
 }

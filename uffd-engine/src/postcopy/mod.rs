@@ -1,5 +1,5 @@
 //! The other source of faults: a Cloud Hypervisor that is restored with
-//! `memory_mode=postcopy` asks for pages over its migration socket.
+//! `memory_mode=postcopy` asks for pages over a connection of its migration socket.
 //!
 //! ```text
 //!   VMM                                       here
@@ -14,7 +14,7 @@
 //!
 //! Nothing here waits: a VMM that doesn't read its answers is given up.
 //!
-//! Source: Cloud Hypervisor `vm-migration/src/protocol.rs` (main, July 2026).
+//! Source: Cloud Hypervisor `vm-migration/src/protocol.rs` (53).
 
 pub mod requests;
 

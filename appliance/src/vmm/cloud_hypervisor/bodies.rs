@@ -32,6 +32,8 @@ pub(super) struct VmConfig {
 pub(super) struct Cpus {
     pub(super) boot_vcpus: u32,
     pub(super) max_vcpus: u32,
+    /// A guest has no guests of its own.
+    pub(super) nested: bool,
 }
 
 #[derive(Debug, Serialize)]

@@ -147,6 +147,7 @@ impl CloudHypervisorMachine {
             cpus: Cpus {
                 boot_vcpus: shape.vcpus,
                 max_vcpus: shape.vcpus,
+                nested: false,
             },
             memory: Memory {
                 size: shape.memory_bytes(),

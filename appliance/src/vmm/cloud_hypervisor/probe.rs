@@ -189,6 +189,7 @@ impl Probe<'_> {
                 // It ends itself when it hears that its guest was taken.
                 Err(Tried::GoOn(_)) if driver.release == Release::Acknowledged => {
                     driver.release = Release::Refused;
+                    without.push("its guests are snapshotted by refusing them".to_owned());
                 }
                 Err(Tried::Boot(error) | Tried::GoOn(error)) => return Err(failed(error)),
             }
@@ -214,9 +215,14 @@ impl Probe<'_> {
         } else {
             "under its filters"
         };
+        let pages = match driver.paging {
+            Paging::Own => "",
+            Paging::HandedOver | Paging::Requested => "; it asks for pages",
+        };
         let without: String = without.iter().map(|text| format!("; {text}")).collect();
-        driver.info.reason =
-            format!("a guest ran {confined} and was taken and given in {took:.1?}{without}");
+        driver.info.reason = format!(
+            "a guest ran {confined}, was taken and given back in {took:.1?}{pages}{without}"
+        );
         Ok(driver)
     }
 
