@@ -53,8 +53,12 @@ struct Machine {
 
 type Refusal = Vec<String>;
 
-fn refusal(text: impl ToString) -> Refusal {
-    vec!["Error from API".into(), text.to_string()]
+fn refusal(text: &str) -> Refusal {
+    vec!["Error from API".into(), text.to_owned()]
+}
+
+fn because(error: &impl ToString) -> Refusal {
+    refusal(&error.to_string())
 }
 
 /// Serves the API until the process is killed.
@@ -149,11 +153,11 @@ fn check(config: &Value) -> Result<State, Refusal> {
     }
     let (disk, net) = (&config["disks"][0], &config["net"][0]);
     if let Some(disk) = disk["path"].as_str() {
-        File::open(disk).map_err(|error| refusal(format!("{disk}: {error}")))?;
+        File::open(disk).map_err(|error| refusal(&format!("{disk}: {error}")))?;
     }
     if let Some(tap) = net["tap"].as_str() {
         nix::net::if_::if_nametoindex(tap)
-            .map_err(|error| refusal(format!("Open tap device failed: {error}")))?;
+            .map_err(|error| refusal(&format!("Open tap device failed: {error}")))?;
     }
     Ok(State {
         memory_bytes: config["memory"]["size"]
@@ -221,21 +225,21 @@ impl Machine {
         let config = config.ok_or_else(|| refusal("VM is not created"))?;
         let state = check(config)?;
         let kernel = text(&config["payload"], "kernel");
-        let head = fs::read(kernel).map_err(|error| refusal(format!("{kernel}: {error}")))?;
+        let head = fs::read(kernel).map_err(|error| refusal(&format!("{kernel}: {error}")))?;
         if !head.starts_with(b"\x7fELF") {
             return Err(refusal("Cannot load the kernel image"));
         }
         self.slots = Slot::all(state.memory_bytes);
         let guest = memory_file(state.memory_bytes)
             .and_then(|file| Guest::in_file(state, file))
-            .map_err(refusal)?;
+            .map_err(|error| because(&error))?;
         self.begin(guest, true)
     }
 
     fn begin(&mut self, guest: Arc<Guest>, run: bool) -> Result<(), Refusal> {
         guest.start();
         if guest.state.has_network {
-            inside::serve(guest.clone(), Arc::default()).map_err(refusal)?;
+            inside::serve(guest.clone(), Arc::default()).map_err(|error| because(&error))?;
         } else {
             let guest = guest.clone();
             std::thread::spawn(move || {
@@ -305,7 +309,7 @@ impl Machine {
             // Nothing else is done meanwhile, and a guest that was taken is none of its own.
             return match sending() {
                 Ok(()) => std::process::exit(0),
-                Err(error) => Err(refusal(error)),
+                Err(error) => Err(because(&error)),
             };
         }
         self.migrates = true;
@@ -335,7 +339,7 @@ impl Machine {
         };
         let run = migration::receive(path, requests, take);
         let run = run.inspect_err(|reason| println!("Migration aborted: {reason}"));
-        let run = run.map_err(refusal)?;
+        let run = run.map_err(|error| because(&error))?;
         if run {
             self.change(false)?;
         }
@@ -351,9 +355,10 @@ impl Machine {
         let config = arrived.config["vm_config"].clone();
         check(&config)?;
         let state = state_in(state).ok_or_else(|| refusal("Error deserialising snapshot"))?;
-        let guest = Guest::in_file(state, arrived.memory).map_err(refusal)?;
+        let guest = Guest::in_file(state, arrived.memory).map_err(|error| because(&error))?;
         if let Some(connection) = connection {
-            asking::begin(&guest, arrived.slots.clone(), connection).map_err(refusal)?;
+            asking::begin(&guest, arrived.slots.clone(), connection)
+                .map_err(|error| because(&error))?;
         }
         // Its devices look into the memory.
         let _ = guest.count();
@@ -369,15 +374,15 @@ impl Machine {
         let dir = Path::new(url.strip_prefix("file://").unwrap_or_default());
         let read = |name: &str| -> Result<Value, Refusal> {
             let bytes =
-                fs::read(dir.join(name)).map_err(|error| refusal(format!("{name}: {error}")))?;
-            serde_json::from_slice(&bytes).map_err(refusal)
+                fs::read(dir.join(name)).map_err(|error| refusal(&format!("{name}: {error}")))?;
+            serde_json::from_slice(&bytes).map_err(|error| because(&error))
         };
         let (config, saved) = (read("config.json")?, read("state.json")?);
         check(&config)?;
         let state = state_in(&saved).ok_or_else(|| refusal("no state"))?;
         let manager = &saved["snapshots"]["memory-manager"]["snapshot_data"]["state"];
-        let manager: Value =
-            serde_json::from_str(manager.as_str().unwrap_or_default()).map_err(refusal)?;
+        let manager: Value = serde_json::from_str(manager.as_str().unwrap_or_default())
+            .map_err(|error| because(&error))?;
         self.slots = Slot::all(state.memory_bytes);
         let listed = manager["memory_ranges"]["data"].as_array();
         let ranges = self
@@ -385,7 +390,7 @@ impl Machine {
             .iter()
             .map(|slot| json!({ "gpa": slot.address, "length": slot.bytes }));
         if !listed.is_some_and(|listed| ranges.eq(listed.iter().cloned())) {
-            return Err(refusal(format!("the file has all memory, not {listed:?}")));
+            return Err(refusal(&format!("the file has all memory, not {listed:?}")));
         }
         let loading = || -> io::Result<Arc<Guest>> {
             let source = File::open(dir.join("memory-ranges"))?;
@@ -395,7 +400,7 @@ impl Machine {
             file.write_all_at(&bytes, 0)?;
             Guest::in_file(state.clone(), file)
         };
-        let guest = loading().map_err(refusal)?;
+        let guest = loading().map_err(|error| because(&error))?;
         self.config = Some(config);
         self.begin(guest, false)
     }
