@@ -66,6 +66,7 @@ over_each! {
     the_ways_in_which_a_vmm_ends_are_told_apart("exit", 160);
     a_build_needs_a_vmm_that_reads_its_state("vers", 161);
     a_guest_waits_for_an_engine_that_is_slow("slow", 162);
+    memory_survives_engines_that_die_between_its_writes("engi", 163);
 }
 
 /// A daemon whose guests run in a fake.
@@ -461,10 +462,8 @@ fn a_guest_waits_for_an_engine_that_is_slow(instance: &str, pool: u16, vmm: Vmm)
     subject.end();
 }
 
-#[test]
-fn memory_survives_engines_that_die_between_its_writes() {
-    needs_fakes!("memory_survives_engines_that_die_between_its_writes");
-    let subject = start("tfengi", 163, Kind::FIRECRACKER);
+fn memory_survives_engines_that_die_between_its_writes(instance: &str, pool: u16, vmm: Vmm) {
+    let subject = start(instance, pool, Kind::usual(vmm));
     let api = &subject.daemon.api;
     let inside = Inside::of(&api.create("one", "base"));
     inside.fill(64, 512, 1);
@@ -742,40 +741,5 @@ fn memory_survives_ten_cycles_in_a_cloud_hypervisor_that_asks_for_no_pages() {
     assert_eq!(inside.hash(), hash);
     let two = Inside::of(&api.create("two", "warm"));
     assert_eq!(two.hash(), hash);
-    subject.end();
-}
-
-#[test]
-fn an_engine_that_dies_ends_only_a_cloud_hypervisor_that_misses_pages() {
-    needs_fakes!("an_engine_that_dies_ends_only_a_cloud_hypervisor_that_misses_pages");
-    let subject = start("tcengi", 221, Kind::CLOUD_HYPERVISOR);
-    let api = &subject.daemon.api;
-    let one = Inside::of(&api.create("one", "base"));
-    one.fill(64, 512, 1);
-    let hash = one.hash();
-    api.snapshot("one", "warm").expect(201);
-    api.pause("one").expect(200);
-    api.resume("one").expect(200);
-    subject.has_all_of("one");
-    api.create("two", "warm");
-    let engine = procs::engine(&subject.place).expect("an engine");
-    engine.signal(libc::SIGSTOP);
-    engine.kill();
-    let reason = wait_for("it has failed", Duration::from_secs(20), || {
-        let sandbox = api.sandbox("two").expect(200);
-        (sandbox["state"] == "failed").then(|| sandbox["reason"].clone())
-    });
-    let reason = reason.as_str().unwrap().to_owned();
-    assert!(
-        reason.contains("its memory can't be brought in"),
-        "{reason}"
-    );
-    // The other has all it needs, and is served by a successor the next time.
-    assert_eq!(one.hash(), hash);
-    one.fill(64, 8, 2);
-    let hash = one.hash();
-    api.pause("one").expect(200);
-    api.resume("one").expect(200);
-    assert_eq!(one.hash(), hash);
     subject.end();
 }

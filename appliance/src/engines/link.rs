@@ -23,7 +23,7 @@ use uffd_engine::recording;
 use uffd_engine::region::ClaimedRegion;
 use uffd_engine::sys::process::pidfd_open;
 
-use super::kept::{Kept, KeptVmm};
+use super::kept::{Kept, KeptMemory, KeptVmm};
 use super::topology::Node;
 use super::working_sets::WorkingSets;
 use super::{EngineError, SessionEvent, control_socket};
@@ -51,7 +51,7 @@ impl Shared {
             .kept
             .get(session)
             .and_then(|kept| kept.attached.as_ref());
-        vmm.is_some_and(|vmm| vmm.uffd.is_none())
+        vmm.is_some_and(|vmm| matches!(vmm.memory, KeptMemory::Requests { .. }))
     }
 }
 
@@ -234,20 +234,11 @@ impl Link {
         };
         let mut adopting = HashMap::new();
         for (session, kept) in &shared.kept {
-            let Some(vmm) = &kept.attached else { continue };
-            // A VMM that asks for pages sees its socket close, and ends if it misses any.
-            let Some(uffd) = &vmm.uffd else { continue };
             let request = self.next_request.fetch_add(1, Ordering::Relaxed);
-            adopting.insert(request, session.clone());
-            let adopt = Request::Adopt {
-                request,
-                session: session.clone(),
-                store: kept.store.clone(),
-                build: kept.build,
-                regions: vmm.regions.clone(),
-                tracking: kept.tracking,
+            let Some((adopt, fds)) = kept.adoption(session, request) else {
+                continue;
             };
-            let fds = [uffd.as_fd(), vmm.pidfd.as_fd(), kept.states.as_fd()];
+            adopting.insert(request, session.clone());
             control::send(connection.as_fd(), &adopt, &fds)?;
             // Pages that are there already are passed over. Nobody waits for the answers.
             let number = || self.next_request.fetch_add(1, Ordering::Relaxed);
@@ -324,7 +315,7 @@ impl Link {
         let uffd = fds.into_iter().next();
         if let (Some(kept), Some(uffd)) = (shared.kept.get_mut(session), uffd) {
             kept.attached = Some(KeptVmm {
-                uffd: Some(uffd),
+                memory: KeptMemory::Userfaultfd(uffd),
                 pidfd,
                 regions: regions.clone(),
             });

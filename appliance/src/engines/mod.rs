@@ -14,7 +14,7 @@ mod working_sets;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,7 +30,7 @@ use uffd_engine::{PageStates, SessionStats, Tracking};
 use crate::config::EngineConfig;
 use crate::vmm::PageRequests;
 pub use ahead::Ahead;
-use kept::{Kept, KeptVmm};
+use kept::{Kept, KeptMemory, KeptVmm};
 use link::Link;
 pub use topology::Node;
 pub use working_sets::{Order, WorkingSets};
@@ -292,17 +292,21 @@ impl Requests {
             // Whoever starts it has failed, and says why.
             return std::future::pending().await;
         };
+        let kept = |fd: &OwnedFd| {
+            fd.try_clone()
+                .map_err(|source| EngineError::Descriptor { source })
+        };
         let kept = Kept {
             store: self.store.clone(),
             build: self.build,
             states: self.states.clone(),
             events: self.events,
             attached: Some(KeptVmm {
-                uffd: None,
-                pidfd: asks
-                    .pidfd
-                    .try_clone()
-                    .map_err(|source| EngineError::Descriptor { source })?,
+                memory: KeptMemory::Requests {
+                    connection: kept(&asks.connection)?,
+                    memory: kept(&asks.memory)?,
+                },
+                pidfd: kept(&asks.pidfd)?,
                 regions: asks.regions.clone(),
             }),
             tracking: Tracking::Off,
