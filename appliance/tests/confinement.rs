@@ -16,7 +16,6 @@ use appliance::vmm::cgroup::{Cgroup, Cgroups, Limits, end_left_over};
 use appliance::vmm::exit::Exit;
 use appliance::vmm::launch::{self, Launch};
 use appliance::vmm::process::{Started, VmmProcess, ended};
-use nix::mount::{MsFlags, mount};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use support::{machine, skip};
 use uffd_engine::sys::process::{pidfd_open, pidfd_signal};
@@ -217,14 +216,6 @@ fn ends_are_told_apart(cgroups: &Cgroups) {
 #[test]
 fn guest_processes_are_confined_in_an_emulated_machine() {
     if env::var_os(INSIDE).is_some() {
-        let at = Path::new("/sys/fs/cgroup");
-        let none: Option<&str> = None;
-        for (kind, at) in [("proc", Path::new("/proc")), ("sysfs", Path::new("/sys"))] {
-            if fs::read_dir(at).unwrap().next().is_none() {
-                mount(none, at, Some(kind), MsFlags::empty(), none).unwrap();
-            }
-        }
-        mount(none, at, Some("cgroup2"), MsFlags::empty(), none).unwrap();
         let cgroups = Cgroups::open("tgroup").unwrap();
         ends_are_told_apart(&cgroups);
         groups_hold_processes(&cgroups, "/bin/busybox", &["sleep", "600"]);
@@ -238,7 +229,8 @@ fn guest_processes_are_confined_in_an_emulated_machine() {
     let began = Instant::now();
     let arguments = ["--exact", IN_MACHINE, "--nocapture"];
     let inputs = inputs.expect("it is not missing");
-    let (code, lines) = machine::run_self(&inputs, &arguments, &[(INSIDE, "1")], MACHINE_LIMIT);
+    let machine = machine::Machine::new(&inputs).set(INSIDE, "1");
+    let (code, lines) = machine.run_self(&arguments, MACHINE_LIMIT);
     assert_eq!(code, 0, "after {:?}", began.elapsed());
     assert!(lines.iter().any(|line| line.contains("confined")));
 }

@@ -12,8 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use appliance::vmm::firecracker::probe_guest::elf_around;
-use serde_json::Value;
-use snapshot_format::{BuildStore, PageIndex};
+use support::adder::{NUMBERS, SUM, Written, run, written};
 use support::api::Api;
 use support::daemon::Daemon;
 use support::place::Place;
@@ -22,14 +21,6 @@ use support::{needs, procs, skip, wait_for};
 
 /// The test that a stand-in's process runs as.
 const STAND_IN: &str = "the_guest_adds_up_what_it_has_written";
-const PAGE: u64 = 4096;
-/// Where the guest counts its rounds, and after that the rounds in which its memory was wrong.
-const COUNTER: u64 = 0x20_0000;
-/// Where its numbered pages begin, and how many there are.
-const NUMBERED: u64 = 0x100_0000;
-const NUMBERS: u64 = 256;
-/// 1 + 2 + … + 256.
-const SUM: u32 = 0x8080;
 const MEMORY_MB: u64 = 64;
 
 /// Numbers 256 pages once; then, for ever: counts a round, adds the numbers up, compares the sum
@@ -129,45 +120,6 @@ fn place(instance: &str, pool: u16, firecracker: &Path, jailer: Option<&Path>) -
     place
 }
 
-/// What a guest has written, as its build has it.
-struct Written {
-    rounds: u64,
-    wrong: u64,
-    /// The last round that is in one of the pages.
-    newest: u64,
-}
-
-fn written(place: &Place, paused: &Value) -> Written {
-    let store = BuildStore::open_or_create(&place.data.join("builds")).unwrap();
-    let build = paused["build"].as_str().unwrap().parse().unwrap();
-    let build = store.open(&build).unwrap();
-    let mut bytes = vec![0; PAGE as usize];
-    let mut words = |address: u64| -> [u64; 3] {
-        build
-            .read_page(PageIndex::new(address / PAGE), &mut bytes)
-            .unwrap();
-        let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
-        [word(0), word(8), word(16)]
-    };
-    let [rounds, wrong, _] = words(COUNTER);
-    let mut newest = 0;
-    for number in 0..NUMBERS {
-        let [_, is, round] = words(NUMBERED + number * PAGE);
-        assert_eq!(is, number + 1, "page {number}");
-        newest = newest.max(round);
-    }
-    Written {
-        rounds,
-        wrong,
-        newest,
-    }
-}
-
-/// Lets it run for some rounds: there are KVMs that take a microsecond for an instruction.
-fn run() {
-    std::thread::sleep(Duration::from_millis(300));
-}
-
 #[test]
 fn the_guest_adds_up_what_it_has_written() {
     stand_in::run_if_wanted();
@@ -229,11 +181,7 @@ fn live(place: &Place, waiting: bool) {
 
     api.create("one", "base");
     run();
-    let mut before = Written {
-        rounds: 0,
-        wrong: 0,
-        newest: 0,
-    };
+    let mut before = Written::default();
     for cycle in 0..10 {
         let paused = api.pause("one").expect(200);
         assert_eq!(paused["generation"], cycle, "{paused}");

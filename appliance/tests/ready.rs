@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use support::daemon::Daemon;
 use support::fake::subject::{Inside, Subject, place};
-use support::fake::{self, Fault, Kind};
+use support::fake::{self, Fault, Kind, Vmm};
 use support::procs::{self, Process};
 use support::{needs, skip, wait_for};
 
@@ -29,9 +29,9 @@ fn a_fake_waits_as_well() {
 }
 
 fn start(instance: &str, pool: u16) -> Subject {
-    let place = place(instance, pool);
+    let place = place(instance, pool, Vmm::Firecracker);
     place.reconfigure(&[("ready_slots = 0", "ready_slots = 2")]);
-    Subject::start_in(place, Kind::USUAL, PLAYER)
+    Subject::start_in(place, Kind::usual(Vmm::Firecracker), PLAYER)
 }
 
 /// The VMMs that wait.
@@ -231,7 +231,7 @@ fn those_of_a_killed_daemon_are_gone_when_the_next_one_is_there() {
 #[test]
 fn none_wait_where_none_are_configured() {
     needs_fakes!("none_wait_where_none_are_configured");
-    let place = place("trnone", 184);
+    let place = place("trnone", 184, Vmm::Firecracker);
     let with_none = [
         ("ready_slots = 0", "ready_slots = 2"),
         (
@@ -240,7 +240,7 @@ fn none_wait_where_none_are_configured() {
         ),
     ];
     place.reconfigure(&with_none);
-    let subject = Subject::start_in(place, Kind::USUAL, PLAYER);
+    let subject = Subject::start_in(place, Kind::usual(Vmm::Firecracker), PLAYER);
     let slots = "thaw_slots_waiting{for=\"anybody\"}";
     wait_for("slots wait", Duration::from_secs(30), || {
         (metric(&subject.daemon, slots) == 2).then_some(())

@@ -230,8 +230,16 @@ pub(crate) struct RestoreArgs {
     #[arg(long, value_name = "N", default_value_t = 50)]
     pub(crate) restores: u32,
     /// The Firecracker to bring back.
-    #[arg(long, value_name = "PROGRAM", env = "THAW_FIRECRACKER")]
-    pub(crate) firecracker: PathBuf,
+    #[arg(
+        long,
+        value_name = "PROGRAM",
+        env = "THAW_FIRECRACKER",
+        required_unless_present = "cloud_hypervisor"
+    )]
+    pub(crate) firecracker: Option<PathBuf>,
+    /// The Cloud Hypervisor to bring back, instead.
+    #[arg(long, value_name = "PROGRAM")]
+    pub(crate) cloud_hypervisor: Option<PathBuf>,
 }
 
 /// `disks`.

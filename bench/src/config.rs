@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::args::{
     AheadArgs, ApiArgs, DisksArgs, Engine, FormatArgs, FormatPart, Order, PageFaultArgs,
@@ -216,7 +216,14 @@ pub(crate) struct Restore {
     pub(crate) rounds: u32,
     /// Per round and way.
     pub(crate) restores: u32,
-    pub(crate) firecracker: PathBuf,
+    pub(crate) vmm: Vmm,
+}
+
+/// What is brought back.
+#[derive(Clone, Debug)]
+pub(crate) enum Vmm {
+    Firecracker(PathBuf),
+    CloudHypervisor(PathBuf),
 }
 
 impl Restore {
@@ -226,11 +233,16 @@ impl Restore {
             (10..=10_000).contains(&args.restores),
             "--restores must be 10 to 10000"
         );
+        let vmm = match (args.cloud_hypervisor, args.firecracker) {
+            (Some(program), _) => Vmm::CloudHypervisor(program),
+            (None, Some(program)) => Vmm::Firecracker(program),
+            (None, None) => bail!("--firecracker or --cloud-hypervisor is needed"),
+        };
         Ok(Self {
             json: args.json,
             rounds: args.rounds,
             restores: args.restores,
-            firecracker: args.firecracker,
+            vmm,
         })
     }
 }

@@ -73,9 +73,9 @@ pub enum Request {
         /// As it was asked for of the dead engine.
         tracking: Tracking,
     },
-    /// Serve a VMM that asks for pages: a Cloud Hypervisor that has been sent everything but its
-    /// memory (`memory_mode=postcopy`). Descriptors: its migration socket, its memory's one memfd,
-    /// its pidfd, the page-state table. Answered with `Attached`; `Ended` comes when it closes the
+    /// Serve a VMM that asks for pages: a Cloud Hypervisor that is being sent everything but its
+    /// memory (`memory_mode=postcopy`). Descriptors: its connection for page requests, its
+    /// memory's one memfd, its pidfd, the page-state table. Answered with `Attached`; `Ended` comes when it closes the
     /// socket.
     ServePages {
         /// Number of this request.

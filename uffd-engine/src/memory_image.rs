@@ -5,6 +5,7 @@
 //! | QEMU | a memfd that the daemon holds, too | the file's data; the rest are holes |
 //! | Firecracker, resumed | anonymous, in the VMM's process | what its page table says is there |
 //! | Firecracker, booted | a file that it wrote | as in a memfd |
+//! | Cloud Hypervisor | a memfd for each part of it | as in a memfd |
 //!
 //! A page that isn't there is never read: in a process whose memory is served, that would be a
 //! fault, and the page would come from its build to be compared with it.
@@ -30,8 +31,95 @@ const IN_MEMORY: u64 = 1 << 63 | 1 << 62;
 pub enum MemoryImage {
     /// A file with holes where it has no pages.
     File(File),
+    /// Several of them.
+    Parts(Parts),
     /// The VMM's own.
     Process(ProcessMemory),
+}
+
+/// Memory in files, one after the other.
+#[derive(Debug)]
+pub struct Parts {
+    parts: Vec<Part>,
+}
+
+/// A part of the memory that is in one file.
+#[derive(Debug)]
+pub struct Part {
+    /// The file, with holes where it has no pages.
+    pub file: File,
+    /// Where in the file it begins, in bytes.
+    pub offset: u64,
+    /// How many bytes it has, whole pages of them.
+    pub bytes: u64,
+}
+
+impl Parts {
+    /// Memory of these parts, in the order of their pages.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a file that ends before its part does, or a part of no whole pages.
+    pub fn new(parts: Vec<Part>, page_bytes: u64) -> io::Result<Self> {
+        for (number, part) in parts.iter().enumerate() {
+            let (Part { offset, bytes, .. }, has) = (part, part.file.metadata()?.len());
+            let whole = offset.is_multiple_of(page_bytes) && bytes.is_multiple_of(page_bytes);
+            if !whole || *bytes == 0 || offset.checked_add(*bytes).is_none_or(|end| end > has) {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    format!("part {number}: {bytes} bytes at {offset:#x} of a file with {has}"),
+                ));
+            }
+        }
+        Ok(Self { parts })
+    }
+
+    /// The part with a page: its file, the page's number in the file, and how many pages of the
+    /// part there are from it on.
+    fn at(&self, page: u64, page_bytes: u64) -> Option<(&File, u64, u64)> {
+        let mut first = 0;
+        for part in &self.parts {
+            let pages = part.bytes / page_bytes;
+            if page < first + pages {
+                let within = page - first;
+                return Some((
+                    &part.file,
+                    part.offset / page_bytes + within,
+                    pages - within,
+                ));
+            }
+            first += pages;
+        }
+        None
+    }
+
+    fn next_data(&self, from: u64, end: u64, page_bytes: u64) -> io::Result<Range<u64>> {
+        let mut at = from;
+        while at < end
+            && let Some((file, place, left)) = self.at(at, page_bytes)
+        {
+            let left = left.min(end - at);
+            let data = next_data_of_file(file, place, place + left, page_bytes)?;
+            if data.start < data.end {
+                return Ok(at + data.start - place..at + data.end - place);
+            }
+            at += left;
+        }
+        Ok(end..end)
+    }
+
+    fn read(&self, page: PageIndex, page_bytes: u64, bytes: &mut [u8]) -> io::Result<()> {
+        let mut done = 0;
+        while done < bytes.len() {
+            let page = page.get() + done as u64 / page_bytes;
+            let (file, place, left) = self
+                .at(page, page_bytes)
+                .ok_or(io::ErrorKind::UnexpectedEof)?;
+            let len = (bytes.len() - done).min((left * page_bytes) as usize);
+            file.read_exact_at(&mut bytes[done..done + len], place * page_bytes)?;
+            done += len;
+        }
+        Ok(())
+    }
 }
 
 /// Memory inside of a VMM's process.
@@ -100,6 +188,7 @@ impl MemoryImage {
     pub(crate) fn next_data(&self, from: u64, end: u64, page_bytes: u64) -> io::Result<Range<u64>> {
         match self {
             Self::File(file) => next_data_of_file(file, from, end, page_bytes),
+            Self::Parts(parts) => parts.next_data(from, end, page_bytes),
             Self::Process(process) => {
                 let mut at = from;
                 while at < end {
@@ -122,6 +211,7 @@ impl MemoryImage {
     ) -> io::Result<()> {
         match self {
             Self::File(file) => file.read_exact_at(bytes, page.get() * page_bytes),
+            Self::Parts(parts) => parts.read(page, page_bytes, bytes),
             Self::Process(process) => process.read(page, bytes),
         }
     }
@@ -171,6 +261,47 @@ mod tests {
         assert_eq!(image.present(PageCount::new(64), 4096).unwrap().get(), 3);
         cut.set_len(20 * 4096).unwrap();
         assert_eq!(image.next_data(12, 20, 4096).unwrap(), 20..20);
+    }
+
+    #[test]
+    fn parts_are_read_as_one_and_cut_ones_are_refused() {
+        let file = |pages: u64| {
+            let flags = nix::sys::memfd::MFdFlags::MFD_CLOEXEC;
+            let file = File::from(nix::sys::memfd::memfd_create(c"ram", flags).unwrap());
+            file.set_len(pages * 4096).unwrap();
+            file
+        };
+        let (low, high) = (file(8), file(20));
+        let mark = |file: &File, page: u64, with: u8| {
+            file.write_all_at(&[with; 4096], page * 4096).unwrap();
+        };
+        mark(&low, 7, 7);
+        // Before the part, at its begin, behind a hole, and after it.
+        for (page, with) in [(3, 99), (4, 8), (9, 13), (14, 99)] {
+            mark(&high, page, with);
+        }
+        let part = |file: &File, offset: u64, pages: u64| Part {
+            file: file.try_clone().unwrap(),
+            offset: offset * 4096,
+            bytes: pages * 4096,
+        };
+        let parts = Parts::new(vec![part(&low, 0, 8), part(&high, 4, 10)], 4096).unwrap();
+        let image = MemoryImage::Parts(parts);
+        let mut found = Vec::new();
+        let mut at = 0;
+        while at < 18 {
+            let run = image.next_data(at, 18, 4096).unwrap();
+            at = run.end;
+            found.extend(run);
+        }
+        assert_eq!(found, [7, 8, 13]);
+        assert_eq!(image.next_data(9, 12, 4096).unwrap(), 12..12);
+        let mut bytes = vec![0; 2 * 4096];
+        image.read(PageIndex::new(7), 4096, &mut bytes).unwrap();
+        assert_eq!((bytes[0], bytes[4095], bytes[4096]), (7, 7, 8));
+        assert!(image.read(PageIndex::new(17), 4096, &mut bytes).is_err());
+        assert!(Parts::new(vec![part(&low, 0, 9)], 4096).is_err());
+        assert!(Parts::new(vec![part(&low, 9, 0)], 4096).is_err());
     }
 
     #[test]

@@ -23,13 +23,16 @@ pub enum AcceleratorChoice {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DriverChoice {
-    /// Firecracker if it is installed and the guests' kernel gets up in it, else QEMU.
+    /// Firecracker if it is installed and the guests' kernel gets up in it, else Cloud Hypervisor
+    /// if the same is true of it, else QEMU.
     #[default]
     Auto,
     /// QEMU.
     Qemu,
     /// Firecracker, without asking whether a stock kernel gets up in it.
     Firecracker,
+    /// Cloud Hypervisor, in the same way.
+    CloudHypervisor,
 }
 
 /// `[vmm]`.
@@ -60,7 +63,9 @@ pub struct VmmConfig {
     pub cpu_max_percent: Option<u32>,
     /// Processes and threads that a VMM may have besides its vCPUs.
     pub pids_max: u32,
-    /// How long a Firecracker may take for one command.
+    /// Cloud Hypervisors: the first for new guests, the others for builds that they made.
+    pub cloud_hypervisor: Vec<PathBuf>,
+    /// How long a Firecracker or a Cloud Hypervisor may take for one command.
     pub command_timeout_s: u64,
     /// The QEMU program.
     pub qemu: PathBuf,
@@ -86,6 +91,7 @@ impl Default for VmmConfig {
             cpu_weight: 100,
             cpu_max_percent: None,
             pids_max: 512,
+            cloud_hypervisor: vec!["cloud-hypervisor".into()],
             command_timeout_s: crate::vmm::COMMAND_TIMEOUT.as_secs(),
             qemu: "qemu-system-x86_64".into(),
             preload: None,
@@ -100,6 +106,10 @@ impl VmmConfig {
         if self.firecracker.is_empty() {
             let problem = "is empty; name the program, or set vmm.driver to \"qemu\"".to_owned();
             return Err(("vmm.firecracker".into(), problem));
+        }
+        if self.cloud_hypervisor.is_empty() {
+            let problem = "is empty; name the program, or set vmm.driver to \"qemu\"".to_owned();
+            return Err(("vmm.cloud_hypervisor".into(), problem));
         }
         if !(1..=3600).contains(&self.command_timeout_s) {
             let problem = format!("is {}; 1 to 3600 are possible", self.command_timeout_s);

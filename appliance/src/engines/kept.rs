@@ -1,6 +1,6 @@
 //! What the daemon keeps of a session, so that a successor of its engine goes on with it.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -51,9 +51,60 @@ impl Kept {
 /// The VMM's part of it.
 #[derive(Debug)]
 pub(super) struct KeptVmm {
-    pub(super) uffd: OwnedFd,
+    pub(super) memory: KeptMemory,
     pub(super) pidfd: OwnedFd,
     pub(super) regions: Vec<ClaimedRegion>,
+}
+
+/// Where its faults come from.
+#[derive(Debug)]
+pub(super) enum KeptMemory {
+    /// It handed this over.
+    Userfaultfd(OwnedFd),
+    /// It asks for pages here, and finds them there.
+    Requests {
+        connection: OwnedFd,
+        memory: OwnedFd,
+    },
+}
+
+impl Kept {
+    /// What a successor is told to go on with a session, and the descriptors for it; `None` for
+    /// one that has no memory yet.
+    pub(super) fn adoption(
+        &self,
+        session: &str,
+        request: u64,
+    ) -> Option<(Request, Vec<BorrowedFd<'_>>)> {
+        let vmm = self.attached.as_ref()?;
+        let (session, store) = (session.to_owned(), self.store.clone());
+        let (build, regions) = (self.build, vmm.regions.clone());
+        let (pidfd, states) = (vmm.pidfd.as_fd(), self.states.as_fd());
+        Some(match &vmm.memory {
+            KeptMemory::Userfaultfd(uffd) => {
+                let adopt = Request::Adopt {
+                    request,
+                    session,
+                    store,
+                    build,
+                    regions,
+                    tracking: self.tracking,
+                };
+                (adopt, vec![uffd.as_fd(), pidfd, states])
+            }
+            KeptMemory::Requests { connection, memory } => {
+                let serve = Request::ServePages {
+                    request,
+                    session,
+                    store,
+                    build,
+                    regions,
+                };
+                let fds = vec![connection.as_fd(), memory.as_fd(), pidfd, states];
+                (serve, fds)
+            }
+        })
+    }
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ use uffd_engine::recording;
 use uffd_engine::region::ClaimedRegion;
 use uffd_engine::sys::process::pidfd_open;
 
-use super::kept::{Kept, KeptVmm};
+use super::kept::{Kept, KeptMemory, KeptVmm};
 use super::topology::Node;
 use super::working_sets::WorkingSets;
 use super::{EngineError, SessionEvent, control_socket};
@@ -39,6 +39,20 @@ struct Shared {
     adopting: HashMap<u64, String>,
     kept: HashMap<String, Kept>,
     thread: Option<JoinHandle<()>>,
+}
+
+impl Shared {
+    /// Whether what was attached asks for pages, and has no userfaultfd to be handed over.
+    fn is_asked(&self, report: &Report) -> bool {
+        let Report::Attached { session, .. } = report else {
+            return false;
+        };
+        let vmm = self
+            .kept
+            .get(session)
+            .and_then(|kept| kept.attached.as_ref());
+        vmm.is_some_and(|vmm| matches!(vmm.memory, KeptMemory::Requests { .. }))
+    }
 }
 
 /// One engine, through all its lives.
@@ -220,18 +234,11 @@ impl Link {
         };
         let mut adopting = HashMap::new();
         for (session, kept) in &shared.kept {
-            let Some(vmm) = &kept.attached else { continue };
             let request = self.next_request.fetch_add(1, Ordering::Relaxed);
-            adopting.insert(request, session.clone());
-            let adopt = Request::Adopt {
-                request,
-                session: session.clone(),
-                store: kept.store.clone(),
-                build: kept.build,
-                regions: vmm.regions.clone(),
-                tracking: kept.tracking,
+            let Some((adopt, fds)) = kept.adoption(session, request) else {
+                continue;
             };
-            let fds = [vmm.uffd.as_fd(), vmm.pidfd.as_fd(), kept.states.as_fd()];
+            adopting.insert(request, session.clone());
             control::send(connection.as_fd(), &adopt, &fds)?;
             // Pages that are there already are passed over. Nobody waits for the answers.
             let number = || self.next_request.fetch_add(1, Ordering::Relaxed);
@@ -276,15 +283,17 @@ impl Link {
             | Report::Refused { request, .. }
             | Report::Stats { request, .. }
             | Report::Detached { request, .. } => {
-                let (answer, adopted) = {
+                let (answer, adopted, asks) = {
                     let mut shared = self.shared.lock();
                     (
                         shared.waiting.remove(request),
                         shared.adopting.remove(request),
+                        shared.is_asked(&report),
                     )
                 };
                 if let Some(answer) = answer {
-                    let _ = answer.send(with_uffd(report));
+                    let report = if asks { report } else { with_uffd(report) };
+                    let _ = answer.send(report);
                 } else if let (Some(session), Report::Refused { reason, .. }) = (adopted, &report) {
                     self.fail(&session, reason);
                 }
@@ -306,7 +315,7 @@ impl Link {
         let uffd = fds.into_iter().next();
         if let (Some(kept), Some(uffd)) = (shared.kept.get_mut(session), uffd) {
             kept.attached = Some(KeptVmm {
-                uffd,
+                memory: KeptMemory::Userfaultfd(uffd),
                 pidfd,
                 regions: regions.clone(),
             });

@@ -14,7 +14,7 @@ mod working_sets;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -28,8 +28,9 @@ use uffd_engine::control::{Report, Request};
 use uffd_engine::{PageStates, SessionStats, Tracking};
 
 use crate::config::EngineConfig;
+use crate::vmm::PageRequests;
 pub use ahead::Ahead;
-use kept::Kept;
+use kept::{Kept, KeptMemory, KeptVmm};
 use link::Link;
 pub use topology::Node;
 pub use working_sets::{Order, WorkingSets};
@@ -58,6 +59,13 @@ pub enum EngineError {
     /// It died before it answered.
     #[error("The engine ended before it answered; a new one has been started, try again")]
     Lost,
+    /// A descriptor could not be kept.
+    #[error("Keeping a descriptor of a VMM")]
+    Descriptor {
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
     /// It did not answer.
     #[error("The engine did not answer within {} s", ANSWER_TIMEOUT.as_secs())]
     Timeout,
@@ -199,18 +207,37 @@ impl Engines {
             deadline_ms: u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX),
         };
         let answer = link.ask_for_session(session, kept, request, &fds)?;
-        let attachment = Attachment {
-            link,
-            session: session.to_owned(),
-            worker_cpu: None,
-            detached: false,
-        };
+        let attachment = Attachment::new(link, session);
         let expected = Expected {
-            attachment,
-            answer,
+            coming: Coming::Handoff(attachment, answer),
             deadline,
         };
         Ok((expected, inbox))
+    }
+
+    /// Has the least busy engine serve a VMM that will ask for pages, once it says so.
+    ///
+    /// # Errors
+    /// There is no engine.
+    pub fn expect_requests(
+        &self,
+        wanted: Wanted<'_>,
+        asked: oneshot::Receiver<PageRequests>,
+    ) -> Result<(Expected, mpsc::Receiver<SessionEvent>), EngineError> {
+        let idlest = self.links.iter().min_by_key(|link| link.sessions());
+        let link = idlest.ok_or(EngineError::Lost)?.clone();
+        let (events, inbox) = mpsc::channel(8);
+        let coming = Coming::Requests(Box::new(Requests {
+            link,
+            asked,
+            session: wanted.session.to_owned(),
+            store: wanted.store.to_owned(),
+            build: wanted.build,
+            states: wanted.states,
+            events,
+        }));
+        let deadline = wanted.deadline;
+        Ok((Expected { coming, deadline }, inbox))
     }
 }
 
@@ -231,30 +258,103 @@ pub struct Wanted<'a> {
     pub deadline: Duration,
 }
 
-/// A hand-off that is waited for. Dropping it calls it off.
+/// A VMM that is waited for. Dropping it calls it off.
 #[derive(Debug)]
 pub struct Expected {
-    attachment: Attachment,
-    answer: oneshot::Receiver<Report>,
+    coming: Coming,
     deadline: Duration,
 }
 
+#[derive(Debug)]
+enum Coming {
+    /// It hands its memory over to an engine that waits for it.
+    Handoff(Attachment, oneshot::Receiver<Report>),
+    /// It asks for pages, and says first where.
+    Requests(Box<Requests>),
+}
+
+/// What a session of page requests begins with.
+#[derive(Debug)]
+struct Requests {
+    link: Arc<Link>,
+    asked: oneshot::Receiver<PageRequests>,
+    session: String,
+    store: PathBuf,
+    build: BuildId,
+    states: Arc<PageStates>,
+    events: mpsc::Sender<SessionEvent>,
+}
+
+impl Requests {
+    /// Waits until the VMM says where it asks, and has the engine answer there.
+    async fn begin(self) -> Result<(Attachment, oneshot::Receiver<Report>), EngineError> {
+        let Ok(asks) = self.asked.await else {
+            // Whoever starts it has failed, and says why.
+            return std::future::pending().await;
+        };
+        let kept = |fd: &OwnedFd| {
+            fd.try_clone()
+                .map_err(|source| EngineError::Descriptor { source })
+        };
+        let kept = Kept {
+            store: self.store.clone(),
+            build: self.build,
+            states: self.states.clone(),
+            events: self.events,
+            attached: Some(KeptVmm {
+                memory: KeptMemory::Requests {
+                    connection: kept(&asks.connection)?,
+                    memory: kept(&asks.memory)?,
+                },
+                pidfd: kept(&asks.pidfd)?,
+                regions: asks.regions.clone(),
+            }),
+            tracking: Tracking::Off,
+            replays: false,
+            load_bytes_per_second: None,
+        };
+        let request = |request| Request::ServePages {
+            request,
+            session: self.session.clone(),
+            store: self.store,
+            build: self.build,
+            regions: asks.regions,
+        };
+        let fds = [
+            asks.connection.as_fd(),
+            asks.memory.as_fd(),
+            asks.pidfd.as_fd(),
+            self.states.as_fd(),
+        ];
+        let answer = self
+            .link
+            .ask_for_session(&self.session, kept, request, &fds)?;
+        Ok((Attachment::new(self.link, &self.session), answer))
+    }
+}
+
 impl Expected {
-    /// Waits for the VMM's hand-off.
+    /// Waits for the VMM.
     ///
     /// # Errors
     /// It was refused, did not come, or the engine died; nothing is attached.
     pub async fn attached(self) -> Result<Attachment, EngineError> {
-        match timeout(self.deadline + ANSWER_TIMEOUT, self.answer).await {
-            Err(_) => Err(EngineError::Timeout),
-            Ok(Err(_)) => Err(EngineError::Lost),
-            Ok(Ok(Report::Attached { worker_cpu, .. })) => {
-                let mut attachment = self.attachment;
-                attachment.worker_cpu = worker_cpu;
-                Ok(attachment)
+        let attaching = async {
+            let (mut attachment, answer) = match self.coming {
+                Coming::Handoff(attachment, answer) => (attachment, answer),
+                Coming::Requests(requests) => requests.begin().await?,
+            };
+            match answer.await {
+                Err(_) => Err(EngineError::Lost),
+                Ok(Report::Attached { worker_cpu, .. }) => {
+                    attachment.worker_cpu = worker_cpu;
+                    Ok(attachment)
+                }
+                Ok(report) => Err(refusal(report)),
             }
-            Ok(Ok(report)) => Err(refusal(report)),
-        }
+        };
+        let in_time = timeout(self.deadline + ANSWER_TIMEOUT, attaching).await;
+        in_time.unwrap_or(Err(EngineError::Timeout))
     }
 }
 
@@ -268,6 +368,15 @@ pub struct Attachment {
 }
 
 impl Attachment {
+    fn new(link: Arc<Link>, session: &str) -> Self {
+        Self {
+            link,
+            session: session.to_owned(),
+            worker_cpu: None,
+            detached: false,
+        }
+    }
+
     /// The CPU that its faults are answered on, if that is one. Of the engine it was attached to:
     /// a successor may place it elsewhere.
     #[must_use]

@@ -1,12 +1,16 @@
 //! A sandbox from a build: check it, give the VMM its device state and an engine that
 //! serves its memory, let it go on.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
-use snapshot_format::BuildId;
+use snapshot_format::{BuildId, PageIndex};
+use tokio::sync::oneshot;
 use uffd_engine::PageStates;
 
 use super::OperationError;
@@ -19,7 +23,7 @@ use crate::engines::{Ahead, Order, Wanted};
 use crate::guest::Guest;
 use crate::host::Host;
 use crate::integrity::{self, Checked};
-use crate::vmm::{Driver, Machine, Restore};
+use crate::vmm::{Driver, Machine, Paging, Restore};
 
 #[derive(Default)]
 struct Parts {
@@ -86,14 +90,23 @@ async fn try_restore(
         source,
     })?;
     let session = format!("{}-{build}", row.id);
-    let (expected, events) = host.engines.expect(Wanted {
+    let wanted = Wanted {
         session: &session,
         store: host.store.root(),
         build,
         states: states.clone(),
         socket: &handoff,
         deadline: host.boot_timeout,
-    })?;
+    };
+    let (asks, asked) = oneshot::channel();
+    let expected = match driver.paging() {
+        Paging::HandedOver => Some(host.engines.expect(wanted)?),
+        Paging::Requested => Some(host.engines.expect_requests(wanted, asked)?),
+        Paging::Own => {
+            write_memory(host, build, &handoff).await?;
+            None
+        }
+    };
     // The VMM hands its memory over while it starts: both go on together, and the failure
     // of either calls the other off.
     let pins = host.engine.pin_vcpus && row.shape.vcpus == 1;
@@ -102,6 +115,7 @@ async fn try_restore(
             state: checked.vmstate,
             handoff: &handoff,
             run: !pins,
+            asks: Some(asks),
         };
         let restored = match waiting {
             Some(vmm) => vmm.restore(&row.shape, &place, restore),
@@ -109,21 +123,32 @@ async fn try_restore(
         };
         restored.await.map_err(OperationError::from)
     };
+    // A VMM that asks for all pages has no working set.
+    let working_set = match driver.paging() {
+        Paging::HandedOver => working_set,
+        Paging::Requested | Paging::Own => Order::Neither,
+    };
     let ahead = Ahead::new(&host.engine, driver.tracking(), working_set);
     let attached = async {
+        let Some((expected, events)) = expected else {
+            return Ok(None);
+        };
         let attachment = expected.attached().await?;
         let tracking = attachment.begin(&ahead).await;
-        Ok((attachment, tracking))
+        Ok(Some((attachment, tracking, events)))
     };
-    let (machine, (attachment, tracking)) = tokio::try_join!(restored, attached)?;
-    let worker_cpu = attachment.worker_cpu();
-    parts.session = Some(Session {
-        attachment,
-        ahead,
-        tracking,
-        states,
-        events,
-    });
+    let (machine, attached) = tokio::try_join!(restored, attached)?;
+    let mut worker_cpu = None;
+    if let Some((attachment, tracking, events)) = attached {
+        worker_cpu = attachment.worker_cpu();
+        parts.session = Some(Session {
+            attachment,
+            ahead,
+            tracking,
+            states,
+            events,
+        });
+    }
     let (_, machine) = parts.machine.insert((driver.clone(), machine));
     if pins {
         pin(machine.as_mut(), worker_cpu).await;
@@ -145,6 +170,33 @@ async fn try_restore(
         "Restored"
     );
     Ok(())
+}
+
+/// Writes all of a build's memory to a plain file, for a VMM that pages by itself.
+async fn write_memory(host: &Arc<Host>, build: BuildId, path: &Path) -> Result<(), OperationError> {
+    let (store, path) = (host.store.clone(), path.to_owned());
+    let writing = tokio::task::spawn_blocking(move || {
+        let build = store.open(&build)?;
+        let failed = |source| OperationError::File {
+            operation: format!("Writing {}", path.display()),
+            source,
+        };
+        let page_bytes = build.map().page_size().bytes();
+        let pages = build.map().memory_pages().get();
+        let file = File::create(&path).map_err(failed)?;
+        file.set_len(pages * page_bytes).map_err(failed)?;
+        let mut bytes = vec![0; page_bytes as usize];
+        for page in 0..pages {
+            build.read_page(PageIndex::new(page), &mut bytes)?;
+            // What is zero stays a hole.
+            if bytes.iter().any(|byte| *byte != 0) {
+                file.write_all_at(&bytes, page * page_bytes)
+                    .map_err(failed)?;
+            }
+        }
+        Ok(())
+    });
+    writing.await.map_err(|_| OperationError::Worker)?
 }
 
 /// Puts a guest's vCPU beside the worker that answers its faults. It is faster there, and as right

@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use http_api::ids::SandboxId;
 use snapshot_format::{
-    BuildId, PageCount, PageSize, PublishInfo, Staging, WriteSummary, file_name,
+    BuildId, PageCount, PageIndex, PageSize, PublishInfo, Staging, WriteSummary, file_name,
 };
 use uffd_engine::dirty::{Capture, Captured};
 use uffd_engine::dirty_set::UnwrittenPages;
 use uffd_engine::memory_image::MemoryImage;
 use uffd_engine::region::{ClaimedRegion, RegionTable};
-use uffd_engine::{PageStates, Tracking};
+use uffd_engine::{PageState, PageStates, Tracking};
 
 use super::OperationError;
 use super::live::Live;
@@ -88,7 +88,10 @@ pub(super) async fn take(
         id: reservation.id,
         parent: row.build,
         memory: saved.memory,
-        states: live.session.as_ref().map(|session| session.states.clone()),
+        states: match &live.session {
+            Some(session) => Some(session.states.clone()),
+            None => all_written(row)?,
+        },
         writes: live
             .session
             .as_ref()
@@ -108,6 +111,21 @@ pub(super) async fn take(
     let written = tokio::task::spawn_blocking(move || work.write());
     let row = written.await.map_err(|_| OperationError::Worker)??;
     Ok(Taken { row, reservation })
+}
+
+/// The table of a guest that has a parent and was served by nobody: all of its memory came from
+/// the parent, so what isn't there any more was given back.
+fn all_written(row: &SandboxRow) -> Result<Option<Arc<PageStates>>, OperationError> {
+    if row.build.is_none() {
+        return Ok(None);
+    }
+    let pages = PageCount::new(row.shape.memory_bytes() / PageSize::Size4K.bytes());
+    let states = PageStates::create(pages).map_err(|source| OperationError::File {
+        operation: "Making the page-state table".into(),
+        source,
+    })?;
+    states.set_run(PageIndex::new(0), pages, PageState::Dirty);
+    Ok(Some(Arc::new(states)))
 }
 
 fn labels(row: &SandboxRow, purpose: Purpose) -> BTreeMap<String, String> {

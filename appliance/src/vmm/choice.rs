@@ -2,9 +2,11 @@
 //!
 //! ```text
 //!   firecracker configured ───────────────────────────▶ Firecracker, or the daemon says why not
+//!   cloud-hypervisor configured ──────────────────────▶ Cloud Hypervisor, in the same way
 //!   auto: a Firecracker runs a guest of a few
 //!         instructions, and the guests' kernel ───────▶ Firecracker
-//!         else, with the reason ──────────────────────▶ QEMU, on KVM or by emulation
+//!         else, a Cloud Hypervisor does ──────────────▶ Cloud Hypervisor
+//!         else, with the reasons ─────────────────────▶ QEMU, on KVM or by emulation
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -14,6 +16,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use super::Driver;
+use super::cloud_hypervisor::{self, CloudHypervisor};
 use super::drivers::Drivers;
 use super::firecracker::probe::{Probe, ProbeError};
 use super::firecracker::{Firecracker, Jailer, Options};
@@ -29,6 +32,9 @@ pub enum ChoiceError {
         "vmm.driver is \"firecracker\", but it can't be used; see vmm.firecracker and vmm.jailer"
     )]
     Firecracker(#[source] ProbeError),
+    /// The configuration insists on Cloud Hypervisor.
+    #[error("vmm.driver is \"cloud-hypervisor\", but it can't be used; see vmm.cloud_hypervisor")]
+    CloudHypervisor(#[source] cloud_hypervisor::probe::ProbeError),
     /// QEMU can't be used, and nothing else can.
     #[error(transparent)]
     Qemu(#[from] qemu::probe::ProbeError),
@@ -39,18 +45,22 @@ pub enum ChoiceError {
 /// # Errors
 /// What is missing and what to do about it.
 pub async fn choose(config: &Config) -> Result<Drivers, ChoiceError> {
-    let firecracker = match config.vmm.driver {
-        DriverChoice::Qemu => Err("QEMU was configured".to_owned()),
-        DriverChoice::Firecracker => Ok(firecracker(config)
-            .await
-            .map_err(ChoiceError::Firecracker)?),
-        DriverChoice::Auto => firecracker_if_it_boots(config)
-            .await
-            .map_err(|error| format!("no Firecracker: {}", uffd_engine::chain(&error))),
-    };
-    let (chosen, others): (Arc<dyn Driver>, Vec<Arc<dyn Driver>>) = match firecracker {
-        Ok(found) => (Arc::new(found), older_firecrackers(config).await),
-        Err(reason) => (Arc::new(qemu(config, &reason).await?), Vec::new()),
+    let (chosen, others): (Arc<dyn Driver>, Vec<Arc<dyn Driver>>) = match config.vmm.driver {
+        DriverChoice::Qemu => (
+            Arc::new(qemu(config, "QEMU was configured").await?),
+            Vec::new(),
+        ),
+        DriverChoice::Firecracker => {
+            let found = firecracker(config).await;
+            let found = found.map_err(ChoiceError::Firecracker)?;
+            (Arc::new(found), older_firecrackers(config).await)
+        }
+        DriverChoice::CloudHypervisor => {
+            let found = cloud_hypervisor(config).await;
+            let found = found.map_err(ChoiceError::CloudHypervisor)?;
+            (Arc::new(found), older_cloud_hypervisors(config).await)
+        }
+        DriverChoice::Auto => first_that_boots(config).await?,
     };
     Ok(Drivers::new(
         chosen,
@@ -58,6 +68,27 @@ pub async fn choose(config: &Config) -> Result<Drivers, ChoiceError> {
         inventory::cpu(),
         inventory::kernel(),
     ))
+}
+
+/// In the order of `auto`.
+async fn first_that_boots(
+    config: &Config,
+) -> Result<(Arc<dyn Driver>, Vec<Arc<dyn Driver>>), ChoiceError> {
+    let no_firecracker = match firecracker_if_it_boots(config).await {
+        Ok(found) => return Ok((Arc::new(found), older_firecrackers(config).await)),
+        Err(error) => format!("no Firecracker: {}", uffd_engine::chain(&error)),
+    };
+    let neither = match cloud_hypervisor_if_it_boots(config).await {
+        Ok(found) => {
+            let found = found.because(&no_firecracker);
+            return Ok((Arc::new(found), older_cloud_hypervisors(config).await));
+        }
+        Err(error) => {
+            let error = uffd_engine::chain(&error);
+            format!("{no_firecracker}; no Cloud Hypervisor: {error}")
+        }
+    };
+    Ok((Arc::new(qemu(config, &neither).await?), Vec::new()))
 }
 
 fn probe<'a>(config: &Config, program: &'a Path, run_dir: &'a Path) -> Probe<'a> {
@@ -111,6 +142,58 @@ async fn older_firecrackers(config: &Config) -> Vec<Arc<dyn Driver>> {
         let program = found_in_path(program);
         match probe(config, &program, &run_dir(config)).run().await {
             Ok(firecracker) => found.push(Arc::new(firecracker.with_options(options(config)))),
+            Err(error) => {
+                let error = uffd_engine::chain(&error);
+                tracing::warn!(program = %program.display(), error, "No VMM for its builds");
+            }
+        }
+    }
+    found
+}
+
+fn cloud_probe<'a>(
+    config: &Config,
+    program: &'a Path,
+    run_dir: &'a Path,
+) -> cloud_hypervisor::probe::Probe<'a> {
+    cloud_hypervisor::probe::Probe {
+        program,
+        run_dir,
+        kernels: config.data_dir.join("kernels"),
+        patience: Duration::from_secs(config.vmm.command_timeout_s),
+    }
+}
+
+async fn cloud_hypervisor(
+    config: &Config,
+) -> Result<CloudHypervisor, cloud_hypervisor::probe::ProbeError> {
+    let program = found_in_path(&config.vmm.cloud_hypervisor[0]);
+    cloud_probe(config, &program, &run_dir(config)).run().await
+}
+
+async fn cloud_hypervisor_if_it_boots(
+    config: &Config,
+) -> Result<CloudHypervisor, cloud_hypervisor::probe::ProbeError> {
+    let found = cloud_hypervisor(config).await?;
+    let Some(template) = config.templates.first() else {
+        return Ok(found);
+    };
+    let program = found_in_path(&config.vmm.cloud_hypervisor[0]);
+    let run_dir = run_dir(config);
+    let probe = cloud_probe(config, &program, &run_dir);
+    let cache = config.data_dir.join("cloud-hypervisor-probe.json");
+    let booted = probe.try_kernel(&found, &template.kernel, &cache).await?;
+    Ok(found.because(&booted))
+}
+
+/// As [`older_firecrackers`].
+async fn older_cloud_hypervisors(config: &Config) -> Vec<Arc<dyn Driver>> {
+    let mut found: Vec<Arc<dyn Driver>> = Vec::new();
+    for program in &config.vmm.cloud_hypervisor[1..] {
+        let program = found_in_path(program);
+        let probe = cloud_probe(config, &program, &run_dir(config)).run().await;
+        match probe {
+            Ok(driver) => found.push(Arc::new(driver)),
             Err(error) => {
                 let error = uffd_engine::chain(&error);
                 tracing::warn!(program = %program.display(), error, "No VMM for its builds");

@@ -42,6 +42,8 @@ pub enum Exit {
     Killed,
     /// Another signal.
     Signal(i32),
+    /// It could not bring in a page that its guest needs.
+    Memory(String),
     /// It gave up by itself.
     Status(i32),
 }
@@ -93,6 +95,7 @@ impl fmt::Display for Exit {
                 f.write_str("killed by SIGKILL, as the kernel does when memory runs out")
             }
             Self::Signal(signal) => write!(f, "signal {signal}"),
+            Self::Memory(line) => write!(f, "its memory can't be brought in: {line}"),
             Self::Status(code) => write!(f, "exit status {code}"),
         }
     }

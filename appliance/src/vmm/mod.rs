@@ -4,9 +4,12 @@
 //! can be stopped, saved, let go on, and killed. Drivers know no catalogue, no API of ours and no
 //! page contents; who serves a restored guest's faults is told to them as a socket path.
 //!
-//! What differs between VMMs is said, not asked for by name: [`Driver::tracking`] is how a
-//! guest's writes can be known, [`Machine::save`] says where its memory is to be read.
+//! What differs between VMMs is said, not asked for by name: [`Driver::paging`] is how a guest's
+//! memory comes back, [`Driver::tracking`] how its writes can be known, and [`Machine::save`] says
+//! where its memory is to be read.
 
+mod api;
+mod appearing;
 pub mod cgroup;
 pub mod choice;
 pub mod compatibility;
@@ -17,19 +20,22 @@ pub mod exit;
 pub mod kernel_image;
 pub mod launch;
 pub mod prepared;
+mod probing;
 pub mod process;
 pub mod ready;
 
+pub mod cloud_hypervisor;
 pub mod firecracker;
 pub mod qemu;
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use http_api::wire::VmmInfo;
 use thiserror::Error;
+use tokio::sync::oneshot;
 use uffd_engine::Tracking;
 use uffd_engine::memory_image::MemoryImage;
 use uffd_engine::region::ClaimedRegion;
@@ -136,6 +142,15 @@ pub enum VmmError {
         #[source]
         source: kernel_image::KernelError,
     },
+    /// The device state is none of this kind of VMM, or damaged.
+    #[error("The device state of {name} can't be used")]
+    State {
+        /// Which sandbox.
+        name: String,
+        /// What is wrong with it.
+        #[source]
+        source: cloud_hypervisor::StateError,
+    },
     /// Talking to it failed.
     #[error("Talking to the VMM of {name}: {command}")]
     Io {
@@ -158,6 +173,33 @@ pub struct Restore<'a> {
     pub handoff: &'a Path,
     /// Whether it runs as soon as it is there; else it is stopped until [`Machine::go_on`].
     pub run: bool,
+    /// Where a VMM that asks for pages says how; others drop it.
+    pub asks: Option<oneshot::Sender<PageRequests>>,
+}
+
+/// How the memory of a restored guest comes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Paging {
+    /// Its VMM hands a userfaultfd over to whoever listens at [`Driver::handoff`].
+    HandedOver,
+    /// Its VMM asks for pages: [`Restore::asks`]. It asks for all of them, sooner or later.
+    Requested,
+    /// Its VMM reads them out of a plain memory file, which is at [`Driver::handoff`] when it is
+    /// told to.
+    Own,
+}
+
+/// A VMM that asks for pages.
+#[derive(Debug)]
+pub struct PageRequests {
+    /// Where it asks, in the way of Cloud Hypervisor's migration protocol.
+    pub connection: OwnedFd,
+    /// The guest's memory, as it maps it.
+    pub memory: OwnedFd,
+    /// Its process.
+    pub pidfd: OwnedFd,
+    /// The guest's memory, with guest addresses for host addresses.
+    pub regions: Vec<ClaimedRegion>,
 }
 
 /// One kind of VMM.
@@ -174,11 +216,16 @@ pub trait Driver: Send + Sync {
         256
     }
 
+    /// How the memory of a restored guest comes back.
+    fn paging(&self) -> Paging {
+        Paging::HandedOver
+    }
+
     /// How the writes of a guest whose memory is served can be known.
     fn tracking(&self) -> Tracking;
 
-    /// Where its VMM finds whoever serves the memory of a guest at this place. The directory
-    /// is there when this returns.
+    /// Where its VMM finds whoever serves the memory of a guest at this place, or the memory
+    /// itself. The directory is there when this returns.
     ///
     /// # Errors
     /// It can't be made.

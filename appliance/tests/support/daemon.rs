@@ -27,6 +27,13 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// Starts it and waits until it takes requests.
     pub(crate) fn start(place: &Place) -> Self {
+        Self::try_start(place).unwrap_or_else(|status| {
+            panic!("the daemon ended at its start: {status}");
+        })
+    }
+
+    /// Starts it and waits until it takes requests, or has ended; its log says why.
+    pub(crate) fn try_start(place: &Place) -> Result<Self, ExitStatus> {
         let log = File::options()
             .create(true)
             .append(true)
@@ -43,14 +50,16 @@ impl Daemon {
             .unwrap();
         let api = Api::at(&place.socket());
         let mut daemon = Self { child, api };
-        wait_for("the daemon is ready", START, || {
+        let ended = wait_for("the daemon is ready", START, || {
             if let Some(status) = daemon.child.try_wait().unwrap() {
-                panic!("the daemon ended at its start: {status}");
+                return Some(Some(status));
             }
             let ready = daemon.api.try_call("GET", "/readyz", None);
-            ready.is_ok_and(|answer| answer.status == 200).then_some(())
+            ready
+                .is_ok_and(|answer| answer.status == 200)
+                .then_some(None)
         });
-        daemon
+        ended.map_or(Ok(daemon), Err)
     }
 
     pub(crate) fn pid(&self) -> i32 {

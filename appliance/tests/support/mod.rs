@@ -6,6 +6,7 @@
 
 #![allow(dead_code, reason = "every test binary uses a part of it")]
 
+pub(crate) mod adder;
 pub(crate) mod api;
 #[path = "../../../envd/tests/packages/mod.rs"]
 pub(crate) mod clients;

@@ -1,5 +1,5 @@
 //! The other source of faults: a Cloud Hypervisor that is restored with
-//! `memory_mode=postcopy` asks for pages over its migration socket.
+//! `memory_mode=postcopy` asks for pages over a connection of its migration socket.
 //!
 //! ```text
 //!   VMM                                       here
@@ -12,9 +12,14 @@
 //! pages are in the memfd, in the order of the requests. Nobody says here that memory is given
 //! back: the VMM punches holes itself, and asks again for what it misses, which is zero then.
 //!
+//! A request is only looked at until it is answered, and taken then: one that a dead engine had
+//! seen and not answered is there for its successor. (An engine that dies between an answer and
+//! taking its request has it answered twice, and the VMM gives up; the other way round it would
+//! wait for ever.)
+//!
 //! Nothing here waits: a VMM that doesn't read its answers is given up.
 //!
-//! Source: Cloud Hypervisor `vm-migration/src/protocol.rs` (main, July 2026).
+//! Source: Cloud Hypervisor `vm-migration/src/protocol.rs` (53).
 
 pub mod requests;
 
@@ -31,10 +36,11 @@ use crate::address::HostAddr;
 use crate::fault_source::{FaultSource, Settled};
 use crate::page_state::PageStates;
 use crate::region::RegionTable;
+use crate::sys::fdpass;
 use crate::sys::mapping::{HUGE_PAGE, zeros};
 use crate::sys::memfd_copy::write_from;
 use crate::sys::uffd::{Event, EventBuffer, FaultKind, InstallError, Installed, SourceAddr};
-use requests::{HEADER_BYTES, Requests};
+use requests::{HEADER_BYTES, REQUEST_BYTES, Requests};
 
 const STATUS_OK: u16 = 1;
 const STATUS_ERROR: u16 = 2;
@@ -63,7 +69,8 @@ impl Postcopy {
     /// place in the snapshot: a VMM's one memfd, laid out as the snapshot is.
     ///
     /// # Errors
-    /// `InvalidInput` when `memory` is shorter than the regions.
+    /// `InvalidInput` when `memory` is shorter than the regions; otherwise `connection` is no Unix
+    /// socket.
     pub(crate) fn new(
         connection: OwnedFd,
         memory: File,
@@ -78,6 +85,7 @@ impl Postcopy {
                 format!("the guest's memory file has {found} bytes, its regions {expected}"),
             ));
         }
+        fdpass::look_from_start(connection.as_fd())?;
         let filled = (0..states.pages().get()).map(|page| {
             let state = states.get(PageIndex::new(page));
             state.is_installed()
@@ -99,6 +107,23 @@ impl Postcopy {
     fn is_hole(&self, page: u64) -> bool {
         let at = (page * self.page_bytes) as i64;
         lseek64(&self.memory, at, Whence::SeekData) != Ok(at)
+    }
+
+    /// Takes the oldest request, which has been answered.
+    fn take_request(&self) -> io::Result<()> {
+        let mut request = [0; REQUEST_BYTES];
+        let taken = recv(
+            self.connection.as_raw_fd(),
+            &mut request,
+            MsgFlags::MSG_DONTWAIT,
+        )?;
+        if taken == REQUEST_BYTES {
+            return Ok(());
+        }
+        Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("{taken} bytes of a page request are left"),
+        ))
     }
 
     fn respond(&self, status: u16) -> io::Result<()> {
@@ -185,7 +210,8 @@ impl FaultSource for Postcopy {
                 return Ok(());
             }
             let (fd, room) = (self.connection.as_raw_fd(), state.requests.room());
-            match recv(fd, room, MsgFlags::MSG_DONTWAIT) {
+            let looking = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_PEEK;
+            match recv(fd, room, looking) {
                 Ok(0) | Err(nix::Error::ECONNRESET) => state.over = true,
                 Ok(bytes) => {
                     let asked = state.requests.received(bytes, &self.regions)?;
@@ -255,6 +281,7 @@ impl FaultSource for Postcopy {
         } = state;
         while !state.over && requests.take_done(|page| filled[page as usize]) {
             self.respond(STATUS_OK)?;
+            self.take_request()?;
         }
         Ok(if state.over {
             Settled::Over
@@ -263,5 +290,82 @@ impl FaultSource for Postcopy {
         } else {
             Settled::Quiet
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    use snapshot_format::PageCount;
+
+    use crate::region::ClaimedRegion;
+
+    const PAGE: u64 = 4096;
+    const PAGES: u64 = 8;
+
+    fn engine(socket: &UnixStream, memory: &File, states: &PageStates) -> Postcopy {
+        let claim = ClaimedRegion {
+            base: 0,
+            size: PAGES * PAGE,
+            offset: 0,
+            page_size: PAGE,
+        };
+        let regions = RegionTable::new(&[claim], PAGE, PageCount::new(PAGES)).unwrap();
+        let connection = socket.try_clone().unwrap().into();
+        Postcopy::new(connection, memory.try_clone().unwrap(), regions, states).unwrap()
+    }
+
+    fn asked(engine: &Postcopy) -> Vec<u64> {
+        let mut buffer = EventBuffer::default();
+        engine.read_events(&mut buffer).unwrap();
+        let page = |event| match event {
+            Event::Fault { addr, .. } => addr.get() / PAGE,
+            other => panic!("{other:?}"),
+        };
+        buffer.iter().map(page).collect()
+    }
+
+    #[test]
+    fn a_successor_is_asked_what_its_predecessor_has_not_answered_and_nothing_else() {
+        let (mut vmm, socket) = UnixStream::pair().unwrap();
+        let memory = File::from(memfd_create(c"guest", MFdFlags::MFD_CLOEXEC).unwrap());
+        memory.set_len(PAGES * PAGE).unwrap();
+        let states = PageStates::create(PageCount::new(PAGES)).unwrap();
+        let ask = |vmm: &mut UnixStream, page: u64| {
+            let mut request = vec![9, 0, 0, 0, 0, 0, 0, 0];
+            for word in [16, page * PAGE, PAGE] {
+                request.extend_from_slice(&word.to_le_bytes());
+            }
+            vmm.write_all(&request).unwrap();
+        };
+        let first = engine(&socket, &memory, &states);
+        ask(&mut vmm, 3);
+        ask(&mut vmm, 5);
+        assert_eq!(asked(&first), [3, 5]);
+        assert_eq!(asked(&first).len(), 0, "it is told twice");
+        assert_eq!(first.zero(HostAddr::new(3 * PAGE), PAGE).bytes, PAGE);
+        states.set(PageIndex::new(3), crate::PageState::Zero);
+        assert_eq!(first.settle().unwrap(), Settled::Quiet);
+        // A part of another, which nobody will ever see whole.
+        vmm.write_all(&[9, 0, 0]).unwrap();
+        assert_eq!(asked(&first).len(), 0);
+        drop(first);
+
+        let second = engine(&socket, &memory, &states);
+        assert_eq!(asked(&second), [5]);
+        assert_eq!(second.zero(HostAddr::new(5 * PAGE), PAGE).bytes, PAGE);
+        assert_eq!(second.settle().unwrap(), Settled::Quiet);
+        let mut answers = [0; 2 * HEADER_BYTES];
+        vmm.read_exact(&mut answers).unwrap();
+        assert_eq!((answers[0], answers[HEADER_BYTES]), (1, 1));
+        vmm.set_nonblocking(true).unwrap();
+        assert!(vmm.read(&mut answers).is_err(), "one was answered twice");
+        drop(vmm);
+        assert_eq!(asked(&second).len(), 0);
+        assert_eq!(second.settle().unwrap(), Settled::Over);
     }
 }

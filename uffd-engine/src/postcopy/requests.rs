@@ -18,7 +18,7 @@ use crate::region::RegionTable;
 const PAGE_FAULT: u16 = 9;
 /// Header of a request and of a response; a `PageFault` has a range of the same size behind it.
 pub(crate) const HEADER_BYTES: usize = 16;
-const REQUEST_BYTES: usize = 2 * HEADER_BYTES;
+pub(crate) const REQUEST_BYTES: usize = 2 * HEADER_BYTES;
 /// Pages of one request: more is not a fault.
 const MAX_REQUEST_PAGES: u64 = 512;
 /// Requests without an answer: more is not a VMM, whose threads wait for one each.

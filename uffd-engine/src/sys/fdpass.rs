@@ -80,6 +80,30 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Received
     })
 }
 
+/// From now on, what is looked at (`MSG_PEEK`) goes on where the last look ended, from the first
+/// byte that nobody has taken.
+///
+/// # Errors
+/// As `setsockopt(2)`: only Unix sockets do this everywhere.
+pub fn look_from_start(socket: BorrowedFd<'_>) -> io::Result<()> {
+    let offset: libc::c_int = 0;
+    // SAFETY: the option's value is one `int`, which outlives the call.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEEK_OFF,
+            (&raw const offset).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
 /// Accepts one connection, non-blocking and close-on-exec.
 ///
 /// # Errors

@@ -74,7 +74,7 @@ impl End {
         const FILTER_REPLY_FLAGS: u16 = 2;
         nested(out, TUPLE_ORIG, |out| {
             nested(out, TUPLE_IP, |out| {
-                plain(out, self.field, &address.octets())
+                plain(out, self.field, &address.octets());
             });
         });
         nested(out, FILTER, |out| {

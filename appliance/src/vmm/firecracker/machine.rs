@@ -1,7 +1,6 @@
 //! One Firecracker: its process and its API.
 
 use std::fs::{self, File, Permissions};
-use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
@@ -11,11 +10,9 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use serde::Serialize;
 use snapshot_format::{PageCount, PageSize};
-use tokio::time::timeout;
 use uffd_engine::memory_image::{MemoryImage, ProcessMemory};
 use uffd_engine::region::{ClaimedRegion, RegionTable};
 
-use super::api::{Api, ApiFault, Appearing};
 use super::bodies::{
     Action, Balloon, BootSource, Drive, MachineConfig, MemoryBackend, Metadata, MmdsConfig,
     NetworkInterface, NetworkOverride, PartialDrive, RateLimiter, SnapshotCreate, SnapshotLoad,
@@ -24,6 +21,8 @@ use super::bodies::{
 use super::command::{ALIAS, HANDOFF, Layout, Parts, SOCKET, STATE, VSOCK_PATH};
 use super::{Firecracker, Options, StateOnly};
 use crate::network::address::{GATEWAY, GUEST, GUEST_MAC, GUEST_PREFIX, TAP};
+use crate::vmm::api::{Api, ApiFault, finish, judge};
+use crate::vmm::appearing::Appearing;
 use crate::vmm::console::Console;
 use crate::vmm::exit::Exit;
 use crate::vmm::launch::DISK_PATH;
@@ -87,7 +86,9 @@ pub(super) async fn open(
     let started = Instant::now();
     let connecting = async {
         tokio::select! {
-            connected = appearing.connect() => connected.map_err(ApiFault::Io),
+            connected = appearing.connect() => {
+                connected.and_then(tokio::net::UnixStream::into_std).map_err(ApiFault::Io)
+            }
             () = ended(process.as_fd()) => Err(io::Error::from(io::ErrorKind::BrokenPipe).into()),
         }
     };
@@ -398,27 +399,6 @@ impl FirecrackerMachine {
     }
 }
 
-/// A broken connection may be all that is seen of a process that ended.
-async fn judge<T>(
-    name: &str,
-    process: &mut VmmProcess,
-    done: Result<T, VmmError>,
-) -> Result<T, VmmError> {
-    const UNTIL_IT_IS_REAPED: Duration = Duration::from_millis(50);
-    if !matches!(done, Err(VmmError::Io { .. })) {
-        return done;
-    }
-    if timeout(UNTIL_IT_IS_REAPED, process.ended()).await.is_err() {
-        return done;
-    }
-    process.console().ended(UNTIL_IT_IS_REAPED).await;
-    let how = process.exit().map(|exit| format!("{exit}; "));
-    Err(VmmError::Ended {
-        name: name.to_owned(),
-        console: how.unwrap_or_default() + &process.console().tail(),
-    })
-}
-
 /// Where the pages of a loaded guest come from.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum MemorySource {
@@ -531,32 +511,4 @@ pub(super) fn write_state(layout: &Layout, state: &[u8]) -> io::Result<()> {
 fn has_swap() -> bool {
     // One line is the heading. Source: proc_swaps(5).
     fs::read_to_string("/proc/swaps").is_ok_and(|text| text.lines().count() > 1)
-}
-
-/// Bounds an exchange and gives its failure a name.
-async fn finish<T>(
-    name: &str,
-    command: &str,
-    patience: Duration,
-    exchange: impl Future<Output = Result<T, ApiFault>>,
-) -> Result<T, VmmError> {
-    let (name, command) = (name.to_owned(), command.to_owned());
-    match timeout(patience, exchange).await {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(ApiFault::Refused(answer))) => Err(VmmError::Refused {
-            name,
-            command,
-            answer,
-        }),
-        Ok(Err(ApiFault::Io(source))) => Err(VmmError::Io {
-            name,
-            command,
-            source,
-        }),
-        Err(_) => Err(VmmError::Timeout {
-            name,
-            command,
-            seconds: patience.as_secs(),
-        }),
-    }
 }

@@ -13,7 +13,6 @@
 //! memory to memory. A full snapshot is never asked of a restored guest: it would bring all of
 //! its pages in.
 
-mod api;
 mod bodies;
 mod command;
 mod machine;

@@ -8,28 +8,23 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use http_api::wire::VmmInfo;
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::process::Command;
-use tokio::time::timeout;
 
 use super::command::{Jailer, Layout, Parts, STATE};
 use super::machine::{FirecrackerMachine, MemorySource};
 use super::{Firecracker, Options, StateOnly, probe_guest};
-use crate::vmm::console::Console;
+use crate::vmm::probing::{self, KERNEL_TIME, MISSES_ITS_ROOT, number_of};
 use crate::vmm::{GuestShape, Machine, VmmError};
 
 /// The oldest that has all we use.
 const OLDEST: (u32, u32) = (1, 13);
 /// Free page reporting came with this one.
 const WITH_REPORTING: (u32, u32) = (1, 14);
-/// A kernel reaches its end in well under a second on hardware; this is for slow hosts.
-const KERNEL_TIME: Duration = Duration::from_secs(10);
 const PROBE_MEMORY_MB: u32 = 32;
 const PROBE_MEMORY: &str = "probe-memory";
 const NAME: &str = "the probe";
@@ -95,14 +90,6 @@ pub struct Probe<'a> {
     pub kernels: PathBuf,
     /// How long it may take for one command.
     pub patience: Duration,
-}
-
-/// What a start of a stock kernel found, and for what.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Finding {
-    key: String,
-    runs: bool,
-    reason: String,
 }
 
 impl Probe<'_> {
@@ -215,7 +202,7 @@ impl Probe<'_> {
             .boot(&shape, &kernel, None, false)
             .await
             .map_err(failed)?;
-        says(&machine.console(), probe_guest::SAYS, self.patience)
+        probing::says(NAME, &machine.console(), probe_guest::SAYS, self.patience)
             .await
             .map_err(failed)?;
         machine.stop().await.map_err(failed)?;
@@ -264,46 +251,14 @@ impl Probe<'_> {
         kernel: &Path,
         cache: &Path,
     ) -> Result<String, ProbeError> {
-        let key = cache_key(&firecracker.info.version, kernel);
-        let finding = match cached(cache, &key) {
-            Some(finding) => finding,
-            None => {
-                let finding = self.start_kernel(firecracker, kernel, key).await;
-                crate::host::remove_dir(self.run_dir);
-                if let Ok(bytes) = serde_json::to_vec(&finding) {
-                    let _ = fs::write(cache, bytes);
-                }
-                finding
-            }
+        let booting = async {
+            let booted = self.boot_kernel(firecracker, kernel).await;
+            crate::host::remove_dir(self.run_dir);
+            booted
         };
-        if finding.runs {
-            Ok(finding.reason)
-        } else {
-            let reason = finding.reason;
-            Err(ProbeError::Kernel { reason })
-        }
-    }
-
-    async fn start_kernel(&self, firecracker: &Firecracker, kernel: &Path, key: String) -> Finding {
-        tracing::info!(
-            seconds_at_most = KERNEL_TIME.as_secs(),
-            "Starting the guests' kernel in Firecracker to see whether it gets up"
-        );
-        let started = Instant::now();
-        let (runs, reason) = match self.boot_kernel(firecracker, kernel).await {
-            Ok(()) => (
-                true,
-                format!("the guests' kernel got up in {:.1?}", started.elapsed()),
-            ),
-            Err(error) => {
-                let error = uffd_engine::chain(&error);
-                (
-                    false,
-                    format!("the guests' kernel does not get up: {error}"),
-                )
-            }
-        };
-        Finding { key, runs, reason }
+        probing::whether_a_kernel_runs(&firecracker.info, kernel, cache, booting)
+            .await
+            .map_err(|reason| ProbeError::Kernel { reason })
     }
 
     async fn boot_kernel(&self, firecracker: &Firecracker, kernel: &Path) -> Result<(), VmmError> {
@@ -327,7 +282,7 @@ impl Probe<'_> {
         let mut machine = FirecrackerMachine::start(firecracker, NAME, layout, &parts).await?;
         machine.boot(&shape, &elf, None, false).await?;
         let console = machine.console();
-        let said = says(&console, "Kernel panic - not syncing", KERNEL_TIME).await;
+        let said = probing::says(NAME, &console, MISSES_ITS_ROOT, KERNEL_TIME).await;
         machine.kill().await;
         said
     }
@@ -343,47 +298,13 @@ impl Probe<'_> {
     }
 }
 
-async fn says(console: &Console, words: &str, patience: Duration) -> Result<(), VmmError> {
-    if timeout(patience, console.wait_for(words)).await == Ok(true) {
-        return Ok(());
-    }
-    Err(VmmError::Timeout {
-        name: NAME.into(),
-        command: format!(
-            "printing {words:?} (its console ends with: {})",
-            console.tail()
-        ),
-        seconds: patience.as_secs(),
-    })
-}
-
-fn number_of(version: &str) -> Option<(u32, u32)> {
-    let mut parts = version.split(['.', '-']);
-    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
-}
-
-fn cache_key(version: &str, kernel: &Path) -> String {
-    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let file = fs::metadata(kernel)
-        .map(|m| (m.len(), m.mtime()))
-        .unwrap_or_default();
-    format!("{} {version} {} {file:?}", boot.trim(), kernel.display())
-}
-
-fn cached(cache: &Path, key: &str) -> Option<Finding> {
-    let finding: Finding = serde_json::from_slice(&fs::read(cache).ok()?).ok()?;
-    (finding.key == key).then_some(finding)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn versions_are_compared_as_numbers() {
-        assert_eq!(number_of("1.17.0-dev"), Some((1, 17)));
         assert!(number_of("1.9.1") < Some(OLDEST));
         assert!(number_of("2.0.0") > Some(WITH_REPORTING));
-        assert_eq!(number_of("seven"), None);
     }
 }

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
+use nix::fcntl::{FallocateFlags, fallocate};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uffd_engine::sys::uffd::{FEATURE_EVENT_REMOVE, Uffd};
@@ -30,7 +31,9 @@ pub(crate) struct State {
 /// One guest.
 pub(crate) struct Guest {
     pub(crate) state: State,
-    memory: GuestMemory,
+    pub(crate) memory: GuestMemory,
+    /// The file that it is in, if it is in one.
+    file: Option<File>,
     running: Mutex<bool>,
     disk_limits: Mutex<Value>,
     changed: Condvar,
@@ -58,19 +61,35 @@ impl Guest {
         Ok(guest)
     }
 
+    /// One whose memory is in a file, stopped; it is there whoever serves it.
+    pub(crate) fn in_file(state: State, file: File) -> io::Result<Arc<Self>> {
+        let memory = GuestMemory::shared(&file, state.memory_bytes)?;
+        let guest = Self {
+            file: Some(file),
+            ..Self::new(state, memory, None)
+        };
+        Ok(Arc::new(guest))
+    }
+
     fn new(state: State, memory: GuestMemory, handoff: Option<(Uffd, UnixStream)>) -> Self {
         Self {
             disk_limits: Mutex::new(state.disk_limits.clone()),
             state,
             memory,
+            file: None,
             running: Mutex::new(false),
             changed: Condvar::new(),
             _handoff: handoff,
         }
     }
 
+    /// The file that its memory is in.
+    pub(crate) fn file(&self) -> Option<&File> {
+        self.file.as_ref()
+    }
+
     /// Its only processor.
-    fn start(self: &Arc<Self>) {
+    pub(crate) fn start(self: &Arc<Self>) {
         let guest = self.clone();
         std::thread::spawn(move || {
             loop {
@@ -149,7 +168,12 @@ impl Guest {
 
     /// Gives pages back, as a balloon does.
     pub(crate) fn give_back(&self, first: u64, pages: u64) -> io::Result<()> {
-        self.memory.give_back(first * PAGE, pages * PAGE)
+        let Some(file) = &self.file else {
+            return self.memory.give_back(first * PAGE, pages * PAGE);
+        };
+        let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        let (from, bytes) = ((first * PAGE) as i64, (pages * PAGE) as i64);
+        Ok(fallocate(file, hole, from, bytes)?)
     }
 
     /// Writes the pages that are in memory into a file of the whole length.

@@ -11,6 +11,7 @@ use appliance::network::address::GUEST;
 use appliance::vmm::launch::DISK_PATH;
 use serde_json::{Value, json};
 
+use super::cloud_hypervisor;
 use super::guest::Guest;
 use super::http::{self, Request};
 
@@ -84,7 +85,10 @@ fn end(how: u64) -> ! {
     match how {
         0 => println!("reboot: Power down"),
         2 => println!("reboot: Restarting system"),
-        1 => println!("[    1.0] Kernel panic - not syncing: for a test"),
+        1 => {
+            println!("[    1.0] Kernel panic - not syncing: for a test");
+            cloud_hypervisor::restart_if_it_is_one();
+        }
         _ => {
             let signal = nix::sys::signal::Signal::try_from(how as i32).unwrap();
             nix::sys::signal::raise(signal).unwrap();

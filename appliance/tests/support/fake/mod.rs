@@ -1,19 +1,24 @@
-//! A VMM that is none: it speaks Firecracker's API on a real socket, hands real memory over to a
-//! real engine, and touches it, without a processor of its own.
+//! A VMM that is none: it speaks Firecracker's or Cloud Hypervisor's API on a real socket, has real
+//! memory that a real engine serves, and touches it, without a processor of its own.
 //!
-//! It is the test program itself, started again by a script that the daemon takes for
-//! Firecracker. What is refused by Firecracker is refused here: unknown members, calls out of
-//! order, a snapshot of what runs.
+//! It is the test program itself, started again by a script that the daemon takes for the VMM.
+//! What is refused by the VMM is refused here: unknown members, calls out of order, a snapshot of
+//! what runs.
 //!
 //! ```text
-//!   daemon ── API ──▶ api.rs ──▶ guest.rs: memory, a counter that runs ──▶ engine
-//!   daemon ── envd ─────────────▶ inside.rs: what answers at the guest's address
+//!   daemon ── API ────────▶ firecracker.rs ──────▶ guest.rs: memory, a counter that runs ──▶ engine
+//!   daemon ── API ────────▶ cloud_hypervisor.rs ─▶ the same                                    ▲
+//!   daemon ── migration ──▶ migration.rs                      asking.rs: page requests ────────┘
+//!   daemon ── envd ───────▶ inside.rs: what answers at the guest's address
 //! ```
 
-pub(crate) mod api;
+pub(crate) mod asking;
+pub(crate) mod cloud_hypervisor;
+pub(crate) mod firecracker;
 pub(crate) mod guest;
 pub(crate) mod http;
 pub(crate) mod inside;
+pub(crate) mod migration;
 pub(crate) mod subject;
 
 use std::fs;
@@ -29,25 +34,75 @@ const FAULTS: &str = "THAW_TEST_FAKE_FAULTS";
 /// Set for one that opens the memory's file before it writes a state.
 const MEMORY_FIRST: &str = "THAW_TEST_FAKE_MEMORY_FIRST";
 
+/// Set for one that knows no page requests, and doesn't keep a guest that was taken.
+const OLD: &str = "THAW_TEST_FAKE_OLD";
+
+/// Which VMM it plays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Vmm {
+    Firecracker,
+    CloudHypervisor,
+}
+
+impl Vmm {
+    /// As configurations call it.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Firecracker => "firecracker",
+            Self::CloudHypervisor => "cloud-hypervisor",
+        }
+    }
+
+    /// The list of its programs.
+    pub(crate) const fn programs(self) -> &'static str {
+        match self {
+            Self::Firecracker => "firecracker",
+            Self::CloudHypervisor => "cloud_hypervisor",
+        }
+    }
+}
+
 /// One kind of it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Kind {
+    pub(crate) vmm: Vmm,
     /// As it says of itself.
     pub(crate) version: &'static str,
     pub(crate) state_format: &'static str,
-    /// Whether a device state is had without memory.
-    pub(crate) state_only: bool,
+    /// Whether a device state is had without memory; of Cloud Hypervisor, whether it asks for
+    /// pages and keeps guests that are taken.
+    pub(crate) able: bool,
 }
 
 impl Kind {
-    pub(crate) const USUAL: Self = Self {
+    pub(crate) const FIRECRACKER: Self = Self {
+        vmm: Vmm::Firecracker,
         version: "1.16.0",
         state_format: "9.0.0",
-        state_only: true,
+        able: true,
     };
+    pub(crate) const CLOUD_HYPERVISOR: Self = Self {
+        vmm: Vmm::CloudHypervisor,
+        version: "54.0.0",
+        state_format: "1-54.0.0",
+        able: true,
+    };
+    pub(crate) const OLD_CLOUD_HYPERVISOR: Self = Self {
+        version: "52.0.0",
+        state_format: "1-52.0.0",
+        able: false,
+        ..Self::CLOUD_HYPERVISOR
+    };
+
+    pub(crate) const fn usual(vmm: Vmm) -> Self {
+        match vmm {
+            Vmm::Firecracker => Self::FIRECRACKER,
+            Vmm::CloudHypervisor => Self::CLOUD_HYPERVISOR,
+        }
+    }
 }
 
-/// What the daemon starts as Firecracker.
+/// What the daemon starts as a VMM.
 pub(crate) struct Fake {
     /// To be configured.
     pub(crate) program: PathBuf,
@@ -58,26 +113,28 @@ impl Fake {
     /// A script in a place. `test` is the name of a test of this program that calls [`run`].
     pub(crate) fn new(place: &Place, test: &str, kind: Kind) -> Self {
         let Kind {
+            vmm,
             version,
             state_format,
-            state_only,
+            able,
         } = kind;
-        let memory_first = if state_only {
-            String::new()
-        } else {
-            format!("{MEMORY_FIRST}=1 ")
+        let unable = match vmm {
+            _ if able => String::new(),
+            Vmm::Firecracker => format!("{MEMORY_FIRST}=1 "),
+            Vmm::CloudHypervisor => format!("{OLD}=1 "),
         };
-        let name = format!("firecracker-{version}");
-        let (program, faults) = (place.root.join(name), place.root.join("faults"));
+        let name = format!("{}-{version}", vmm.name());
+        let (program, faults) = (place.root.join(&name), place.root.join("faults"));
         let itself = std::env::current_exe().unwrap();
         let script = format!(
             "#!/bin/sh\n\
              case \"$1\" in\n\
-             --version) echo 'Firecracker v{version}'; exit 0;;\n\
+             --version) echo '{} v{version}'; exit 0;;\n\
              --snapshot-version) echo 'v{state_format}'; exit 0;;\n\
              esac\n\
-             {memory_first}{ARGUMENTS}=\"$*\" {FAULTS}='{}' \
+             {unable}{ARGUMENTS}=\"$*\" {FAULTS}='{}' \
              exec '{}' --nocapture --exact {test} \"$2\"\n",
+            vmm.name(),
             faults.display(),
             itself.display(),
         );
@@ -144,13 +201,27 @@ fn memory_comes_first() -> bool {
     std::env::var_os(MEMORY_FIRST).is_some()
 }
 
+fn is_old() -> bool {
+    std::env::var_os(OLD).is_some()
+}
+
 /// Whether this process is to be a fake; it never returns then.
 pub(crate) fn run_if_wanted() {
     let Ok(arguments) = std::env::var(ARGUMENTS) else {
         return;
     };
     let words: Vec<&str> = arguments.split(' ').collect();
-    let socket = words.windows(2).find(|pair| pair[0] == "--api-sock");
-    let socket = socket.unwrap_or_else(|| panic!("no --api-sock in {arguments:?}"))[1];
-    api::serve(Path::new(socket));
+    let after = |name: &str| {
+        let pair = words.windows(2).find(|pair| pair[0] == name);
+        pair.map(|pair| pair[1])
+    };
+    if let Some(socket) = after("--api-sock") {
+        firecracker::serve(Path::new(socket));
+    }
+    let socket = after("--api-socket").and_then(|word| word.strip_prefix("path="));
+    let socket = socket.unwrap_or_else(|| panic!("no API's socket in {arguments:?}"));
+    let events = after("--event-monitor").and_then(|word| word.strip_prefix("fd="));
+    let events = events.unwrap_or_else(|| panic!("no event monitor in {arguments:?}"));
+    assert_eq!(after("--seccomp"), Some("true"), "{arguments:?}");
+    cloud_hypervisor::serve(Path::new(socket), events);
 }

@@ -7,12 +7,15 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::{Fake, Kind};
+use super::{Fake, Kind, Vmm};
 use crate::support::daemon::Daemon;
 use crate::support::place::Place;
 use crate::support::wait_for;
 
 pub(crate) const MEMORY_MB: u64 = 64;
+/// How long a VMM may take for a command, in seconds; all of a guest's memory is asked for in that
+/// time, on a host that is busy.
+const COMMAND_S: u64 = 6;
 
 /// A daemon whose guests run in a fake.
 pub(crate) struct Subject {
@@ -22,7 +25,7 @@ pub(crate) struct Subject {
 }
 
 /// Where it is configured, without a VMM.
-pub(crate) fn place(instance: &str, pool: u16) -> Place {
+pub(crate) fn place(instance: &str, pool: u16, vmm: Vmm) -> Place {
     let place = Place::new(instance, pool, None);
     let file = |name: &str, bytes: &[u8]| {
         let path = place.root.join(name);
@@ -33,24 +36,27 @@ pub(crate) fn place(instance: &str, pool: u16) -> Place {
     let disk = file("disk", &vec![0; 1 << 20]);
     let mut text = fs::read_to_string(&place.config).unwrap();
     text += &format!(
-        "driver = \"firecracker\"\ncommand_timeout_s = 2\nboot_timeout_s = 20\nfirecracker = []\n\
+        "driver = \"{}\"\ncommand_timeout_s = {COMMAND_S}\nboot_timeout_s = 20\n{} = []\n\
          [engine]\ncheck_writes = true\n\
          [[template]]\nname = \"base\"\nkernel = {kernel}\ninitrd = {initrd}\ndisk = {disk}\n\
-         memory_mb = {MEMORY_MB}\n"
+         memory_mb = {MEMORY_MB}\n",
+        vmm.name(),
+        vmm.programs(),
     );
     fs::write(&place.config, text).unwrap();
     place
 }
 
-/// Names these as the host's Firecrackers.
-pub(crate) fn use_fakes(place: &Place, fakes: &[&Fake]) {
+/// Names these as the host's VMMs of this kind.
+pub(crate) fn use_fakes(place: &Place, fakes: &[&Fake], vmm: Vmm) {
     let names: Vec<String> = fakes
         .iter()
         .map(|fake| format!("{:?}", fake.program.display().to_string()))
         .collect();
     let text = fs::read_to_string(&place.config).unwrap();
-    let line = text.lines().find(|line| line.starts_with("firecracker = "));
-    let list = format!("firecracker = [{}]", names.join(", "));
+    let begin = format!("{} = ", vmm.programs());
+    let line = text.lines().find(|line| line.starts_with(&begin));
+    let list = format!("{begin}[{}]", names.join(", "));
     place.reconfigure(&[(line.unwrap(), &list)]);
 }
 
@@ -126,20 +132,31 @@ impl Inside {
 impl Subject {
     /// `test` is the name of a test of this program that calls [`super::run_if_wanted`].
     pub(crate) fn start(instance: &str, pool: u16, kind: Kind, test: &str) -> Self {
-        let place = place(instance, pool);
+        let place = place(instance, pool, kind.vmm);
         Self::start_in(place, kind, test)
     }
 
     /// In a place that is configured otherwise.
     pub(crate) fn start_in(place: Place, kind: Kind, test: &str) -> Self {
         let fake = Fake::new(&place, test, kind);
-        use_fakes(&place, &[&fake]);
+        use_fakes(&place, &[&fake], kind.vmm);
         let daemon = Daemon::start(&place);
         Self {
             place,
             fake,
             daemon,
         }
+    }
+
+    /// Waits until all of a guest's memory is there.
+    #[track_caller]
+    pub(crate) fn has_all_of(&self, id: &str) {
+        let pages = MEMORY_MB << 8;
+        let path = format!("/v1/sandboxes/{id}/memory");
+        wait_for("all memory is there", Duration::from_secs(60), || {
+            let memory = self.daemon.api.get(&path).expect(200);
+            (memory["resident_pages"] == pages).then_some(())
+        });
     }
 
     pub(crate) fn end(self) {

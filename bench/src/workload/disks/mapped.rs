@@ -14,6 +14,7 @@ use crate::report::parts::{Bound, Part};
 use crate::workload::rounds::interleaved;
 
 #[path = "../../../../appliance/tests/support/machine.rs"]
+#[expect(dead_code, reason = "only the tests want more of a machine")]
 mod machine;
 
 /// Boot, and a few hundred clones.

@@ -1,5 +1,6 @@
 //! The same VMM brought back by a bare script: its namespaces are made beforehand, on a thread of
-//! its own; then one process, one socket, and the same calls, blocking.
+//! its own; then one process, one socket, and the same calls, blocking. Here with Firecracker's
+//! calls; Cloud Hypervisor's are in `bare_cloud`.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -17,8 +18,8 @@ use serde_json::{Value, json};
 
 /// The script.
 pub(super) struct Bare {
-    program: PathBuf,
-    dir: PathBuf,
+    pub(super) program: PathBuf,
+    pub(super) dir: PathBuf,
 }
 
 impl Bare {
@@ -49,22 +50,12 @@ impl Bare {
     pub(super) fn start(&self) -> Result<Process> {
         let socket = self.dir.join("api.sock");
         let _ = fs::remove_file(&socket);
-        let mut child = Command::new(&self.program)
+        let mut command = Command::new(&self.program);
+        command
             .arg("--api-sock")
             .arg(&socket)
-            .args(["--level", "Warning"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .with_context(|| format!("Starting {}", self.program.display()))?;
-        loop {
-            match UnixStream::connect(&socket) {
-                Ok(api) => return Ok(Process { child, api }),
-                Err(_) if child.try_wait()?.is_some() => bail!("The VMM ended at its start"),
-                Err(_) => std::thread::sleep(Duration::from_micros(50)),
-            }
-        }
+            .args(["--level", "Warning"]);
+        start(&mut command, &socket)
     }
 
     /// Brings the guest back in a process; it runs when this returns.
@@ -85,8 +76,8 @@ impl Bare {
 
 /// A VMM of the script's.
 pub(super) struct Process {
-    child: Child,
-    api: UnixStream,
+    pub(super) child: Child,
+    pub(super) api: UnixStream,
 }
 
 impl Process {
@@ -104,7 +95,24 @@ impl Process {
     }
 }
 
-fn put(api: &mut UnixStream, path: &str, body: &Value) -> Result<()> {
+/// Starts a VMM and waits for its API.
+pub(super) fn start(command: &mut Command, socket: &Path) -> Result<Process> {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .with_context(|| format!("Starting {command:?}"))?;
+    loop {
+        match UnixStream::connect(socket) {
+            Ok(api) => return Ok(Process { child, api }),
+            Err(_) if child.try_wait()?.is_some() => bail!("The VMM ended at its start"),
+            Err(_) => std::thread::sleep(Duration::from_micros(50)),
+        }
+    }
+}
+
+pub(super) fn put(api: &mut UnixStream, path: &str, body: &Value) -> Result<()> {
     let body = body.to_string();
     write!(
         api,

@@ -7,6 +7,7 @@
 //! serves all ways.
 
 mod bare;
+mod bare_cloud;
 mod serving;
 mod ways;
 
@@ -19,10 +20,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use appliance::network::{Egress, SlotIndex, Slots};
-use appliance::vmm::firecracker::probe::Probe;
-use appliance::vmm::firecracker::probe_guest::elf_around;
 use appliance::vmm::ready::{Counts, ReadyVmms};
-use appliance::vmm::{Driver, GuestShape, Place, launch};
+use appliance::vmm::{Driver, GuestShape, Paging, Place, cloud_hypervisor, firecracker, launch};
 use http_api::wire::NetworkPolicy;
 use serde::Serialize;
 use snapshot_format::{BuildId, BuildStore, PageCount, PageSize, PublishInfo};
@@ -31,7 +30,7 @@ use uffd_engine::dirty::Capture;
 
 use self::serving::Serving;
 use self::ways::{Took, Way};
-use crate::config;
+use crate::config::{self, Vmm};
 use crate::host::Host;
 use crate::placement;
 use crate::report;
@@ -87,21 +86,70 @@ impl Display for Setup {
 }
 
 /// Touches 64 pages and says `ok`, over and over; not so often that what reads it is what is measured.
-fn guest() -> Vec<u8> {
-    elf_around(&[
-        0x48, 0xC7, 0xC6, 0x00, 0x00, 0x00, 0x01, // again: mov rsi, 0x1000000
-        0xB9, 0x40, 0x00, 0x00, 0x00, // mov ecx, 64
-        0x48, 0xFF, 0x06, // page: inc qword [rsi]
-        0x48, 0x81, 0xC6, 0x00, 0x10, 0x00, 0x00, // add rsi, 4096
-        0xFF, 0xC9, // dec ecx
-        0x75, 0xF2, // jne page
-        0x66, 0xBA, 0xF8, 0x03, // mov dx, 0x3f8
-        0xB0, b'o', 0xEE, 0xB0, b'k', 0xEE, 0xB0, b'\n', 0xEE, // say "ok\n"
-        0xB9, 0x20, 0x4E, 0x00, 0x00, // mov ecx, 20000
-        0xFF, 0xC9, // wait: dec ecx
-        0x75, 0xFC, // jne wait
-        0xEB, 0xCE, // jmp again
-    ])
+/// In 64-bit mode for the one, in 32-bit mode for the other.
+fn guest(vmm: &Vmm) -> Vec<u8> {
+    match vmm {
+        Vmm::Firecracker(_) => firecracker::probe_guest::elf_around(&[
+            0x48, 0xC7, 0xC6, 0x00, 0x00, 0x00, 0x01, // again: mov rsi, 0x1000000
+            0xB9, 0x40, 0x00, 0x00, 0x00, // mov ecx, 64
+            0x48, 0xFF, 0x06, // page: inc qword [rsi]
+            0x48, 0x81, 0xC6, 0x00, 0x10, 0x00, 0x00, // add rsi, 4096
+            0xFF, 0xC9, // dec ecx
+            0x75, 0xF2, // jne page
+            0x66, 0xBA, 0xF8, 0x03, // mov dx, 0x3f8
+            0xB0, b'o', 0xEE, 0xB0, b'k', 0xEE, 0xB0, b'\n', 0xEE, // say "ok\n"
+            0xB9, 0x20, 0x4E, 0x00, 0x00, // mov ecx, 20000
+            0xFF, 0xC9, // wait: dec ecx
+            0x75, 0xFC, // jne wait
+            0xEB, 0xCE, // jmp again
+        ]),
+        Vmm::CloudHypervisor(_) => cloud_hypervisor::probe_guest::elf_around(&[
+            0xBE, 0x00, 0x00, 0x00, 0x01, // again: mov esi, 0x1000000
+            0xB9, 0x40, 0x00, 0x00, 0x00, // mov ecx, 64
+            0xFF, 0x06, // page: inc dword [esi]
+            0x81, 0xC6, 0x00, 0x10, 0x00, 0x00, // add esi, 4096
+            0x49, // dec ecx
+            0x75, 0xF5, // jne page
+            0x66, 0xBA, 0xF8, 0x03, // mov dx, 0x3f8
+            0xB0, b'o', 0xEE, 0xB0, b'k', 0xEE, 0xB0, b'\n', 0xEE, // say "ok\n"
+            0xB9, 0x20, 0x4E, 0x00, 0x00, // mov ecx, 20000
+            0x49, // wait: dec ecx
+            0x75, 0xFD, // jne wait
+            0xEB, 0xD4, // jmp again
+        ]),
+    }
+}
+
+/// Finds out about the VMM.
+async fn probe(vmm: &Vmm, dir: &Path) -> Result<Arc<dyn Driver>> {
+    let (run_dir, kernels) = (dir.join("probe"), dir.join("kernels"));
+    Ok(match vmm {
+        Vmm::Firecracker(program) => {
+            let probe = firecracker::probe::Probe {
+                program,
+                jailer: None,
+                run_dir: &run_dir,
+                kernels,
+                patience: PATIENCE,
+            };
+            Arc::new(probe.run().await.context("Probing Firecracker")?)
+        }
+        Vmm::CloudHypervisor(program) => {
+            let probe = cloud_hypervisor::probe::Probe {
+                program,
+                run_dir: &run_dir,
+                kernels,
+                patience: PATIENCE,
+            };
+            let driver = probe.run().await.context("Probing Cloud Hypervisor")?;
+            ensure!(
+                driver.paging() == Paging::Requested,
+                "It asks for no pages: {}",
+                driver.info().reason
+            );
+            Arc::new(driver)
+        }
+    })
 }
 
 /// What is restored, and where.
@@ -129,7 +177,7 @@ const MEASURES: [Measure; 3] = [
 pub(crate) fn run(config: &config::Restore) -> Result<()> {
     ensure!(
         nix::unistd::geteuid().is_root(),
-        "Network namespaces and Firecracker need root"
+        "Network namespaces and VMMs need root"
     );
     let dir = tempfile::Builder::new()
         .prefix("bench-restore-")
@@ -138,7 +186,8 @@ pub(crate) fn run(config: &config::Restore) -> Result<()> {
     let stage = RefCell::new(Stage::set(config, dir.path())?);
     let seen: RefCell<Vec<(Way, Vec<Took>)>> = RefCell::default();
     let (stage_of_all, seen_of_all) = (&stage, &seen);
-    let ways = Way::ALL.map(|way| {
+    let ways = Way::of(&config.vmm);
+    let passes = ways.iter().map(|&way| {
         let once = move || {
             let took = stage_of_all.borrow_mut().restore(way, config)?;
             let typical = percentile_ms(&took, MEASURES[0].1, 0.5);
@@ -150,9 +199,9 @@ pub(crate) fn run(config: &config::Restore) -> Result<()> {
             Box::new(once) as Box<dyn FnMut() -> Result<f64>>,
         )
     });
-    interleaved(config.rounds, ways.into())?;
+    interleaved(config.rounds, passes.collect())?;
     // The first round doesn't count.
-    let seen = seen.into_inner().split_off(Way::ALL.len());
+    let seen = seen.into_inner().split_off(ways.len());
     let stage = stage.into_inner();
     let info = stage.driver.info();
     let report = PartsReport {
@@ -163,9 +212,9 @@ pub(crate) fn run(config: &config::Restore) -> Result<()> {
             restores: config.restores,
             vmm: format!("{} {}", info.name, info.version),
             memory_mb: MEMORY_MB,
-            latencies_us: of_all_rounds(&seen)?,
+            latencies_us: of_all_rounds(ways, &seen)?,
         },
-        parts: parts(&seen),
+        parts: parts(ways, &seen),
     };
     stage.clear()?;
     report::publish(&report, config.json.as_deref())
@@ -185,9 +234,9 @@ fn in_memory() -> &'static Path {
     }
 }
 
-fn of_all_rounds(seen: &[(Way, Vec<Took>)]) -> Result<Vec<(String, Percentiles)>> {
+fn of_all_rounds(ways: &[Way], seen: &[(Way, Vec<Took>)]) -> Result<Vec<(String, Percentiles)>> {
     let mut all = Vec::new();
-    for way in Way::ALL {
+    for &way in ways {
         for (name, measure) in MEASURES {
             let mut latencies = Latencies::new();
             for (_, took) in seen.iter().filter(|(of, _)| *of == way) {
@@ -204,38 +253,53 @@ fn of_all_rounds(seen: &[(Way, Vec<Took>)]) -> Result<Vec<(String, Percentiles)>
     Ok(all)
 }
 
-fn parts(seen: &[(Way, Vec<Took>)]) -> Vec<Part> {
+fn parts(ways: &[Way], seen: &[(Way, Vec<Took>)]) -> Vec<Part> {
     let by_round = |way: Way, measure: Measure, at: f64| -> Vec<f64> {
         let rounds = seen.iter().filter(|(of, _)| *of == way);
         rounds
             .map(|(_, took)| percentile_ms(took, measure.1, at))
             .collect()
     };
+    let waits = ways.contains(&Way::DriverWaiting);
     let compared = |about, measure: Measure| {
-        let samples = Way::ALL.map(|way| (way.name().to_owned(), by_round(way, measure, 0.5)));
-        Part::new(measure.0, about, "ms", samples.into())
-            .ratio(Way::DriverWaiting.name(), Way::ScriptWaiting.name())
-            .ratio_goal(Bound::AtMost(1.1))
+        let samples = ways.iter();
+        let samples = samples.map(|&way| (way.name().to_owned(), by_round(way, measure, 0.5)));
+        let part = Part::new(measure.0, about, "ms", samples.collect())
             .ratio(Way::Driver.name(), Way::Script.name())
+            .ratio_goal(Bound::AtMost(1.1));
+        if !waits {
+            return part;
+        }
+        part.ratio(Way::DriverWaiting.name(), Way::ScriptWaiting.name())
             .ratio_goal(Bound::AtMost(1.1))
             .ratio(Way::DriverWaiting.name(), Way::Driver.name())
     };
-    let own = |name: &str, at: f64| {
-        let samples = by_round(Way::DriverWaiting, MEASURES[1], at);
+    let own = |name: &str, way: Way, at: f64| {
+        let samples = by_round(way, MEASURES[1], at);
         (name.to_owned(), samples)
     };
-    let own = vec![
-        own("with a process waiting, p50", 0.5),
-        own("the same, p99", 0.99),
-    ];
+    let about = "what the VMM was not waited for";
+    let own = if waits {
+        let waiting = vec![
+            own("with a process waiting, p50", Way::DriverWaiting, 0.5),
+            own("the same, p99", Way::DriverWaiting, 0.99),
+        ];
+        Part::new(MEASURES[1].0, about, "ms", waiting)
+            .goal("with a process waiting, p50", Bound::AtMost(1.0))
+            .goal("the same, p99", Bound::AtMost(3.0))
+    } else {
+        let started = vec![
+            own("without a process waiting, p50", Way::Driver, 0.5),
+            own("the same, p99", Way::Driver, 0.99),
+        ];
+        Part::new(MEASURES[1].0, about, "ms", started)
+    };
     vec![
         compared(
             "p50, from the request to the VMM's word that the guest runs",
             MEASURES[0],
         ),
-        Part::new(MEASURES[1].0, "what the VMM was not waited for", "ms", own)
-            .goal("with a process waiting, p50", Bound::AtMost(1.0))
-            .goal("the same, p99", Bound::AtMost(3.0)),
+        own,
         compared(
             "p50, from the request to what the guest says on its serial port",
             MEASURES[2],
@@ -259,16 +323,7 @@ impl Stage {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
-        let probe = Probe {
-            program: &config.firecracker,
-            jailer: None,
-            run_dir: &dir.join("probe"),
-            kernels: dir.join("kernels"),
-            patience: PATIENCE,
-        };
-        let driver = runtime
-            .block_on(probe.run())
-            .context("Probing Firecracker")?;
+        let driver = runtime.block_on(probe(&config.vmm, dir))?;
         let egress = Egress {
             internet: false,
             closed: Vec::new(),
@@ -287,7 +342,7 @@ impl Stage {
         let shape = GuestShape {
             vcpus: 1,
             memory_mb: MEMORY_MB,
-            kernel: file("kernel", &guest())?,
+            kernel: file("kernel", &guest(&config.vmm))?,
             initrd: file("initrd", b"none")?,
             cmdline: String::new(),
         };
@@ -328,7 +383,6 @@ impl Stage {
         })?;
         let cpu = placement::allowed()?.first().copied().unwrap_or(0);
         let serving = Serving::start(dir, store.root(), build, pages, cpu)?;
-        let driver: Arc<dyn Driver> = Arc::new(driver);
         slots.keep_ready(1, [OWN_SLOT]);
         let ready = ReadyVmms::start(
             (driver.clone(), None),

@@ -5,6 +5,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use appliance::vmm::PageRequests;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use serde_json::Value;
 use snapshot_format::{BuildId, PageCount};
@@ -88,7 +89,29 @@ impl Serving {
         Ok(())
     }
 
-    /// The VMM has handed over.
+    /// Answers a VMM that asks for pages.
+    pub(super) fn answer(&mut self, asks: &PageRequests) -> Result<()> {
+        self.sessions += 1;
+        let states = PageStates::create(self.pages)?;
+        let request = Request::ServePages {
+            request: self.sessions,
+            session: self.sessions.to_string(),
+            store: self.store.clone(),
+            build: self.build,
+            regions: asks.regions.clone(),
+        };
+        let fds = [
+            asks.connection.as_fd(),
+            asks.memory.as_fd(),
+            asks.pidfd.as_fd(),
+            states.as_fd(),
+        ];
+        control::send(self.control.as_fd(), &request, &fds)?;
+        self.states = Some(states);
+        Ok(())
+    }
+
+    /// The VMM has handed over, or is answered.
     pub(super) fn attached(&mut self) -> Result<()> {
         match self.report()? {
             Report::Attached { .. } => Ok(()),

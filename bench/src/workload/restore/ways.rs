@@ -4,12 +4,13 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
-use appliance::vmm::{Machine, Place, Restore};
+use appliance::vmm::{Machine, Paging, Place, Restore};
 use http_api::wire::NetworkPolicy;
+use tokio::sync::oneshot;
 
 use super::bare::Bare;
 use super::{PATIENCE, POOLED_SLOT, Stage};
-use crate::config;
+use crate::config::{self, Vmm};
 
 /// What the guest says first.
 const FIRST_WORD: &str = "o";
@@ -39,12 +40,18 @@ pub(super) enum Way {
 }
 
 impl Way {
-    pub(super) const ALL: [Self; 4] = [
-        Self::DriverWaiting,
-        Self::ScriptWaiting,
-        Self::Driver,
-        Self::Script,
-    ];
+    /// Those of a VMM: a process of Cloud Hypervisor's does not wait.
+    pub(super) const fn of(vmm: &Vmm) -> &'static [Self] {
+        match vmm {
+            Vmm::Firecracker(_) => &[
+                Self::DriverWaiting,
+                Self::ScriptWaiting,
+                Self::Driver,
+                Self::Script,
+            ],
+            Vmm::CloudHypervisor(_) => &[Self::Driver, Self::Script],
+        }
+    }
 
     pub(super) const fn name(self) -> &'static str {
         match self {
@@ -83,13 +90,27 @@ impl Stage {
         let (machine, took) = runtime.block_on(async {
             let started = Instant::now();
             let handoff = driver.handoff(place)?;
-            serving.expect(&handoff)?;
+            let requested = driver.paging() == Paging::Requested;
+            if !requested {
+                serving.expect(&handoff)?;
+            }
+            let (asks, asked) = oneshot::channel();
             let restore = Restore {
                 state: state.clone(),
                 handoff: &handoff,
                 run: true,
+                asks: Some(asks),
             };
-            let machine = driver.restore(shape, place, restore).await?;
+            let restoring = driver.restore(shape, place, restore);
+            let restoring = async { restoring.await.map_err(anyhow::Error::from) };
+            let answering = async {
+                match asked.await {
+                    Ok(asks) if requested => serving.answer(&asks),
+                    // Whoever restores says why.
+                    _ => Ok(()),
+                }
+            };
+            let (machine, ()) = tokio::try_join!(restoring, answering)?;
             observed(machine, started).await
         })?;
         self.end(machine)?;
@@ -126,6 +147,7 @@ impl Stage {
                 state: state.clone(),
                 handoff: &handoff,
                 run: true,
+                asks: None,
             };
             let machine = claimed.prepared.restore(shape, &place, restore).await?;
             let observed = observed(machine, started).await?;
@@ -166,9 +188,11 @@ impl Stage {
             place,
             state,
             serving,
+            shape,
             ..
         } = self;
-        let program = &config.firecracker;
+        let bytes = shape.memory_bytes();
+        let (Vmm::Firecracker(program) | Vmm::CloudHypervisor(program)) = &config.vmm;
         let script = || {
             let dir = place.run_dir.with_file_name("bare");
             let bare = Bare::on_this_thread(program, &dir, &place.namespace, &place.disk)?;
@@ -176,9 +200,19 @@ impl Stage {
             for _ in 0..config.restores {
                 let ahead = waiting.then(|| bare.start()).transpose()?;
                 let started = Instant::now();
-                serving.expect(&bare.handoff())?;
-                let mut process = ahead.map_or_else(|| bare.start(), Ok)?;
-                bare.load(&mut process, state)?;
+                let mut process = match &config.vmm {
+                    Vmm::Firecracker(_) => {
+                        serving.expect(&bare.handoff())?;
+                        let mut process = ahead.map_or_else(|| bare.start(), Ok)?;
+                        bare.load(&mut process, state)?;
+                        process
+                    }
+                    Vmm::CloudHypervisor(_) => {
+                        let mut process = bare.start_receiver()?;
+                        bare.give(&mut process, state, bytes, |asks| serving.answer(asks))?;
+                        process
+                    }
+                };
                 let running = started.elapsed();
                 process.answer()?;
                 all.push(Took {

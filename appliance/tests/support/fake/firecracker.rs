@@ -1,4 +1,4 @@
-//! The API: what may be called when, and with which members.
+//! Firecracker's API: what may be called when, and with which members.
 //!
 //! Source: `src/firecracker/swagger/firecracker.yaml` of Firecracker 1.17.
 

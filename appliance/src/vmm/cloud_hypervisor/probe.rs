@@ -1,0 +1,406 @@
+//! Which Cloud Hypervisor, does it run guests here, and what of it can be relied on?
+//!
+//! A guest of a few instructions is started under Landlock, stopped, taken, let go on, and given to
+//! another process with its memory served: what all later pauses and resumes do is seen before
+//! the first of them. What doesn't work is done without where that is possible, and said:
+//!
+//! ```text
+//!   Landlock           ─▶ none, if the kernel has none
+//!   an acknowledgement ─▶ a refusal, which lets older versions keep their guest, too
+//!   page requests      ─▶ paging of its own, out of a file
+//! ```
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use http_api::wire::VmmInfo;
+use thiserror::Error;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::process::Command;
+use tokio::sync::oneshot;
+use tokio::time::{sleep, timeout};
+use uffd_engine::memory_image::Part;
+
+use super::command::Layout as Paths;
+use super::machine::{CloudHypervisorMachine, Start};
+use super::receive::Release;
+use super::state::Contents;
+use super::{CloudHypervisor, probe_guest, protocol, state};
+use crate::vmm::probing::{self, KERNEL_TIME, MISSES_ITS_ROOT, number_of};
+use crate::vmm::{GuestShape, Machine, PageRequests, Paging, VmmError};
+
+/// The oldest whose migrations are understood.
+const OLDEST: (u32, u32) = (52, 0);
+/// Page requests came with this one.
+const WITH_REQUESTS: (u32, u32) = (53, 0);
+const PROBE_MEMORY_MB: u32 = 32;
+const NAME: &str = "the probe";
+
+/// Why Cloud Hypervisor can't be used.
+#[derive(Debug, Error)]
+pub enum ProbeError {
+    /// The program doesn't run.
+    #[error("Running {} --version", program.display())]
+    Program {
+        /// As configured.
+        program: PathBuf,
+        /// Why it doesn't.
+        #[source]
+        source: io::Error,
+    },
+    /// It is too old.
+    #[error("{} is version {version}; {}.{} or later is needed", program.display(), OLDEST.0, OLDEST.1)]
+    Old {
+        /// As configured.
+        program: PathBuf,
+        /// What it says.
+        version: String,
+    },
+    /// A file for the probe can't be written.
+    #[error("Writing {}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// No guest runs.
+    #[error("A guest of a few instructions does not run in {}", program.display())]
+    Guest {
+        /// As configured.
+        program: PathBuf,
+        /// What failed.
+        #[source]
+        source: VmmError,
+    },
+    /// The kernel does not get up.
+    #[error("{reason}")]
+    Kernel {
+        /// What was seen.
+        reason: String,
+    },
+}
+
+/// What to look at, and where there is room for it.
+#[derive(Clone, Debug)]
+pub struct Probe<'a> {
+    /// The program.
+    pub program: &'a Path,
+    /// A directory for sockets, which is emptied.
+    pub run_dir: &'a Path,
+    /// Where unpacked kernels are kept.
+    pub kernels: PathBuf,
+    /// How long it may take for one command.
+    pub patience: Duration,
+}
+
+/// A guest that was taken.
+struct Guest {
+    state: Vec<u8>,
+    memory: Vec<u8>,
+}
+
+impl Probe<'_> {
+    /// Finds out about one Cloud Hypervisor.
+    ///
+    /// # Errors
+    /// Why it can't be used.
+    pub async fn run(&self) -> Result<CloudHypervisor, ProbeError> {
+        let version = self.version().await?;
+        let number = number_of(&version).filter(|number| *number >= OLDEST);
+        let Some(number) = number else {
+            return Err(ProbeError::Old {
+                program: self.program.to_owned(),
+                version,
+            });
+        };
+        let driver = CloudHypervisor {
+            program: self.program.to_owned(),
+            // Its states change with its versions, and no release says from which one on: a state
+            // is read by the version that wrote it.
+            state_format: format!("{}-{version}", state::VERSION),
+            info: VmmInfo {
+                name: "cloud-hypervisor".into(),
+                version,
+                accelerator: "kvm".into(),
+                reason: String::new(),
+            },
+            paging: Paging::Requested,
+            release: Release::Acknowledged,
+            landlock: true,
+            patience: self.patience,
+            kernels: self.kernels.clone(),
+        };
+        let tried = self.try_all(driver, number).await;
+        crate::host::remove_dir(self.run_dir);
+        tried
+    }
+
+    /// The second word of what it prints, without the `v`.
+    async fn version(&self) -> Result<String, ProbeError> {
+        let failed = |source| ProbeError::Program {
+            program: self.program.to_owned(),
+            source,
+        };
+        let output = Command::new(self.program).arg("--version").output();
+        let output = output.await.map_err(failed)?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let version = |word: &str| {
+            let word = word.strip_prefix('v')?;
+            word.starts_with(|c: char| c.is_ascii_digit())
+                .then(|| word.to_owned())
+        };
+        text.split_whitespace()
+            .find_map(version)
+            .ok_or_else(|| failed(io::Error::other("it printed no version")))
+    }
+
+    async fn try_all(
+        &self,
+        mut driver: CloudHypervisor,
+        number: (u32, u32),
+    ) -> Result<CloudHypervisor, ProbeError> {
+        let failed = |source| ProbeError::Guest {
+            program: self.program.to_owned(),
+            source,
+        };
+        let started = Instant::now();
+        crate::host::remove_dir(self.run_dir);
+        let kernel = self.run_dir.join("probe.elf");
+        fs::create_dir_all(self.run_dir)
+            .and_then(|()| fs::write(&kernel, probe_guest::elf()))
+            .map_err(|source| ProbeError::File {
+                path: kernel.clone(),
+                source,
+            })?;
+        let mut without = Vec::new();
+        let guest = loop {
+            match self.save(&driver, &kernel).await {
+                Ok(guest) => break guest,
+                Err(Tried::Boot(error)) if driver.landlock && is_of_landlock(&error) => {
+                    driver.landlock = false;
+                    without.push(format!("no Landlock ({})", uffd_engine::chain(&error)));
+                }
+                // It ends itself when it hears that its guest was taken.
+                Err(Tried::GoOn(_)) if driver.release == Release::Acknowledged => {
+                    driver.release = Release::Refused;
+                    without.push("its guests are snapshotted by refusing them".to_owned());
+                }
+                Err(Tried::Boot(error) | Tried::GoOn(error)) => return Err(failed(error)),
+            }
+        };
+        let requested = if number < WITH_REQUESTS {
+            Err("it is older than 53".to_owned())
+        } else {
+            let restored = self.restore(&driver, &guest).await;
+            restored.map_err(|error| uffd_engine::chain(&error))
+        };
+        if let Err(reason) = requested {
+            driver.paging = Paging::Own;
+            self.restore(&driver, &guest).await.map_err(failed)?;
+            without.push(format!("it pages by itself out of a file ({reason})"));
+            tracing::warn!(
+                program = %self.program.display(), reason,
+                "Guests of this Cloud Hypervisor are not served: it can't ask for pages"
+            );
+        }
+        let took = started.elapsed();
+        let confined = if driver.landlock {
+            "under Landlock and its filters"
+        } else {
+            "under its filters"
+        };
+        let pages = match driver.paging {
+            Paging::Own => "",
+            Paging::HandedOver | Paging::Requested => "; it asks for pages",
+        };
+        let without: String = without.iter().map(|text| format!("; {text}")).collect();
+        driver.info.reason = format!(
+            "a guest ran {confined}, was taken and given back in {took:.1?}{pages}{without}"
+        );
+        Ok(driver)
+    }
+
+    /// Boots, stops, takes, and lets go on.
+    async fn save(&self, driver: &CloudHypervisor, kernel: &Path) -> Result<Guest, Tried> {
+        let shape = shape(kernel, PROBE_MEMORY_MB);
+        let mut machine = self.start(driver, &shape).await.map_err(Tried::Boot)?;
+        let booted = machine.boot(&shape, kernel.to_owned(), None, driver.landlock);
+        booted.await.map_err(Tried::Boot)?;
+        let console = machine.console();
+        let said = probing::says(NAME, &console, probe_guest::SAYS, self.patience);
+        said.await.map_err(Tried::Boot)?;
+        machine.stop().await.map_err(Tried::Boot)?;
+        let (state, parts) = machine.take_guest().await.map_err(Tried::Boot)?;
+        let memory = read_all(&parts).map_err(|source| {
+            Tried::Boot(VmmError::Io {
+                name: NAME.into(),
+                command: "reading its memory".into(),
+                source,
+            })
+        })?;
+        let until_now = console.text();
+        machine.go_on().await.map_err(Tried::GoOn)?;
+        let goes_on = async {
+            while console.text() == until_now {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let goes_on = timeout(self.patience, goes_on).await;
+        goes_on.map_err(|_| Tried::GoOn(silent(self.patience)))?;
+        machine.kill().await;
+        Ok(Guest { state, memory })
+    }
+
+    /// Gives a guest to another process.
+    async fn restore(&self, driver: &CloudHypervisor, guest: &Guest) -> Result<(), VmmError> {
+        let shape = shape(Path::new(""), PROBE_MEMORY_MB);
+        let contents = Contents::unpack(&guest.state).map_err(|source| VmmError::State {
+            name: NAME.into(),
+            source,
+        })?;
+        let mut machine = self.start(driver, &shape).await?;
+        let failed = |source| VmmError::Io {
+            name: NAME.into(),
+            command: "serving its memory".into(),
+            source,
+        };
+        let serving = if driver.paging == Paging::Own {
+            let file = Paths::new(self.run_dir).own_memory();
+            fs::create_dir_all(file.parent().unwrap_or(self.run_dir))
+                .and_then(|()| fs::write(&file, &guest.memory))
+                .map_err(failed)?;
+            machine
+                .restore_own(&contents, driver.landlock, true)
+                .await?;
+            None
+        } else {
+            let (asks, asked) = oneshot::channel();
+            let memory = guest.memory.clone();
+            let serving = tokio::spawn(async move {
+                if let Ok(requests) = asked.await {
+                    // It ends with the VMM.
+                    let _ = serve(requests, &memory).await;
+                }
+            });
+            machine.give(&contents, driver.landlock, true, asks).await?;
+            Some(serving)
+        };
+        let said = probing::says(NAME, &machine.console(), probe_guest::SAYS, self.patience).await;
+        machine.kill().await;
+        if let Some(serving) = serving {
+            serving.abort();
+        }
+        said
+    }
+
+    async fn start(
+        &self,
+        driver: &CloudHypervisor,
+        shape: &GuestShape,
+    ) -> Result<CloudHypervisorMachine, VmmError> {
+        let start = Start {
+            name: NAME,
+            paths: &Paths::new(self.run_dir),
+            place: None,
+            memory_bytes: shape.memory_bytes(),
+        };
+        CloudHypervisorMachine::start(driver, start).await
+    }
+
+    /// Whether the kernel that guests will use gets as far as missing its root.
+    ///
+    /// # Errors
+    /// [`ProbeError::Kernel`], if it doesn't.
+    pub async fn try_kernel(
+        &self,
+        driver: &CloudHypervisor,
+        kernel: &Path,
+        cache: &Path,
+    ) -> Result<String, ProbeError> {
+        let booting = async {
+            let booted = self.boot_kernel(driver, kernel).await;
+            crate::host::remove_dir(self.run_dir);
+            booted
+        };
+        probing::whether_a_kernel_runs(&driver.info, kernel, cache, booting)
+            .await
+            .map_err(|reason| ProbeError::Kernel { reason })
+    }
+
+    async fn boot_kernel(&self, driver: &CloudHypervisor, kernel: &Path) -> Result<(), VmmError> {
+        let shape = shape(kernel, 256);
+        let elf = driver.kernel(NAME, kernel).await?;
+        let mut machine = self.start(driver, &shape).await?;
+        machine.boot(&shape, elf, None, driver.landlock).await?;
+        let said = probing::says(NAME, &machine.console(), MISSES_ITS_ROOT, KERNEL_TIME).await;
+        machine.kill().await;
+        said
+    }
+}
+
+/// At what a guest failed.
+enum Tried {
+    /// Before it was taken.
+    Boot(VmmError),
+    /// After.
+    GoOn(VmmError),
+}
+
+fn shape(kernel: &Path, memory_mb: u32) -> GuestShape {
+    GuestShape {
+        vcpus: 1,
+        memory_mb,
+        kernel: kernel.to_owned(),
+        initrd: PathBuf::new(),
+        cmdline: String::new(),
+    }
+}
+
+fn silent(patience: Duration) -> VmmError {
+    VmmError::Timeout {
+        name: NAME.into(),
+        command: "going on after its guest was taken".into(),
+        seconds: patience.as_secs(),
+    }
+}
+
+fn is_of_landlock(error: &VmmError) -> bool {
+    matches!(error, VmmError::Refused { answer, .. } if answer.to_lowercase().contains("landlock"))
+}
+
+fn read_all(parts: &[Part]) -> io::Result<Vec<u8>> {
+    let mut memory = Vec::new();
+    for part in parts {
+        let begin = memory.len();
+        memory.resize(begin + part.bytes as usize, 0);
+        part.file.read_exact_at(&mut memory[begin..], part.offset)?;
+    }
+    Ok(memory)
+}
+
+/// Answers page requests for a guest whose memory begins at 0, until nobody asks any more.
+async fn serve(requests: PageRequests, memory: &[u8]) -> io::Result<()> {
+    let file = fs::File::from(requests.memory);
+    let connection = std::os::unix::net::UnixStream::from(requests.connection);
+    connection.set_nonblocking(true)?;
+    let mut connection = UnixStream::from_std(connection)?;
+    loop {
+        let mut request = [0; 2 * protocol::HEADER_BYTES];
+        connection.read_exact(&mut request).await?;
+        let [.., address, length] = *request.as_chunks::<8>().0 else {
+            return Ok(());
+        };
+        let (from, length) = (u64::from_le_bytes(address), u64::from_le_bytes(length));
+        let end = from.saturating_add(length);
+        let page = memory.get(from as usize..end as usize);
+        let page = page.ok_or(io::ErrorKind::InvalidData)?;
+        file.write_all_at(page, from)?;
+        connection.write_all(&protocol::response(true)).await?;
+    }
+}

@@ -1,0 +1,165 @@
+//! What every driver asks of a VMM at start in the same way: its version, and whether the kernel
+//! that guests will use gets up in it.
+//!
+//! Nested and paravirtual KVMs run a guest of a few instructions and no stock kernel, so the
+//! kernel is started; that answer is kept for as long as neither the host's boot, nor the VMM, nor
+//! the kernel changes.
+
+use std::fs;
+use std::future::Future;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use http_api::wire::VmmInfo;
+use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
+
+use super::VmmError;
+use super::console::Console;
+
+/// A kernel reaches its end in well under a second on hardware; this is for slow hosts.
+pub(super) const KERNEL_TIME: Duration = Duration::from_secs(10);
+/// What a kernel says that got up and has no root.
+pub(super) const MISSES_ITS_ROOT: &str = "Kernel panic - not syncing";
+
+/// What a start of a stock kernel found, and for what.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Finding {
+    key: String,
+    runs: bool,
+    reason: String,
+}
+
+/// Waits until a guest has said something.
+pub(super) async fn says(
+    name: &str,
+    console: &Console,
+    words: &str,
+    patience: Duration,
+) -> Result<(), VmmError> {
+    if timeout(patience, console.wait_for(words)).await == Ok(true) {
+        return Ok(());
+    }
+    Err(VmmError::Timeout {
+        name: name.to_owned(),
+        command: format!(
+            "printing {words:?} (its console ends with: {})",
+            console.tail()
+        ),
+        seconds: patience.as_secs(),
+    })
+}
+
+/// Whether a kernel gets up, from `cache` or by `booting` it; why it was found so.
+pub(super) async fn whether_a_kernel_runs(
+    vmm: &VmmInfo,
+    kernel: &Path,
+    cache: &Path,
+    booting: impl Future<Output = Result<(), VmmError>>,
+) -> Result<String, String> {
+    let key = cache_key(&vmm.version, kernel);
+    let finding = match cached(cache, &key) {
+        Some(finding) => finding,
+        None => {
+            tracing::info!(
+                vmm = vmm.name,
+                seconds_at_most = KERNEL_TIME.as_secs(),
+                "Starting the guests' kernel to see whether it gets up"
+            );
+            let finding = find(key, booting).await;
+            if let Ok(bytes) = serde_json::to_vec(&finding) {
+                let _ = fs::write(cache, bytes);
+            }
+            finding
+        }
+    };
+    if finding.runs {
+        Ok(finding.reason)
+    } else {
+        Err(finding.reason)
+    }
+}
+
+async fn find(key: String, booting: impl Future<Output = Result<(), VmmError>>) -> Finding {
+    let started = Instant::now();
+    match booting.await {
+        Ok(()) => Finding {
+            key,
+            runs: true,
+            reason: format!("the guests' kernel got up in {:.1?}", started.elapsed()),
+        },
+        Err(error) => {
+            let error = uffd_engine::chain(&error);
+            Finding {
+                key,
+                runs: false,
+                reason: format!("the guests' kernel does not get up: {error}"),
+            }
+        }
+    }
+}
+
+/// The first two numbers of a version.
+pub(super) fn number_of(version: &str) -> Option<(u32, u32)> {
+    let mut parts = version.split(['.', '-']);
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
+fn cache_key(version: &str, kernel: &Path) -> String {
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let file = fs::metadata(kernel)
+        .map(|m| (m.len(), m.mtime()))
+        .unwrap_or_default();
+    format!("{} {version} {} {file:?}", boot.trim(), kernel.display())
+}
+
+fn cached(cache: &Path, key: &str) -> Option<Finding> {
+    let finding: Finding = serde_json::from_slice(&fs::read(cache).ok()?).ok()?;
+    (finding.key == key).then_some(finding)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_has_two_numbers() {
+        assert_eq!(number_of("1.17.0-dev"), Some((1, 17)));
+        assert_eq!(number_of("53.0-246-gae44c2971"), Some((53, 0)));
+        assert_eq!(number_of("seven"), None);
+    }
+
+    #[tokio::test]
+    async fn what_was_found_is_kept_for_as_long_as_nothing_changes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (kernel, cache) = (dir.path().join("kernel"), dir.path().join("cache"));
+        fs::write(&kernel, "kernel").unwrap();
+        let vmm = |version: &str| VmmInfo {
+            name: "vmm".into(),
+            version: version.into(),
+            accelerator: "kvm".into(),
+            reason: String::new(),
+        };
+        let refuses = async {
+            Err(VmmError::Timeout {
+                name: "the probe".into(),
+                command: "printing".into(),
+                seconds: 10,
+            })
+        };
+        let runs = async || Ok(());
+        let first = whether_a_kernel_runs(&vmm("1"), &kernel, &cache, runs()).await;
+        assert!(first.as_ref().unwrap().contains("got up"));
+        let again = whether_a_kernel_runs(&vmm("1"), &kernel, &cache, refuses).await;
+        assert_eq!(again, first);
+        let refuses = async {
+            Err(VmmError::Ended {
+                name: "x".into(),
+                console: "y".into(),
+            })
+        };
+        let newer = whether_a_kernel_runs(&vmm("2"), &kernel, &cache, refuses).await;
+        assert!(newer.unwrap_err().contains("does not get up"));
+    }
+}

@@ -1,0 +1,267 @@
+//! A real Cloud Hypervisor, as `THAW_CLOUD_HYPERVISOR` names it: a guest of a few instructions lives
+//! under the daemon, its memory asked for and served by the engine, and says through its serial port
+//! and in its memory whether every byte of it is right.
+//!
+//! Such a guest runs where stock kernels don't. It has no `envd`; something else answers at its
+//! address (see `support/stand_in`).
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use appliance::vmm::cloud_hypervisor::probe_guest::elf_around;
+use support::adder::{COUNTER, NUMBERED, NUMBERS, PAGE, SUM, Written, run, written};
+use support::daemon::Daemon;
+use support::place::Place;
+use support::stand_in::{self, StandIns};
+use support::{needs, procs, skip, wait_for};
+
+/// The test that a stand-in's process runs as.
+const STAND_IN: &str = "the_guest_adds_up_what_it_has_written";
+const MEMORY_MB: u64 = 64;
+const PAGES: u64 = MEMORY_MB << 8;
+
+/// See `support/adder`; in 32-bit mode.
+fn program() -> Vec<u8> {
+    let mut code = vec![0x66, 0xBA, 0xF8, 0x03]; // mov dx, 0x3f8
+    let word = |code: &mut Vec<u8>, opcode: &[u8], value: u64| {
+        code.extend_from_slice(opcode);
+        code.extend_from_slice(&(value as u32).to_le_bytes());
+    };
+    let not_equal = |code: &mut Vec<u8>, to: usize| {
+        let from = code.len() as i64 + 2;
+        code.extend_from_slice(&[0x75, (to as i64 - from) as i8 as u8]);
+    };
+    word(&mut code, &[0xBF], NUMBERED); // mov edi, NUMBERED
+    code.extend_from_slice(&[0x31, 0xC9]); // xor ecx, ecx
+    let number = code.len();
+    code.extend_from_slice(&[0x8D, 0x41, 0x01]); // number: lea eax, [ecx + 1]
+    code.extend_from_slice(&[0x89, 0x47, 0x08]); // mov [edi + 8], eax
+    word(&mut code, &[0x81, 0xC7], PAGE); // add edi, PAGE
+    code.push(0x41); // inc ecx
+    word(&mut code, &[0x81, 0xF9], NUMBERS); // cmp ecx, NUMBERS
+    not_equal(&mut code, number);
+    let round = code.len();
+    word(&mut code, &[0xBB], COUNTER); // round: mov ebx, COUNTER
+    code.extend_from_slice(&[0xFF, 0x03]); // inc dword [ebx]
+    word(&mut code, &[0xBE], NUMBERED); // mov esi, NUMBERED
+    code.extend_from_slice(&[0x31, 0xC0, 0x31, 0xC9]); // xor eax, eax; xor ecx, ecx
+    let add = code.len();
+    code.extend_from_slice(&[0x03, 0x46, 0x08]); // add: add eax, [esi + 8]
+    word(&mut code, &[0x81, 0xC6], PAGE); // add esi, PAGE
+    code.push(0x41); // inc ecx
+    word(&mut code, &[0x81, 0xF9], NUMBERS); // cmp ecx, NUMBERS
+    not_equal(&mut code, add);
+    word(&mut code, &[0x3D], u64::from(SUM)); // cmp eax, SUM
+    code.extend_from_slice(&[
+        0x74, 0x06, // je right
+        0xFF, 0x43, 0x08, // inc dword [ebx + 8]
+        0xB0, b'X', 0xEE, // mov al, 'X'; out dx, al
+        0x8B, 0x03, // right: mov eax, [ebx]
+        0x89, 0xC1, // mov ecx, eax
+        0x25, 0xFF, 0x00, 0x00, 0x00, // and eax, 255
+        0xC1, 0xE0, 0x0C, // shl eax, 12
+    ]);
+    word(&mut code, &[0x89, 0x88], NUMBERED + 16); // mov [eax + NUMBERED + 16], ecx
+    code.extend_from_slice(&[0xB0, b'o', 0xEE, 0xB0, b'k', 0xEE, 0xB0, b'\n', 0xEE]);
+    word(&mut code, &[0xB9], 200); // mov ecx, 200
+    let wait = code.len();
+    code.push(0x49); // wait: dec ecx
+    not_equal(&mut code, wait);
+    let back = round as i64 - (code.len() as i64 + 5);
+    word(&mut code, &[0xE9], back as u64); // jmp round
+    code
+}
+
+/// The program, or why there is none.
+fn cloud_hypervisor() -> Result<PathBuf, String> {
+    needs::for_fakes()?;
+    fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+        .map_err(|error| format!("no /dev/kvm: {error}"))?;
+    let variable = "THAW_CLOUD_HYPERVISOR";
+    let path = std::env::var_os(variable);
+    let path = PathBuf::from(path.ok_or("no Cloud Hypervisor given (THAW_CLOUD_HYPERVISOR)")?);
+    assert!(
+        path.is_file(),
+        "{variable} is {}, which is no file",
+        path.display()
+    );
+    Ok(path)
+}
+
+/// What this host's KVM lacks, by the words of the daemon that found out.
+fn missing(place: &Place) -> Option<&'static str> {
+    let log = fs::read_to_string(&place.log).unwrap();
+    log.contains("GetNestedState").then_some(
+        "this KVM hands out no state of nested guests (KVM_CAP_NESTED_STATE), and Cloud Hypervisor \
+         saves no guest without",
+    )
+}
+
+/// A daemon in a place, or why there can be none.
+fn start(place: &Place) -> Result<Daemon, &'static str> {
+    Daemon::try_start(place).map_err(|status| {
+        missing(place).unwrap_or_else(|| panic!("the daemon ended at its start: {status}"))
+    })
+}
+
+fn place(instance: &str, pool: u16, program: &Path, guest: &[u8]) -> Place {
+    let place = Place::new(instance, pool, None);
+    let quoted = |path: &Path| toml::Value::String(path.display().to_string()).to_string();
+    let file = |name: &str, bytes: &[u8]| {
+        let path = place.root.join(name);
+        fs::write(&path, bytes).unwrap();
+        quoted(&path)
+    };
+    let (kernel, initrd) = (file("kernel", &elf_around(guest)), file("initrd", b"none"));
+    let disk = file("disk", &vec![0; 1 << 20]);
+    let mut text = fs::read_to_string(&place.config).unwrap();
+    text += &format!(
+        "driver = \"cloud-hypervisor\"\ncloud_hypervisor = [{}]\n[engine]\ncheck_writes = true\n\
+         [[template]]\nname = \"base\"\nkernel = {kernel}\ninitrd = {initrd}\ndisk = {disk}\n\
+         memory_mb = {MEMORY_MB}\n",
+        quoted(program),
+    );
+    fs::write(&place.config, text).unwrap();
+    place
+}
+
+#[test]
+fn the_guest_adds_up_what_it_has_written() {
+    stand_in::run_if_wanted();
+    // The jump that was counted by hand.
+    let code = program();
+    let find = |bytes: &[u8]| {
+        code.windows(bytes.len())
+            .position(|part| part == bytes)
+            .unwrap()
+    };
+    assert_eq!(find(&[0x74, 0x06]) + 2 + 6, find(&[0x8B, 0x03]));
+    let numbers: u64 = (1..=NUMBERS).sum();
+    assert_eq!(numbers, u64::from(SUM));
+}
+
+#[test]
+fn guest_of_a_real_cloud_hypervisor_lives_a_whole_life() {
+    const NAME: &str = "guest_of_a_real_cloud_hypervisor_lives_a_whole_life";
+    let program = match cloud_hypervisor() {
+        Ok(program) => program,
+        Err(reason) => return skip(NAME, &reason),
+    };
+    let place = place("tcreal", 230, &program, &self::program());
+    let daemon = match start(&place) {
+        Ok(daemon) => daemon,
+        Err(reason) => return skip(NAME, reason),
+    };
+    let stand_ins = StandIns::watch(&place.instance, STAND_IN);
+    let api = &daemon.api;
+    let host = api.get("/v1/host").expect(200);
+    println!("{}", host["vmm"]);
+
+    api.create("one", "base");
+    run();
+    let mut before = Written::default();
+    for cycle in 0..10 {
+        let paused = api.pause("one").expect(200);
+        assert_eq!(paused["generation"], cycle, "{paused}");
+        let now = written(&place, &paused);
+        assert!(
+            now.rounds > before.rounds,
+            "cycle {cycle}: {} rounds",
+            now.rounds
+        );
+        assert_eq!(now.wrong, 0, "cycle {cycle}: of {} rounds", now.rounds);
+        assert!(
+            now.rounds - now.newest <= 1,
+            "cycle {cycle}: {} is newest",
+            now.newest
+        );
+        let memory = api.get("/v1/sandboxes/one/memory").expect(200);
+        let stored = memory["diff_pages"].as_u64().unwrap();
+        println!(
+            "cycle {cycle}: {} rounds, {stored} pages stored",
+            now.rounds
+        );
+        assert!(stored < 700, "{stored} pages");
+        before = now;
+        api.resume("one").expect(200);
+        run();
+        let memory = api.get("/v1/sandboxes/one/memory").expect(200);
+        let resident = memory["resident_pages"].as_u64().unwrap();
+        assert!((1..=PAGES).contains(&resident), "{memory}");
+    }
+
+    // From one that runs, and goes on.
+    api.snapshot("one", "warm").expect(201);
+    api.create("two", "warm");
+    run();
+    for id in ["one", "two"] {
+        let now = written(&place, &api.pause(id).expect(200));
+        assert!(
+            now.rounds > before.rounds && now.wrong == 0,
+            "{id}: {}",
+            now.rounds
+        );
+    }
+
+    // Its serial port, at the last: whatever it said is in the reason of its end.
+    api.resume("one").expect(200);
+    run();
+    procs::vmm(&place, "one").expect("a VMM").kill();
+    let reason = wait_for("it has failed", Duration::from_secs(20), || {
+        let sandbox = api.sandbox("one").expect(200);
+        (sandbox["state"] == "failed").then(|| sandbox["reason"].clone())
+    });
+    let reason = reason.as_str().unwrap().to_owned();
+    assert!(reason.contains("killed by SIGKILL"), "{reason}");
+    assert!(reason.contains("ok | ok | ok"), "{reason}");
+    assert!(!reason.contains('X'), "{reason}");
+    api.delete_all();
+    drop(stand_ins);
+    assert_eq!(place.leftovers(), Vec::<String>::new());
+    daemon.stop();
+}
+
+/// Cloud Hypervisor would boot it again, from the disk of its first life.
+#[test]
+fn guest_of_a_real_cloud_hypervisor_that_restarts_has_ended() {
+    const NAME: &str = "guest_of_a_real_cloud_hypervisor_that_restarts_has_ended";
+    let program = match cloud_hypervisor() {
+        Ok(program) => program,
+        Err(reason) => return skip(NAME, &reason),
+    };
+    let mut guest = vec![0x66, 0xBA, 0xF8, 0x03]; // mov dx, 0x3f8
+    for byte in *b"bye\n" {
+        guest.extend_from_slice(&[0xB0, byte, 0xEE]); // mov al, byte; out dx, al
+    }
+    guest.extend_from_slice(&[
+        0xB9, 0x00, 0x00, 0x40, 0x00, // mov ecx, 0x400000
+        0x49, // wait: dec ecx
+        0x75, 0xFD, // jne wait
+        0xB0, 0xFE, 0xE6, 0x64, // mov al, 0xfe; out 0x64, al: the keyboard's way to a reset
+        0xF4, 0xEB, 0xFD, // halt: hlt; jmp halt
+    ]);
+    let place = place("tcstart", 231, &program, &guest);
+    let daemon = match start(&place) {
+        Ok(daemon) => daemon,
+        Err(reason) => return skip(NAME, reason),
+    };
+    let stand_ins = StandIns::watch(&place.instance, STAND_IN);
+    let api = &daemon.api;
+    api.create("one", "base");
+    let reason = wait_for("it has failed", Duration::from_secs(20), || {
+        let sandbox = api.sandbox("one").expect(200);
+        (sandbox["state"] == "failed").then(|| sandbox["reason"].clone())
+    });
+    let reason = reason.as_str().unwrap().to_owned();
+    assert!(reason.contains("the guest switched itself off"), "{reason}");
+    assert_eq!(reason.matches("bye").count(), 1, "{reason}");
+    api.delete_all();
+    drop(stand_ins);
+    daemon.stop();
+}
