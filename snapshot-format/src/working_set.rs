@@ -8,7 +8,7 @@
 //! Invariant: the runs of a [`WorkingSet`] lie in the memory of the build it was made for, and no
 //! page is in two of them.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::Path;
 
@@ -162,9 +162,11 @@ impl BuildStore {
             .sync_file(&temporary)
             .map_err(FormatError::io("Syncing", &temporary))?;
         let path = self.path(&build.id()).join(file_name::WORKING_SET);
-        storage
-            .rename(&temporary, &path)
-            .map_err(FormatError::io("Renaming", &temporary))
+        storage.rename(&temporary, &path).map_err(|error| {
+            // Where the build is gone, nobody would ever look for it.
+            let _ = fs::remove_file(&temporary);
+            FormatError::io("Renaming", &temporary)(error)
+        })
     }
 }
 

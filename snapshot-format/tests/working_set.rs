@@ -76,6 +76,19 @@ fn recording_keeps_the_first_pages_and_the_first_runs() {
 }
 
 #[test]
+fn working_set_of_a_build_that_was_removed_meanwhile_leaves_nothing() {
+    let (dir, store) = temp_store();
+    let (base, diff) = small_chain(&store);
+    store.remove(&diff.id()).unwrap();
+    store
+        .write_working_set(&diff, &recorded(&diff))
+        .unwrap_err();
+    let left = fs::read_dir(base.dir().parent().unwrap()).unwrap();
+    let left: Vec<_> = left.map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(left, [base.dir()], "in {}", dir.path().display());
+}
+
+#[test]
 fn working_set_of_another_build_is_stale() {
     let (_dir, store) = temp_store();
     let (base, diff) = small_chain(&store);

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use appliance::vmm::cgroup::{Cgroups, end_left_over};
+
 use super::needs::{self, GuestInputs, TestedVmm};
 use super::{procs, slower};
 
@@ -201,6 +203,10 @@ impl Place {
             for process in procs::of(self) {
                 process.kill();
             }
+        }
+        if let Ok(groups) = Cgroups::open(&self.instance) {
+            let _ = end_left_over(&groups);
+            groups.close();
         }
         for name in names(Path::new("/run/netns")) {
             if name.starts_with(&format!("{}-", self.instance)) {

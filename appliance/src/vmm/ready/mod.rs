@@ -314,8 +314,13 @@ impl Keeper {
         };
         match started.await {
             Ok(Some(waiting)) => {
-                // Whose slot was taken meanwhile waits until that is given back.
                 self.inner.waiting.lock().insert(slot.index, waiting);
+                // Whoever took the slot before has looked for it, and goes on without; whoever takes
+                // it from now on finds it.
+                if self.slots.is_in_use(slot.index) {
+                    let late = self.inner.waiting.lock().remove(&slot.index);
+                    late.into_iter().for_each(end);
+                }
                 Ok(true)
             }
             Ok(None) => {
