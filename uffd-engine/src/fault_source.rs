@@ -9,6 +9,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Instant;
 
 use crate::address::HostAddr;
 use crate::postcopy::Postcopy;
@@ -41,6 +42,11 @@ pub(crate) trait FaultSource {
     /// Tells the VMM what is done by now, where waking alone doesn't.
     fn settle(&self) -> io::Result<Settled> {
         Ok(Settled::Quiet)
+    }
+
+    /// When to settle again, without an event.
+    fn due(&self) -> Option<Instant> {
+        None
     }
 }
 
@@ -167,6 +173,13 @@ impl FaultSource for Guest {
         match self {
             Self::Userfaultfd(_) => Ok(Settled::Quiet),
             Self::Postcopy(postcopy) => postcopy.settle(),
+        }
+    }
+
+    fn due(&self) -> Option<Instant> {
+        match self {
+            Self::Userfaultfd(_) => None,
+            Self::Postcopy(postcopy) => postcopy.due(),
         }
     }
 }

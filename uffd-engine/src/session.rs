@@ -142,10 +142,12 @@ impl<S: FaultSource> Session<S> {
 
     /// When something is to be done without an event.
     pub(crate) fn next_due(&self) -> Option<Instant> {
-        match (self.retries.next_due(), self.background.next_due()) {
-            (Some(retry), Some(due)) => Some(retry.min(due)),
-            (retry, due) => retry.or(due),
-        }
+        let all = [
+            self.retries.next_due(),
+            self.background.next_due(),
+            self.parts.guest.due(),
+        ];
+        all.into_iter().flatten().min()
     }
 
     /// The reason of a failure that was not reported yet.

@@ -13,9 +13,9 @@
 //! back: the VMM punches holes itself, and asks again for what it misses, which is zero then.
 //!
 //! A request is only looked at until it is answered, and taken then: one that a dead engine had
-//! seen and not answered is there for its successor. (An engine that dies between an answer and
-//! taking its request has it answered twice, and the VMM gives up; the other way round it would
-//! wait for ever.)
+//! seen and not answered is there for its successor. It may have died between the two, though. A
+//! VMM asks for one thing at a time, so a successor that finds a request whose pages are all there
+//! waits: if another follows, the first was answered; if none does, it was not.
 //!
 //! Nothing here waits: a VMM that doesn't read its answers is given up.
 //!
@@ -27,6 +27,7 @@ use std::cell::RefCell;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use nix::sys::socket::{MsgFlags, recv, send};
 use nix::unistd::{Whence, lseek64};
@@ -41,6 +42,9 @@ use crate::sys::mapping::{HUGE_PAGE, zeros};
 use crate::sys::memfd_copy::write_from;
 use crate::sys::uffd::{Event, EventBuffer, FaultKind, InstallError, Installed, SourceAddr};
 use requests::{HEADER_BYTES, REQUEST_BYTES, Requests};
+
+/// How long a VMM takes at most from an answer to its next request, or to none.
+const DOUBT: Duration = Duration::from_millis(300);
 
 const STATUS_OK: u16 = 1;
 const STATUS_ERROR: u16 = 2;
@@ -60,6 +64,11 @@ struct State {
     /// Which pages are in the memfd.
     filled: Vec<bool>,
     requests: Requests,
+    /// Of a successor: until when its first request, if its pages are all there, may have been
+    /// answered.
+    doubt: Option<Instant>,
+    /// There has been a request.
+    was_asked: bool,
     /// The VMM asks for nothing any more, or was told that it can't be served.
     over: bool,
 }
@@ -90,13 +99,17 @@ impl Postcopy {
             let state = states.get(PageIndex::new(page));
             state.is_installed()
         });
+        let filled: Vec<bool> = filled.collect();
+        let has_predecessor = filled.contains(&true);
         Ok(Self {
             connection,
             memory,
             page_bytes,
             state: RefCell::new(State {
-                filled: filled.collect(),
+                filled,
                 requests: Requests::default(),
+                doubt: has_predecessor.then(|| Instant::now() + DOUBT),
+                was_asked: false,
                 over: false,
             }),
             regions,
@@ -214,10 +227,17 @@ impl FaultSource for Postcopy {
             match recv(fd, room, looking) {
                 Ok(0) | Err(nix::Error::ECONNRESET) => state.over = true,
                 Ok(bytes) => {
-                    let asked = state.requests.received(bytes, &self.regions)?;
-                    for page in asked.into_iter().flatten() {
+                    let Some(pages) = state.requests.received(bytes, &self.regions)? else {
+                        continue;
+                    };
+                    let mut all = true;
+                    for page in pages {
                         let filled = &mut state.filled[page as usize];
                         *filled = *filled && !self.is_hole(page);
+                        all &= *filled;
+                    }
+                    if !std::mem::replace(&mut state.was_asked, true) && !all {
+                        state.doubt = None;
                     }
                 }
                 Err(nix::Error::EAGAIN) => return Ok(()),
@@ -276,10 +296,22 @@ impl FaultSource for Postcopy {
     /// Answers the oldest requests as far as all of their pages are there.
     fn settle(&self) -> io::Result<Settled> {
         let state = &mut *self.state.borrow_mut();
-        let State {
-            filled, requests, ..
-        } = state;
-        while !state.over && requests.take_done(|page| filled[page as usize]) {
+        while !state.over && state.requests.is_done(|page| state.filled[page as usize]) {
+            if let Some(until) = state.doubt {
+                let was_answered = state.requests.waiting() > 1;
+                if !was_answered && Instant::now() < until {
+                    break;
+                }
+                state.doubt = None;
+                if was_answered {
+                    let filled = &state.filled;
+                    state.requests.take_done(|page| filled[page as usize]);
+                    self.take_request()?;
+                    continue;
+                }
+            }
+            let filled = &state.filled;
+            state.requests.take_done(|page| filled[page as usize]);
             self.respond(STATUS_OK)?;
             self.take_request()?;
         }
@@ -290,6 +322,11 @@ impl FaultSource for Postcopy {
         } else {
             Settled::Quiet
         })
+    }
+
+    fn due(&self) -> Option<Instant> {
+        let state = self.state.borrow();
+        state.doubt.filter(|_| state.requests.waiting() > 0)
     }
 }
 
@@ -319,6 +356,14 @@ mod tests {
         Postcopy::new(connection, memory.try_clone().unwrap(), regions, states).unwrap()
     }
 
+    fn ask(vmm: &mut UnixStream, page: u64) {
+        let mut request = vec![9, 0, 0, 0, 0, 0, 0, 0];
+        for word in [16, page * PAGE, PAGE] {
+            request.extend_from_slice(&word.to_le_bytes());
+        }
+        vmm.write_all(&request).unwrap();
+    }
+
     fn asked(engine: &Postcopy) -> Vec<u64> {
         let mut buffer = EventBuffer::default();
         engine.read_events(&mut buffer).unwrap();
@@ -335,13 +380,6 @@ mod tests {
         let memory = File::from(memfd_create(c"guest", MFdFlags::MFD_CLOEXEC).unwrap());
         memory.set_len(PAGES * PAGE).unwrap();
         let states = PageStates::create(PageCount::new(PAGES)).unwrap();
-        let ask = |vmm: &mut UnixStream, page: u64| {
-            let mut request = vec![9, 0, 0, 0, 0, 0, 0, 0];
-            for word in [16, page * PAGE, PAGE] {
-                request.extend_from_slice(&word.to_le_bytes());
-            }
-            vmm.write_all(&request).unwrap();
-        };
         let first = engine(&socket, &memory, &states);
         ask(&mut vmm, 3);
         ask(&mut vmm, 5);
@@ -367,5 +405,51 @@ mod tests {
         drop(vmm);
         assert_eq!(asked(&second).len(), 0);
         assert_eq!(second.settle().unwrap(), Settled::Over);
+    }
+
+    /// A successor of an engine that had all pages of a request installed.
+    fn in_doubt() -> (UnixStream, Postcopy) {
+        let (mut vmm, socket) = UnixStream::pair().unwrap();
+        let memory = File::from(memfd_create(c"guest", MFdFlags::MFD_CLOEXEC).unwrap());
+        memory.set_len(PAGES * PAGE).unwrap();
+        let states = PageStates::create(PageCount::new(PAGES)).unwrap();
+        let first = engine(&socket, &memory, &states);
+        ask(&mut vmm, 3);
+        assert_eq!(asked(&first), [3]);
+        assert_eq!(first.zero(HostAddr::new(3 * PAGE), PAGE).bytes, PAGE);
+        states.set(PageIndex::new(3), crate::PageState::Zero);
+        drop(first);
+        (vmm, engine(&socket, &memory, &states))
+    }
+
+    #[test]
+    fn a_request_that_may_have_been_answered_was_if_another_follows() {
+        let (mut vmm, second) = in_doubt();
+        assert_eq!(asked(&second).len(), 0);
+        assert_eq!(second.settle().unwrap(), Settled::Quiet);
+        assert!(second.due().is_some());
+        ask(&mut vmm, 5);
+        assert_eq!(asked(&second), [5]);
+        assert_eq!(second.zero(HostAddr::new(5 * PAGE), PAGE).bytes, PAGE);
+        assert_eq!(second.settle().unwrap(), Settled::Quiet);
+        assert_eq!(second.due(), None);
+        let mut answer = [0; HEADER_BYTES];
+        vmm.read_exact(&mut answer).unwrap();
+        vmm.set_nonblocking(true).unwrap();
+        assert!(vmm.read(&mut answer).is_err(), "both were answered");
+    }
+
+    #[test]
+    fn a_request_that_may_have_been_answered_was_not_if_none_follows() {
+        let (mut vmm, second) = in_doubt();
+        assert_eq!(asked(&second).len(), 0);
+        assert_eq!(second.settle().unwrap(), Settled::Quiet);
+        let due = second.due().unwrap();
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        assert_eq!(second.settle().unwrap(), Settled::Quiet);
+        let mut answer = [0; HEADER_BYTES];
+        vmm.read_exact(&mut answer).unwrap();
+        assert_eq!(answer[0], 1);
+        assert_eq!(second.due(), None);
     }
 }

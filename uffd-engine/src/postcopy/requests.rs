@@ -102,12 +102,22 @@ impl Requests {
         !self.again.is_empty() || self.told < self.waiting.len()
     }
 
+    /// How many wait for an answer.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Whether all pages of the oldest request are there.
+    #[must_use]
+    pub fn is_done(&self, is_filled: impl Fn(u64) -> bool) -> bool {
+        let oldest = self.waiting.front();
+        oldest.is_some_and(|request| request.clone().all(is_filled))
+    }
+
     /// Takes the oldest request if all of its pages are there; `false` when it isn't so.
     pub fn take_done(&mut self, is_filled: impl Fn(u64) -> bool) -> bool {
-        let done = self
-            .waiting
-            .front()
-            .is_some_and(|request| request.clone().all(is_filled));
+        let done = self.is_done(is_filled);
         if done {
             self.waiting.pop_front();
             match self.told.checked_sub(1) {
