@@ -63,6 +63,7 @@ over_each! {
     a_build_needs_a_vmm_that_reads_its_state("vers", 161);
     a_guest_waits_for_an_engine_that_is_slow("slow", 162);
     memory_survives_engines_that_die_between_its_writes("engi", 163);
+    disks_have_the_limits_of_the_configuration("dlim", 167);
 }
 
 fn start(instance: &str, pool: u16, kind: Kind) -> Subject {
@@ -289,6 +290,37 @@ fn a_snapshot_leaves_its_sandbox_running_and_clones_are_their_own(
     let four = Inside::of(&api.create("four", "warmer"));
     assert_eq!(four.hash(), changed);
     subject.end();
+}
+
+fn disks_have_the_limits_of_the_configuration(instance: &str, pool: u16, vmm: Vmm) {
+    let place = place(instance, pool, vmm);
+    let text = fs::read_to_string(&place.config).unwrap();
+    let limits = "[disks]\nmib_per_s = 8\nops_per_s = 500\n";
+    fs::write(&place.config, format!("{text}{limits}")).unwrap();
+    let subject = Subject::start_in(place, Kind::usual(vmm), PLAYER);
+    let inside = Inside::of(&subject.daemon.api.create("one", "base"));
+    let bucket = |size: u64| json!({ "size": size, "refill_time": 1000 });
+    let both = json!({ "bandwidth": bucket(8 << 20), "ops": bucket(500) });
+    assert_eq!(inside.call("GET", "/test/disk-limits"), both);
+    subject.daemon.api.pause("one").expect(200);
+    let Subject {
+        place,
+        fake,
+        daemon,
+    } = subject;
+    daemon.stop();
+    // Those of today, not those it was booted with.
+    place.reconfigure(&[("mib_per_s = 8\nops_per_s = 500", "ops_per_s = 70")]);
+    let daemon = Daemon::start(&place);
+    daemon.api.resume("one").expect(200);
+    let one = json!({ "ops": bucket(70) });
+    assert_eq!(inside.call("GET", "/test/disk-limits"), one);
+    Subject {
+        place,
+        fake,
+        daemon,
+    }
+    .end();
 }
 
 fn a_guest_waits_for_an_engine_that_is_slow(instance: &str, pool: u16, vmm: Vmm) {

@@ -3,10 +3,6 @@
 
 mod support;
 
-use std::fs;
-
-use serde_json::json;
-use support::daemon::Daemon;
 use support::fake::subject::{Inside, Subject, place};
 use support::fake::{self, Fault, Kind, Vmm};
 use support::{needs, skip};
@@ -20,41 +16,6 @@ const ALIVE: [Fault; 3] = [Fault::Fail, Fault::Hang, Fault::Truncate];
 #[test]
 fn fakes_of_firecracker_are_played_here() {
     fake::run_if_wanted();
-}
-
-#[test]
-fn disks_have_the_limits_of_the_configuration() {
-    if let Err(reason) = needs::for_fakes() {
-        return skip("disks_have_the_limits_of_the_configuration", &reason);
-    }
-    let place = place("tfdlim", 167, Vmm::Firecracker);
-    let text = fs::read_to_string(&place.config).unwrap();
-    let limits = "[disks]\nmib_per_s = 8\nops_per_s = 500\n";
-    fs::write(&place.config, format!("{text}{limits}")).unwrap();
-    let subject = Subject::start_in(place, Kind::usual(Vmm::Firecracker), PLAYER);
-    let inside = Inside::of(&subject.daemon.api.create("one", "base"));
-    let bucket = |size: u64| json!({ "size": size, "refill_time": 1000 });
-    let both = json!({ "bandwidth": bucket(8 << 20), "ops": bucket(500) });
-    assert_eq!(inside.call("GET", "/test/disk-limits"), both);
-    subject.daemon.api.pause("one").expect(200);
-    let Subject {
-        place,
-        fake,
-        daemon,
-    } = subject;
-    daemon.stop();
-    // Those of today, not those it was booted with.
-    place.reconfigure(&[("mib_per_s = 8\nops_per_s = 500", "ops_per_s = 70")]);
-    let daemon = Daemon::start(&place);
-    daemon.api.resume("one").expect(200);
-    let one = json!({ "ops": bucket(70) });
-    assert_eq!(inside.call("GET", "/test/disk-limits"), one);
-    Subject {
-        place,
-        fake,
-        daemon,
-    }
-    .end();
 }
 
 #[test]

@@ -168,7 +168,10 @@ async fn cloud_hypervisor(
     config: &Config,
 ) -> Result<CloudHypervisor, cloud_hypervisor::probe::ProbeError> {
     let program = found_in_path(&config.vmm.cloud_hypervisor[0]);
-    cloud_probe(config, &program, &run_dir(config)).run().await
+    let found = cloud_probe(config, &program, &run_dir(config))
+        .run()
+        .await?;
+    Ok(found.with_disk_limits(config.disks.limits()))
 }
 
 async fn cloud_hypervisor_if_it_boots(
@@ -193,7 +196,7 @@ async fn older_cloud_hypervisors(config: &Config) -> Vec<Arc<dyn Driver>> {
         let program = found_in_path(program);
         let probe = cloud_probe(config, &program, &run_dir(config)).run().await;
         match probe {
-            Ok(driver) => found.push(Arc::new(driver)),
+            Ok(driver) => found.push(Arc::new(driver.with_disk_limits(config.disks.limits()))),
             Err(error) => {
                 let error = uffd_engine::chain(&error);
                 tracing::warn!(program = %program.display(), error, "No VMM for its builds");

@@ -22,6 +22,7 @@ pub mod launch;
 pub mod prepared;
 mod probing;
 pub mod process;
+mod rate_limiter;
 pub mod ready;
 
 pub mod cloud_hypervisor;

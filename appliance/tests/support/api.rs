@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::slower;
+
 /// Longer than any operation may take.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -124,7 +126,8 @@ impl Api {
 
     #[track_caller]
     pub(crate) fn exec(&self, id: &str, cmd: &str, args: &[&str]) -> Answer {
-        let body = json!({ "cmd": cmd, "args": args, "user": "root" });
+        let timeout_ms = 30_000 * slower();
+        let body = json!({ "cmd": cmd, "args": args, "user": "root", "timeout_ms": timeout_ms });
         self.post(&format!("/v1/sandboxes/{id}/exec"), &body)
     }
 

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::vmm::rate_limiter::RateLimiter;
+
 /// `PUT vm.create`.
 #[derive(Debug, Serialize)]
 pub(super) struct VmConfig {
@@ -57,6 +59,8 @@ pub(super) struct Disk {
     pub(super) readonly: bool,
     /// Else it would be looked for in what the guest writes.
     pub(super) image_type: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) rate_limiter_config: Option<RateLimiter>,
 }
 
 #[derive(Debug, Serialize)]

@@ -86,14 +86,21 @@ impl Said {
     pub(super) fn judge(self, exit: Exit, console: &str) -> Exit {
         let exit = match exit {
             // By us, then.
-            Exit::Killed if self.restarts => Exit::of(ExitStatus::from_raw(0), console, false),
+            Exit::Killed if self.restarts => {
+                match Exit::of(ExitStatus::from_raw(0), console, false) {
+                    Exit::Reset | Exit::Shutdown => Exit::Restart,
+                    exit => exit,
+                }
+            }
             exit => exit,
         };
         let unserved = console.lines().rev().find(|line| line.contains(UNSERVED));
         match (exit, unserved) {
-            (Exit::Shutdown, _) if self.panicked => Exit::Panic("it told the VMM so".into()),
+            (Exit::Shutdown | Exit::Restart | Exit::Reset, _) if self.panicked => {
+                Exit::Panic("it told the VMM so".into())
+            }
             // Its status is as if its guest had ended.
-            (Exit::Shutdown, Some(line)) => Exit::Memory(line.trim().to_owned()),
+            (Exit::Shutdown | Exit::Reset, Some(line)) => Exit::Memory(line.trim().to_owned()),
             (exit, _) => exit,
         }
     }
@@ -198,7 +205,7 @@ mod tests {
         hear(&mut said, "vm", "rebooting");
         assert_eq!(
             said.judge(Exit::Killed, "reboot: Restarting"),
-            Exit::Shutdown
+            Exit::Restart
         );
         assert_eq!(said.judge(Exit::Killed, panic), Exit::Panic(panic.into()));
         assert_eq!(said.judge(Exit::Seccomp, panic), Exit::Seccomp);

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 use snapshot_format::PageSize;
 use tokio::net::UnixListener;
 use tokio::sync::oneshot;
@@ -44,7 +44,8 @@ use crate::vmm::console::Console;
 use crate::vmm::exit::Exit;
 use crate::vmm::launch::DISK_PATH;
 use crate::vmm::process::VmmProcess;
-use crate::vmm::{GuestShape, Machine, PageRequests, Place, Saved, VmmError};
+use crate::vmm::rate_limiter::RateLimiter;
+use crate::vmm::{DiskLimits, GuestShape, Machine, PageRequests, Place, Saved, VmmError};
 
 const RUNNING: &str = "Running";
 const PAUSED: &str = "Paused";
@@ -68,6 +69,21 @@ pub(super) struct CloudHypervisorMachine {
     release: Release,
     patience: Duration,
     taken: Option<Taken>,
+    vmm_time: Duration,
+    disk_limits: DiskLimits,
+}
+
+/// Gives the disks of a build the limits of today.
+fn limit_disks(vm: &mut Map<String, Value>, limits: DiskLimits) {
+    let Some(Value::Array(disks)) = vm.get_mut("disks") else {
+        return;
+    };
+    for disk in disks.iter_mut().filter_map(Value::as_object_mut) {
+        match RateLimiter::of(limits) {
+            Some(limiter) => disk.insert("rate_limiter_config".into(), json!(limiter)),
+            None => disk.remove("rate_limiter_config"),
+        };
+    }
 }
 
 /// A guest that was taken and waits, stopped, for what becomes of it.
@@ -113,10 +129,12 @@ impl CloudHypervisorMachine {
         let starting = VmmProcess::start(&launch, &[events.as_fd()]).await;
         drop(events);
         let mut process = starting.map_err(failed)?;
+        let started = Instant::now();
         let monitor = tokio::net::unix::pipe::Receiver::from_owned_fd(monitor.into());
         let pidfd = process.as_fd().try_clone_to_owned().map_err(failed)?;
         let events = Events::listen(monitor.map_err(failed)?, pidfd, name.to_owned());
         let api = Api::open(name, &socket, appearing, &mut process, driver.patience).await?;
+        let vmm_time = started.elapsed();
         Ok(Self {
             name: name.to_owned(),
             process,
@@ -127,6 +145,8 @@ impl CloudHypervisorMachine {
             release: driver.release,
             patience: driver.patience,
             taken: None,
+            vmm_time,
+            disk_limits: driver.disk_limits,
         })
     }
 
@@ -161,6 +181,7 @@ impl CloudHypervisorMachine {
                     path: DISK_PATH.into(),
                     readonly: false,
                     image_type: "Raw",
+                    rate_limiter_config: RateLimiter::of(self.disk_limits),
                 })
                 .into_iter()
                 .collect(),
@@ -241,7 +262,9 @@ impl CloudHypervisorMachine {
             };
             tokio::try_join!(receiving, giving).map(|_| ())
         };
+        let began = Instant::now();
         let done = finish(&self.name, "vm.receive-migration", self.patience, exchange).await;
+        self.vmm_time += began.elapsed();
         let _ = fs::remove_file(&socket);
         self.judge(done).await
     }
@@ -277,6 +300,7 @@ impl CloudHypervisorMachine {
             let layout = Layout::of(&config, self.memory_bytes)?;
             if let Some(Value::Object(vm)) = config.get_mut("vm_config") {
                 vm.insert("landlock_enable".into(), landlock.into());
+                limit_disks(vm, self.disk_limits);
             }
             Ok((config, layout))
         });
@@ -399,14 +423,18 @@ impl CloudHypervisorMachine {
 
     pub(super) async fn order(&mut self, command: &str) -> Result<(), VmmError> {
         let path = format!("/api/v1/{command}");
+        let began = Instant::now();
         let done = finish(&self.name, command, self.patience, self.api.order(&path)).await;
+        self.vmm_time += began.elapsed();
         self.judge(done).await
     }
 
     async fn put(&mut self, command: &str, body: &impl Serialize) -> Result<(), VmmError> {
         let path = format!("/api/v1/{command}");
         let putting = self.api.put(&path, body);
+        let began = Instant::now();
         let done = finish(&self.name, command, self.patience, putting).await;
+        self.vmm_time += began.elapsed();
         self.judge(done).await
     }
 
@@ -550,6 +578,10 @@ impl Machine for CloudHypervisorMachine {
 
     async fn vcpu_threads(&mut self) -> Result<Vec<i32>, VmmError> {
         Ok(self.threads("vcpu").collect())
+    }
+
+    fn vmm_time(&self) -> Duration {
+        self.vmm_time
     }
 
     fn pidfd(&self) -> BorrowedFd<'_> {

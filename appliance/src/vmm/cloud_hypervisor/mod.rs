@@ -47,7 +47,9 @@ pub use state::{Contents, StateError};
 use self::command::Layout as Paths;
 use self::machine::{CloudHypervisorMachine, Start};
 use self::receive::Release;
-use super::{Driver, GuestShape, Machine, Paging, Place, Restore, VmmError, kernel_image};
+use super::{
+    DiskLimits, Driver, GuestShape, Machine, Paging, Place, Restore, VmmError, kernel_image,
+};
 
 /// The driver.
 #[derive(Clone, Debug)]
@@ -62,9 +64,17 @@ pub struct CloudHypervisor {
     patience: Duration,
     /// Where unpacked kernels are kept.
     kernels: PathBuf,
+    disk_limits: DiskLimits,
 }
 
 impl CloudHypervisor {
+    /// The same one, its guests' disks as fast as this.
+    #[must_use]
+    pub fn with_disk_limits(mut self, limits: DiskLimits) -> Self {
+        self.disk_limits = limits;
+        self
+    }
+
     /// The same one, with one reason more for its choice.
     #[must_use]
     pub fn because(mut self, reason: &str) -> Self {

@@ -31,7 +31,7 @@ use super::receive::Release;
 use super::state::Contents;
 use super::{CloudHypervisor, probe_guest, protocol, state};
 use crate::vmm::probing::{self, KERNEL_TIME, MISSES_ITS_ROOT, number_of};
-use crate::vmm::{GuestShape, Machine, PageRequests, Paging, VmmError};
+use crate::vmm::{DiskLimits, GuestShape, Machine, PageRequests, Paging, VmmError};
 
 /// The oldest whose migrations are understood.
 const OLDEST: (u32, u32) = (52, 0);
@@ -133,6 +133,7 @@ impl Probe<'_> {
             paging: Paging::Requested,
             release: Release::Acknowledged,
             landlock: true,
+            disk_limits: DiskLimits::default(),
             patience: self.patience,
             kernels: self.kernels.clone(),
         };

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use crate::vmm::DiskLimits;
+use crate::vmm::rate_limiter::RateLimiter;
 
 /// `PUT /machine-config`.
 #[derive(Debug, Serialize)]
@@ -46,37 +46,6 @@ pub(super) struct Drive {
 pub(super) struct PartialDrive {
     pub(super) drive_id: &'static str,
     pub(super) rate_limiter: RateLimiter,
-}
-
-/// Limits of bytes and of operations.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub(super) struct RateLimiter {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) bandwidth: Option<TokenBucket>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) ops: Option<TokenBucket>,
-}
-
-/// So much of something per time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub(super) struct TokenBucket {
-    pub(super) size: u64,
-    /// Milliseconds.
-    pub(super) refill_time: u64,
-}
-
-impl RateLimiter {
-    /// `None` for no limits.
-    pub(super) fn of(limits: DiskLimits) -> Option<Self> {
-        let per_second = |size| TokenBucket {
-            size,
-            refill_time: 1000,
-        };
-        (limits != DiskLimits::default()).then(|| Self {
-            bandwidth: limits.bytes_per_s.map(per_second),
-            ops: limits.ops_per_s.map(per_second),
-        })
-    }
 }
 
 /// `PUT /vsock`.

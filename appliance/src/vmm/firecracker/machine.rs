@@ -15,8 +15,7 @@ use uffd_engine::region::{ClaimedRegion, RegionTable};
 
 use super::bodies::{
     Action, Balloon, BootSource, Drive, MachineConfig, MemoryBackend, Metadata, MmdsConfig,
-    NetworkInterface, NetworkOverride, PartialDrive, RateLimiter, SnapshotCreate, SnapshotLoad,
-    VmState, Vsock,
+    NetworkInterface, NetworkOverride, PartialDrive, SnapshotCreate, SnapshotLoad, VmState, Vsock,
 };
 use super::command::{ALIAS, HANDOFF, Layout, Parts, SOCKET, STATE, VSOCK_PATH};
 use super::{Firecracker, Options, StateOnly};
@@ -27,6 +26,7 @@ use crate::vmm::console::Console;
 use crate::vmm::exit::Exit;
 use crate::vmm::launch::DISK_PATH;
 use crate::vmm::process::{Started, VmmProcess, ended};
+use crate::vmm::rate_limiter::RateLimiter;
 use crate::vmm::{DiskLimits, GuestShape, Machine, Place, Saved, VmmError};
 
 const DISK: &str = "rootfs";

@@ -7,10 +7,10 @@ use yaml_rust2::{Yaml, YamlLoader};
 
 use super::bodies::{
     Action, Balloon, BootSource, Drive, MachineConfig, MemoryBackend, Metadata, MmdsConfig,
-    NetworkInterface, NetworkOverride, PartialDrive, RateLimiter, SnapshotCreate, SnapshotLoad,
-    VmState, Vsock,
+    NetworkInterface, NetworkOverride, PartialDrive, SnapshotCreate, SnapshotLoad, VmState, Vsock,
 };
 use crate::vmm::DiskLimits;
+use crate::vmm::rate_limiter::RateLimiter;
 
 /// The description.
 struct Api(Yaml);

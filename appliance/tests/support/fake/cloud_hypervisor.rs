@@ -165,7 +165,7 @@ fn check(config: &Value) -> Result<State, Refusal> {
             .ok_or_else(|| refusal("no size"))?,
         has_network: net.is_object(),
         has_disk: disk.is_object(),
-        disk_limits: Value::Null,
+        disk_limits: disk["rate_limiter_config"].clone(),
         vsock: None,
     })
 }
