@@ -355,8 +355,13 @@ impl Machine {
         connection: Option<UnixStream>,
     ) -> Result<(), Refusal> {
         let config = arrived.config["vm_config"].clone();
-        check(&config)?;
+        // Devices are made by the configuration, and take their states afterwards.
+        let disk_limits = check(&config)?.disk_limits;
         let state = state_in(state).ok_or_else(|| refusal("Error deserialising snapshot"))?;
+        let state = State {
+            disk_limits,
+            ..state
+        };
         let guest = Guest::in_file(state, arrived.memory).map_err(|error| because(&error))?;
         if let Some(connection) = connection {
             asking::begin(&guest, arrived.slots.clone(), connection)
@@ -380,8 +385,12 @@ impl Machine {
             serde_json::from_slice(&bytes).map_err(|error| because(&error))
         };
         let (config, saved) = (read("config.json")?, read("state.json")?);
-        check(&config)?;
+        let disk_limits = check(&config)?.disk_limits;
         let state = state_in(&saved).ok_or_else(|| refusal("no state"))?;
+        let state = State {
+            disk_limits,
+            ..state
+        };
         let manager = &saved["snapshots"]["memory-manager"]["snapshot_data"]["state"];
         let manager: Value = serde_json::from_str(manager.as_str().unwrap_or_default())
             .map_err(|error| because(&error))?;
