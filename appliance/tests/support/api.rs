@@ -53,7 +53,7 @@ impl Api {
         body: Option<&Value>,
     ) -> io::Result<Answer> {
         let mut stream = UnixStream::connect(&self.socket)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(PATIENCE * slower()))?;
         let body = body.map(Value::to_string).unwrap_or_default();
         let request = format!(
             "{method} {path} HTTP/1.1\r\nhost: thaw\r\nconnection: close\r\n\
@@ -143,7 +143,7 @@ impl Api {
     #[track_caller]
     pub(crate) fn events(&self, after: u64, count: usize) -> Vec<Value> {
         let mut stream = UnixStream::connect(&self.socket).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(PATIENCE * slower())).unwrap();
         let head = "GET /v1/events HTTP/1.1\r\nhost: thaw\r\nlast-event-id:";
         write!(stream, "{head} {after}\r\n\r\n").unwrap();
         let lines = BufReader::new(stream).lines();
