@@ -18,8 +18,9 @@ use thiserror::Error;
 use super::Driver;
 use super::cloud_hypervisor::{self, CloudHypervisor};
 use super::drivers::Drivers;
-use super::firecracker::probe::{Probe, ProbeError};
+use super::firecracker::probe::Probe;
 use super::firecracker::{Firecracker, Jailer, Options};
+use super::probing::ProbeError;
 use super::qemu::{self, Qemu};
 use crate::config::{Config, DriverChoice};
 use crate::inventory;
@@ -34,7 +35,7 @@ pub enum ChoiceError {
     Firecracker(#[source] ProbeError),
     /// The configuration insists on Cloud Hypervisor.
     #[error("vmm.driver is \"cloud-hypervisor\", but it can't be used; see vmm.cloud_hypervisor")]
-    CloudHypervisor(#[source] cloud_hypervisor::probe::ProbeError),
+    CloudHypervisor(#[source] ProbeError),
     /// QEMU can't be used, and nothing else can.
     #[error(transparent)]
     Qemu(#[from] qemu::probe::ProbeError),
@@ -164,9 +165,7 @@ fn cloud_probe<'a>(
     }
 }
 
-async fn cloud_hypervisor(
-    config: &Config,
-) -> Result<CloudHypervisor, cloud_hypervisor::probe::ProbeError> {
+async fn cloud_hypervisor(config: &Config) -> Result<CloudHypervisor, ProbeError> {
     let program = found_in_path(&config.vmm.cloud_hypervisor[0]);
     let found = cloud_probe(config, &program, &run_dir(config))
         .run()
@@ -174,9 +173,7 @@ async fn cloud_hypervisor(
     Ok(found.with_disk_limits(config.disks.limits()))
 }
 
-async fn cloud_hypervisor_if_it_boots(
-    config: &Config,
-) -> Result<CloudHypervisor, cloud_hypervisor::probe::ProbeError> {
+async fn cloud_hypervisor_if_it_boots(config: &Config) -> Result<CloudHypervisor, ProbeError> {
     let found = cloud_hypervisor(config).await?;
     let Some(template) = config.templates.first() else {
         return Ok(found);

@@ -19,6 +19,8 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+use super::VmmError;
+
 const ELF: &[u8] = b"\x7fELF";
 /// No kernel is larger unpacked; a file that claims to be is damaged.
 const MAX_BYTES: u64 = 1 << 30;
@@ -199,6 +201,24 @@ fn unpack_lz4(payload: &[u8]) -> io::Result<Vec<u8>> {
         }
     }
     Ok(unpacked)
+}
+
+/// As [`elf_of`], off this thread, for the sandbox of this name.
+///
+/// # Errors
+/// What is wrong with the kernel.
+pub(super) async fn unpacked(name: &str, kernel: &Path, cache: &Path) -> Result<PathBuf, VmmError> {
+    let (kernel, cache) = (kernel.to_owned(), cache.to_owned());
+    let unpacking = tokio::task::spawn_blocking(move || elf_of(&kernel, &cache)).await;
+    unpacking
+        .map_err(|error| VmmError::Start {
+            name: name.to_owned(),
+            source: io::Error::other(error),
+        })?
+        .map_err(|source| VmmError::Kernel {
+            name: name.to_owned(),
+            source,
+        })
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ pub mod exit;
 pub mod kernel_image;
 pub mod launch;
 pub mod prepared;
-mod probing;
+pub mod probing;
 pub mod process;
 mod rate_limiter;
 pub mod ready;

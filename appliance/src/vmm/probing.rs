@@ -7,12 +7,14 @@
 
 use std::fs;
 use std::future::Future;
+use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use http_api::wire::VmmInfo;
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 use tokio::time::timeout;
 
 use super::VmmError;
@@ -22,6 +24,56 @@ use super::console::Console;
 pub(super) const KERNEL_TIME: Duration = Duration::from_secs(10);
 /// What a kernel says that got up and has no root.
 pub(super) const MISSES_ITS_ROOT: &str = "Kernel panic - not syncing";
+
+/// Why a VMM can't be used.
+#[derive(Debug, Error)]
+pub enum ProbeError {
+    /// The program doesn't run.
+    #[error("Running {} {argument}", program.display())]
+    Program {
+        /// As configured.
+        program: PathBuf,
+        /// What it was asked.
+        argument: &'static str,
+        /// Why it doesn't.
+        #[source]
+        source: io::Error,
+    },
+    /// It is too old.
+    #[error("{} is version {version}; {}.{} or later is needed", program.display(), oldest.0, oldest.1)]
+    Old {
+        /// As configured.
+        program: PathBuf,
+        /// What it says.
+        version: String,
+        /// The oldest that has all we use.
+        oldest: (u32, u32),
+    },
+    /// A file for the probe can't be written.
+    #[error("Writing {}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// No guest runs.
+    #[error("A guest of a few instructions does not run in {}", program.display())]
+    Guest {
+        /// As configured.
+        program: PathBuf,
+        /// What failed.
+        #[source]
+        source: VmmError,
+    },
+    /// The kernel does not get up.
+    #[error("{reason}")]
+    Kernel {
+        /// What was seen.
+        reason: String,
+    },
+}
 
 /// What a start of a stock kernel found, and for what.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -32,7 +32,7 @@ mod state;
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -81,23 +81,6 @@ impl CloudHypervisor {
         self.info.reason = format!("{}; {reason}", self.info.reason);
         self
     }
-
-    /// The kernel as it boots it.
-    async fn kernel(&self, name: &str, kernel: &Path) -> Result<PathBuf, VmmError> {
-        let (kernel, cache) = (kernel.to_owned(), self.kernels.clone());
-        let unpacking =
-            tokio::task::spawn_blocking(move || kernel_image::elf_of(&kernel, &cache)).await;
-        let failed = |source| VmmError::Start {
-            name: name.to_owned(),
-            source,
-        };
-        unpacking
-            .map_err(|error| failed(io::Error::other(error)))?
-            .map_err(|source| VmmError::Kernel {
-                name: name.to_owned(),
-                source,
-            })
-    }
 }
 
 #[async_trait]
@@ -130,7 +113,7 @@ impl Driver for CloudHypervisor {
     }
 
     async fn boot(&self, shape: &GuestShape, place: &Place) -> Result<Box<dyn Machine>, VmmError> {
-        let kernel = self.kernel(&place.name, &shape.kernel).await?;
+        let kernel = kernel_image::unpacked(&place.name, &shape.kernel, &self.kernels).await?;
         let start = Start {
             name: &place.name,
             paths: &Paths::new(&place.run_dir),

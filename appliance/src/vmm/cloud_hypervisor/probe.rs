@@ -17,7 +17,6 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use http_api::wire::VmmInfo;
-use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::process::Command;
@@ -30,8 +29,8 @@ use super::machine::{CloudHypervisorMachine, Start};
 use super::receive::Release;
 use super::state::Contents;
 use super::{CloudHypervisor, probe_guest, protocol, state};
-use crate::vmm::probing::{self, KERNEL_TIME, MISSES_ITS_ROOT, number_of};
-use crate::vmm::{DiskLimits, GuestShape, Machine, PageRequests, Paging, VmmError};
+use crate::vmm::probing::{self, KERNEL_TIME, MISSES_ITS_ROOT, ProbeError, number_of};
+use crate::vmm::{DiskLimits, GuestShape, Machine, PageRequests, Paging, VmmError, kernel_image};
 
 /// The oldest whose migrations are understood.
 const OLDEST: (u32, u32) = (52, 0);
@@ -39,52 +38,6 @@ const OLDEST: (u32, u32) = (52, 0);
 const WITH_REQUESTS: (u32, u32) = (53, 0);
 const PROBE_MEMORY_MB: u32 = 32;
 const NAME: &str = "the probe";
-
-/// Why Cloud Hypervisor can't be used.
-#[derive(Debug, Error)]
-pub enum ProbeError {
-    /// The program doesn't run.
-    #[error("Running {} --version", program.display())]
-    Program {
-        /// As configured.
-        program: PathBuf,
-        /// Why it doesn't.
-        #[source]
-        source: io::Error,
-    },
-    /// It is too old.
-    #[error("{} is version {version}; {}.{} or later is needed", program.display(), OLDEST.0, OLDEST.1)]
-    Old {
-        /// As configured.
-        program: PathBuf,
-        /// What it says.
-        version: String,
-    },
-    /// A file for the probe can't be written.
-    #[error("Writing {}", path.display())]
-    File {
-        /// Which.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
-    /// No guest runs.
-    #[error("A guest of a few instructions does not run in {}", program.display())]
-    Guest {
-        /// As configured.
-        program: PathBuf,
-        /// What failed.
-        #[source]
-        source: VmmError,
-    },
-    /// The kernel does not get up.
-    #[error("{reason}")]
-    Kernel {
-        /// What was seen.
-        reason: String,
-    },
-}
 
 /// What to look at, and where there is room for it.
 #[derive(Clone, Debug)]
@@ -117,6 +70,7 @@ impl Probe<'_> {
             return Err(ProbeError::Old {
                 program: self.program.to_owned(),
                 version,
+                oldest: OLDEST,
             });
         };
         let driver = CloudHypervisor {
@@ -146,6 +100,7 @@ impl Probe<'_> {
     async fn version(&self) -> Result<String, ProbeError> {
         let failed = |source| ProbeError::Program {
             program: self.program.to_owned(),
+            argument: "--version",
             source,
         };
         let output = Command::new(self.program).arg("--version").output();
@@ -336,7 +291,7 @@ impl Probe<'_> {
 
     async fn boot_kernel(&self, driver: &CloudHypervisor, kernel: &Path) -> Result<(), VmmError> {
         let shape = shape(kernel, 256);
-        let elf = driver.kernel(NAME, kernel).await?;
+        let elf = kernel_image::unpacked(NAME, kernel, &driver.kernels).await?;
         let mut machine = self.start(driver, &shape).await?;
         machine.boot(&shape, elf, None, driver.landlock).await?;
         let said = probing::says(NAME, &machine.console(), MISSES_ITS_ROOT, KERNEL_TIME).await;

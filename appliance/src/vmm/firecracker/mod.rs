@@ -24,7 +24,7 @@ pub mod probe_guest;
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -89,23 +89,6 @@ impl Firecracker {
         self
     }
 
-    /// The kernel as it boots it.
-    async fn kernel(&self, name: &str, kernel: &Path) -> Result<PathBuf, VmmError> {
-        let (kernel, cache) = (kernel.to_owned(), self.kernels.clone());
-        let unpacking =
-            tokio::task::spawn_blocking(move || kernel_image::elf_of(&kernel, &cache)).await;
-        let failed = |source| VmmError::Start {
-            name: name.to_owned(),
-            source,
-        };
-        unpacking
-            .map_err(|error| failed(io::Error::other(error)))?
-            .map_err(|source| VmmError::Kernel {
-                name: name.to_owned(),
-                source,
-            })
-    }
-
     fn layout(&self, place: &Place) -> Layout {
         Layout::of(place, &self.program, self.jailer.as_ref())
     }
@@ -138,7 +121,7 @@ impl Driver for Firecracker {
     }
 
     async fn boot(&self, shape: &GuestShape, place: &Place) -> Result<Box<dyn Machine>, VmmError> {
-        let kernel = self.kernel(&place.name, &shape.kernel).await?;
+        let kernel = kernel_image::unpacked(&place.name, &shape.kernel, &self.kernels).await?;
         let parts = Parts {
             kernel: Some(&kernel),
             initrd: Some(&shape.initrd),

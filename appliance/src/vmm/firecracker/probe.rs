@@ -12,14 +12,13 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use http_api::wire::VmmInfo;
-use thiserror::Error;
 use tokio::process::Command;
 
 use super::command::{Jailer, Layout, Parts, STATE};
 use super::machine::{FirecrackerMachine, MemorySource};
 use super::{Firecracker, Options, StateOnly, probe_guest};
-use crate::vmm::probing::{self, KERNEL_TIME, MISSES_ITS_ROOT, number_of};
-use crate::vmm::{GuestShape, Machine, VmmError};
+use crate::vmm::probing::{self, KERNEL_TIME, MISSES_ITS_ROOT, ProbeError, number_of};
+use crate::vmm::{GuestShape, Machine, VmmError, kernel_image};
 
 /// The oldest that has all we use.
 const OLDEST: (u32, u32) = (1, 13);
@@ -28,54 +27,6 @@ const WITH_REPORTING: (u32, u32) = (1, 14);
 const PROBE_MEMORY_MB: u32 = 32;
 const PROBE_MEMORY: &str = "probe-memory";
 const NAME: &str = "the probe";
-
-/// Why Firecracker can't be used.
-#[derive(Debug, Error)]
-pub enum ProbeError {
-    /// The program doesn't run.
-    #[error("Running {} {argument}", program.display())]
-    Program {
-        /// As configured.
-        program: PathBuf,
-        /// What it was asked.
-        argument: &'static str,
-        /// Why it doesn't.
-        #[source]
-        source: io::Error,
-    },
-    /// It is too old.
-    #[error("{} is version {version}; {}.{} or later is needed", program.display(), OLDEST.0, OLDEST.1)]
-    Old {
-        /// As configured.
-        program: PathBuf,
-        /// What it says.
-        version: String,
-    },
-    /// A file for the probe can't be written.
-    #[error("Writing {}", path.display())]
-    File {
-        /// Which.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
-    /// No guest runs.
-    #[error("A guest of a few instructions does not run in {}", program.display())]
-    Guest {
-        /// As configured.
-        program: PathBuf,
-        /// What failed.
-        #[source]
-        source: VmmError,
-    },
-    /// The kernel does not get up.
-    #[error("{reason}")]
-    Kernel {
-        /// What was seen.
-        reason: String,
-    },
-}
 
 /// What to look at, and where there is room for it.
 #[derive(Clone, Debug)]
@@ -104,6 +55,7 @@ impl Probe<'_> {
             return Err(ProbeError::Old {
                 program: self.program.to_owned(),
                 version,
+                oldest: OLDEST,
             });
         };
         let state_format = self.ask("--snapshot-version").await?;
@@ -269,7 +221,7 @@ impl Probe<'_> {
             initrd: PathBuf::new(),
             cmdline: String::new(),
         };
-        let elf = firecracker.kernel(NAME, kernel).await?;
+        let elf = kernel_image::unpacked(NAME, kernel, &firecracker.kernels).await?;
         let parts = Parts {
             kernel: Some(&elf),
             initrd: None,
