@@ -77,10 +77,25 @@ pub enum ProbeError {
 
 /// What a start of a stock kernel found, and for what.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Finding {
-    key: String,
-    runs: bool,
-    reason: String,
+pub(super) struct Finding {
+    pub(super) key: String,
+    pub(super) runs: bool,
+    pub(super) reason: String,
+}
+
+impl Finding {
+    /// What was found before with the same things.
+    pub(super) fn cached(cache: &Path, key: &str) -> Option<Self> {
+        let finding: Self = serde_json::from_slice(&fs::read(cache).ok()?).ok()?;
+        (finding.key == key).then_some(finding)
+    }
+
+    /// Keeps it; whoever can't will look again.
+    pub(super) fn keep(&self, cache: &Path) {
+        if let Ok(bytes) = serde_json::to_vec(self) {
+            let _ = fs::write(cache, bytes);
+        }
+    }
 }
 
 /// Waits until a guest has said something.
@@ -111,7 +126,7 @@ pub(super) async fn whether_a_kernel_runs(
     booting: impl Future<Output = Result<(), VmmError>>,
 ) -> Result<String, String> {
     let key = cache_key(&vmm.version, kernel);
-    let finding = match cached(cache, &key) {
+    let finding = match Finding::cached(cache, &key) {
         Some(finding) => finding,
         None => {
             tracing::info!(
@@ -120,9 +135,7 @@ pub(super) async fn whether_a_kernel_runs(
                 "Starting the guests' kernel to see whether it gets up"
             );
             let finding = find(key, booting).await;
-            if let Ok(bytes) = serde_json::to_vec(&finding) {
-                let _ = fs::write(cache, bytes);
-            }
+            finding.keep(cache);
             finding
         }
     };
@@ -158,17 +171,13 @@ pub(super) fn number_of(version: &str) -> Option<(u32, u32)> {
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
-fn cache_key(version: &str, kernel: &Path) -> String {
+/// What a start of a kernel depends on: the host's boot, the VMM and the kernel.
+pub(super) fn cache_key(version: &str, kernel: &Path) -> String {
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let file = fs::metadata(kernel)
         .map(|m| (m.len(), m.mtime()))
         .unwrap_or_default();
     format!("{} {version} {} {file:?}", boot.trim(), kernel.display())
-}
-
-fn cached(cache: &Path, key: &str) -> Option<Finding> {
-    let finding: Finding = serde_json::from_slice(&fs::read(cache).ok()?).ok()?;
-    (finding.key == key).then_some(finding)
 }
 
 #[cfg(test)]
@@ -213,5 +222,21 @@ mod tests {
         };
         let newer = whether_a_kernel_runs(&vmm("2"), &kernel, &cache, refuses).await;
         assert!(newer.unwrap_err().contains("does not get up"));
+    }
+
+    #[test]
+    fn a_finding_is_kept_only_for_what_it_was_found_with() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = dir.path().join("kvm.json");
+        let finding = Finding {
+            key: "a".into(),
+            runs: true,
+            reason: "r".into(),
+        };
+        fs::write(&cache, serde_json::to_vec(&finding).unwrap()).unwrap();
+        assert_eq!(Finding::cached(&cache, "a"), Some(finding));
+        assert_eq!(Finding::cached(&cache, "b"), None);
+        fs::write(&cache, "{").unwrap();
+        assert_eq!(Finding::cached(&cache, "a"), None);
     }
 }

@@ -9,13 +9,11 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use http_api::wire::VmmInfo;
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::process::Command;
 use tokio::time::timeout;
@@ -24,9 +22,7 @@ use super::Qemu;
 use super::command::Accelerator;
 use crate::config::AcceleratorChoice;
 use crate::vmm::DiskLimits;
-
-/// A kernel reaches its end in well under a second on hardware; this is for slow hosts.
-const PROBE_TIME: Duration = Duration::from_secs(10);
+use crate::vmm::probing::{Finding, KERNEL_TIME, MISSES_ITS_ROOT, cache_key};
 
 /// Why QEMU can't be used.
 #[derive(Debug, Error)]
@@ -54,14 +50,6 @@ pub enum ProbeError {
     },
 }
 
-/// What a probe of KVM found, and for what.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Finding {
-    key: String,
-    runs: bool,
-    reason: String,
-}
-
 /// Finds QEMU and decides what executes the guests. Where KVM is insisted on, the probe guest has
 /// as long as a guest may take to its first answer, `boot_time`.
 ///
@@ -85,7 +73,7 @@ pub async fn probe(
         AcceleratorChoice::Tcg => (Accelerator::Tcg, "emulation was configured".to_owned()),
         AcceleratorChoice::Auto | AcceleratorChoice::Kvm => {
             let insists = choice == AcceleratorChoice::Kvm;
-            let limit = if insists { boot_time } else { PROBE_TIME };
+            let limit = if insists { boot_time } else { KERNEL_TIME };
             let finding = kvm_runs_guests(program, &version, kernel, cache, limit).await;
             match (finding.runs, choice) {
                 (true, _) => (Accelerator::Kvm, finding.reason),
@@ -146,7 +134,7 @@ async fn kvm_runs_guests(
     limit: Duration,
 ) -> Finding {
     let key = format!("{} {limit:?}", cache_key(version, kernel));
-    if let Some(finding) = cached(cache, &key) {
+    if let Some(finding) = Finding::cached(cache, &key) {
         return finding;
     }
     if let Err(error) = fs::File::options().read(true).write(true).open("/dev/kvm") {
@@ -180,23 +168,8 @@ async fn kvm_runs_guests(
         ),
     };
     let finding = Finding { key, runs, reason };
-    if let Ok(bytes) = serde_json::to_vec(&finding) {
-        let _ = fs::write(cache, bytes);
-    }
+    finding.keep(cache);
     finding
-}
-
-fn cache_key(version: &str, kernel: &Path) -> String {
-    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let file = fs::metadata(kernel)
-        .map(|m| (m.len(), m.mtime()))
-        .unwrap_or_default();
-    format!("{} {version} {} {file:?}", boot.trim(), kernel.display())
-}
-
-fn cached(cache: &Path, key: &str) -> Option<Finding> {
-    let finding: Finding = serde_json::from_slice(&fs::read(cache).ok()?).ok()?;
-    (finding.key == key).then_some(finding)
 }
 
 /// Whether the kernel got as far as missing its root.
@@ -227,7 +200,7 @@ async fn run_guest(program: &Path, kernel: &Path, limit: Duration) -> io::Result
         Err(_) => Ok(false),
         Ok(output) => {
             let output = output?;
-            if String::from_utf8_lossy(&output.stdout).contains("Kernel panic - not syncing") {
+            if String::from_utf8_lossy(&output.stdout).contains(MISSES_ITS_ROOT) {
                 return Ok(true);
             }
             let error = String::from_utf8_lossy(&output.stderr);
@@ -235,26 +208,5 @@ async fn run_guest(program: &Path, kernel: &Path, limit: Duration) -> io::Result
                 error.lines().last().unwrap_or("it ended early").to_owned(),
             ))
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_finding_is_kept_only_for_what_it_was_found_with() {
-        let dir = tempfile::tempdir().unwrap();
-        let cache = dir.path().join("kvm.json");
-        let finding = Finding {
-            key: "a".into(),
-            runs: true,
-            reason: "r".into(),
-        };
-        fs::write(&cache, serde_json::to_vec(&finding).unwrap()).unwrap();
-        assert_eq!(cached(&cache, "a"), Some(finding));
-        assert_eq!(cached(&cache, "b"), None);
-        fs::write(&cache, "{").unwrap();
-        assert_eq!(cached(&cache, "a"), None);
     }
 }
