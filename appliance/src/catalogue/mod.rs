@@ -10,7 +10,7 @@ pub mod templates;
 use std::io;
 use std::path::Path;
 
-use rusqlite::Connection;
+use rusqlite::{Connection, TransactionBehavior};
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
@@ -79,13 +79,19 @@ pub fn connect(path: &Path) -> Result<Connection, CatalogueError> {
         path: path.to_owned(),
         source,
     };
+    // One that is there is not opened but by SQLite: closing a file ends all locks that this process
+    // has on it (<https://www.sqlite.org/howtocorrupt.html>, 2.2).
     let mut options = std::fs::OpenOptions::new();
-    options.create(true).append(true).mode(0o600);
-    let file = options.open(path).map_err(private)?;
+    match options.write(true).create_new(true).mode(0o600).open(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(private(error)),
+        _ => {}
+    }
     let owner_only = std::fs::Permissions::from_mode(0o600);
-    file.set_permissions(owner_only).map_err(private)?;
-    drop(file);
+    std::fs::set_permissions(path, owner_only).map_err(private)?;
     let mut connection = Connection::open(path)?;
+    // One that reads first and is then to write fails at once (SQLITE_BUSY_SNAPSHOT) where another
+    // connection has written in between: no patience helps it. One that begins with the lock waits.
+    connection.set_transaction_behavior(TransactionBehavior::Immediate);
     schema::prepare(&mut connection)?;
     Ok(connection)
 }
@@ -172,4 +178,60 @@ fn shape(row: &rusqlite::Row<'_>) -> Result<GuestShape, CatalogueError> {
         initrd: path(5)?,
         cmdline: row.get(6)?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::thread;
+
+    use super::*;
+    use http_api::wire::SandboxState;
+
+    const ROUNDS: usize = 100;
+
+    #[test]
+    fn programs_that_open_a_new_catalogue_at_once_all_do() {
+        const PROGRAMS: usize = 8;
+        let place = tempfile::tempdir().unwrap();
+        for round in 0..10 {
+            let path = place.path().join(format!("{round}.db"));
+            let start = Barrier::new(PROGRAMS);
+            thread::scope(|scope| {
+                for _ in 0..PROGRAMS {
+                    scope.spawn(|| {
+                        start.wait();
+                        connect(&path).unwrap();
+                    });
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn what_reads_and_then_writes_stands_another_writer() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("catalogue.db");
+        let mut connection = connect(&path).unwrap();
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let other = connect(&path).unwrap();
+                other.execute_batch("CREATE TABLE other (n)").unwrap();
+                while !done.load(Ordering::Relaxed) {
+                    other.execute("INSERT INTO other VALUES (1)", []).unwrap();
+                }
+            });
+            let failed: Vec<_> = (0..ROUNDS)
+                .filter_map(|n| {
+                    let row = SandboxRow::example(&format!("s{n}"), SandboxState::Creating);
+                    let slots = ROUNDS as u32;
+                    sandboxes::insert_with_free_slot(&mut connection, row, slots).err()
+                })
+                .collect();
+            done.store(true, Ordering::Relaxed);
+            assert!(failed.is_empty(), "{failed:?}");
+        });
+    }
 }

@@ -1,10 +1,16 @@
 //! Tables and their version.
 
-use rusqlite::Connection;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 
 use super::CatalogueError;
 
 const VERSION: i64 = 3;
+
+/// How long another program may be at a new file; SQLite's wrapper waits as long for its locks.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 const TABLES: &str = "
 CREATE TABLE sandboxes (
@@ -110,31 +116,50 @@ const STEPS: [&str; VERSION as usize - 1] = [SECOND, THIRD];
 
 /// Sets the connection up and makes the tables if they aren't there.
 pub(super) fn prepare(connection: &mut Connection) -> Result<(), CatalogueError> {
-    connection.pragma_update(None, "journal_mode", "WAL")?;
+    write_ahead(connection)?;
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "foreign_keys", true)?;
-    let found: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
-    match found {
-        VERSION => Ok(()),
-        0 => {
-            let transaction = connection.transaction()?;
-            transaction.execute_batch(TABLES)?;
-            transaction.pragma_update(None, "user_version", VERSION)?;
-            Ok(transaction.commit()?)
-        }
-        1..VERSION => {
-            let transaction = connection.transaction()?;
+    if version(connection)? == VERSION {
+        return Ok(());
+    }
+    // Asked again with the lock held: another program may be making the same tables.
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    match version(&transaction)? {
+        VERSION => return Ok(()),
+        0 => transaction.execute_batch(TABLES)?,
+        found @ 1..VERSION => {
             for step in &STEPS[found as usize - 1..] {
                 transaction.execute_batch(step)?;
             }
-            transaction.pragma_update(None, "user_version", VERSION)?;
-            Ok(transaction.commit()?)
         }
-        found => Err(CatalogueError::Version {
-            found,
-            known: VERSION,
-        }),
+        found => {
+            let known = VERSION;
+            return Err(CatalogueError::Version { found, known });
+        }
     }
+    transaction.pragma_update(None, "user_version", VERSION)?;
+    Ok(transaction.commit()?)
+}
+
+/// Has writes go to a log beside the file, for good. SQLite's own patience ends where two programs do
+/// this to a new file: each would wait for the other, so one of them is told at once to try again.
+fn write_ahead(connection: &Connection) -> Result<(), CatalogueError> {
+    let since = Instant::now();
+    loop {
+        match connection.pragma_update(None, "journal_mode", "WAL") {
+            Err(error)
+                if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy)
+                    && since.elapsed() < PATIENCE =>
+            {
+                thread::sleep(Duration::from_millis(5));
+            }
+            done => return Ok(done?),
+        }
+    }
+}
+
+fn version(connection: &Connection) -> Result<i64, CatalogueError> {
+    Ok(connection.query_row("PRAGMA user_version", [], |row| row.get(0))?)
 }
 
 #[cfg(test)]
