@@ -111,7 +111,7 @@ impl Capture<'_> {
             compared: PageCount::new(0),
             unwritten: PageCount::new(0),
         };
-        let mut buffer = vec![0u8; READ_BYTES];
+        let mut buffer = vec![0u8; (self.run_pages() * self.page_bytes) as usize];
         let mut next = 0;
         while next < self.pages.get() {
             let data = self
@@ -146,6 +146,12 @@ impl Capture<'_> {
         Ok(captured)
     }
 
+    /// How many pages are read at once: a huge page is a run by itself.
+    const fn run_pages(&self) -> u64 {
+        let pages = READ_BYTES as u64 / self.page_bytes;
+        if pages == 0 { 1 } else { pages }
+    }
+
     /// The longest run from the first of these pages in memory that one verdict is true for, as
     /// far as one read goes.
     fn run_of_one_verdict(
@@ -153,9 +159,7 @@ impl Capture<'_> {
         pages: Range<u64>,
         states: Option<&[PageState]>,
     ) -> (Verdict, u64) {
-        let longest = pages
-            .end
-            .min(pages.start + READ_BYTES as u64 / self.page_bytes);
+        let longest = pages.end.min(pages.start + self.run_pages());
         let (Some(states), Some(unwritten)) = (states, self.unwritten) else {
             return (Verdict::Compare, longest);
         };

@@ -3,6 +3,7 @@
 //! | VMM | memory | pages it has |
 //! |---|---|---|
 //! | QEMU | a memfd that the daemon holds, too | the file's data; the rest are holes |
+//! | QEMU, huge pages, resumed | the same, looked at in the VMM's process | as below: its file tells nothing |
 //! | Firecracker, resumed | anonymous, in the VMM's process | what its page table says is there |
 //! | Firecracker, booted | a file that it wrote | as in a memfd |
 //! | Cloud Hypervisor | a memfd for each part of it | as in a memfd |
@@ -19,8 +20,9 @@ use nix::unistd::{Whence, lseek64};
 use snapshot_format::{PageCount, PageIndex};
 
 use crate::region::RegionTable;
+use crate::sys::mapping::CACHE_PAGE;
 
-/// Entries of a page table that are looked at in one read: a page of them.
+/// Entries of a page table that are looked at in one read: a page of them, and one huge page's.
 const ENTRIES: usize = 512;
 const ENTRY_BYTES: usize = 8;
 /// Present, or in swap. Source: `Documentation/admin-guide/mm/pagemap.rst`.
@@ -148,23 +150,23 @@ impl ProcessMemory {
     /// with the page to go on at when there are none among these.
     fn next_run(&self, from: u64, end: u64) -> io::Result<Result<Range<u64>, u64>> {
         let (addr, left) = self.regions.addr_of(PageIndex::new(from));
-        let pages = left.get().min(end - from).min(ENTRIES as u64);
+        // A page table has an entry for every 4 KiB, also of a huge page, which is there as a whole.
+        let each = (self.regions.page_bytes() / CACHE_PAGE) as usize;
+        let pages = left.get().min(end - from).min((ENTRIES / each) as u64);
         let mut buffer = [0u8; ENTRIES * ENTRY_BYTES];
-        let bytes = &mut buffer[..pages as usize * ENTRY_BYTES];
-        let first = addr.get() / self.regions.page_bytes();
+        let bytes = &mut buffer[..pages as usize * each * ENTRY_BYTES];
+        let first = addr.get() / CACHE_PAGE;
         self.pagemap
             .read_exact_at(bytes, first * ENTRY_BYTES as u64)?;
         let entries = bytes.as_chunks::<ENTRY_BYTES>().0;
         let is_there = |entry: &[u8; ENTRY_BYTES]| u64::from_le_bytes(*entry) & IN_MEMORY != 0;
-        let Some(start) = entries.iter().position(is_there) else {
+        let mut found = entries.iter().step_by(each).map(is_there);
+        let Some(start) = found.position(|there| there) else {
             return Ok(Err(from + pages));
         };
-        let run = entries[start..]
-            .iter()
-            .take_while(|entry| is_there(entry))
-            .count();
+        let more = found.take_while(|there| *there).count() as u64;
         let start = from + start as u64;
-        Ok(Ok(start..start + run as u64))
+        Ok(Ok(start..start + 1 + more))
     }
 
     fn read(&self, page: PageIndex, bytes: &mut [u8]) -> io::Result<()> {

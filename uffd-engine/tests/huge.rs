@@ -2,31 +2,47 @@
 
 mod support;
 
-use std::fs;
+use std::fs::{self, File};
 
-use snapshot_format::{PageCount, PageIndex, PageSize};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use snapshot_format::{BuildId, PageCount, PageIndex, PageSize, PublishInfo};
 use support::{Guest, Host, evict, has_uffd, skip};
+use uffd_engine::control::{Report, Request};
+use uffd_engine::dirty::Capture;
+use uffd_engine::dirty_set::UnwrittenPages;
+use uffd_engine::memory_image::{MemoryImage, ProcessMemory};
+use uffd_engine::region::RegionTable;
+use uffd_engine::sys::uffd::{
+    FEATURE_EVENT_REMOVE, FEATURE_MISSING_HUGETLBFS, FEATURE_WP_ASYNC, FEATURE_WP_SHARED, Uffd,
+};
 use uffd_engine::vmm_side::GuestMemory;
-use uffd_engine::{PageState, PageStates};
+use uffd_engine::{PageState, PageStates, Tracking};
 
 const HUGE: u64 = 2 << 20;
 const PAGES: u64 = 8;
 const OVERCOMMIT: &str = "/proc/sys/vm/nr_overcommit_hugepages";
 
-/// Pages that the kernel may make when they are needed, for as long as this lives.
+/// Pages that the kernel may make when they are needed, for as long as this lives. One test at a
+/// time: the allowance is the machine's.
 struct Allowed {
     before: String,
+    _lock: File,
 }
 
 impl Allowed {
     fn pages(test: &str) -> Option<Self> {
+        let lock = File::open(OVERCOMMIT).ok()?;
+        lock.lock().ok()?;
         let before = fs::read_to_string(OVERCOMMIT).ok()?;
         let allowed = before.trim().parse::<u64>().ok()? + PAGES;
         if let Err(error) = fs::write(OVERCOMMIT, allowed.to_string()) {
             skip(test, &format!("huge pages can't be allowed: {error}"));
             return None;
         }
-        Some(Self { before })
+        Some(Self {
+            before,
+            _lock: lock,
+        })
     }
 }
 
@@ -73,7 +89,6 @@ fn check(guest: &Guest, page: u64) {
     }
 }
 
-/// One test, because the allowance is the machine's.
 #[test]
 fn huge_pages_are_served_whole_from_the_page_cache_and_from_disk() {
     const NAME: &str = "huge_pages_are_served_whole_from_the_page_cache_and_from_disk";
@@ -105,5 +120,134 @@ fn huge_pages_are_served_whole_from_the_page_cache_and_from_disk() {
         assert_eq!(stats.pages_read > 0, cold, "{stats:?}");
         assert_eq!(stats.pages_installed, PAGES, "{stats:?}");
         assert_eq!(states.get(PageIndex::new(1)), PageState::Zero);
+    }
+}
+
+/// Memory whose writes are noticed by the engine, and by the kernel, as Firecracker's and QEMU's.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Anonymous,
+    SharedFile,
+}
+
+struct Tracked {
+    host: Host,
+    guest: Guest,
+    states: PageStates,
+}
+
+impl Tracked {
+    fn start(test: &str, kind: Kind) -> Option<Self> {
+        let (memory, features) = match kind {
+            Kind::Anonymous => (memory(test)?, FEATURE_EVENT_REMOVE),
+            Kind::SharedFile => {
+                let flags = MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB;
+                let file = File::from(memfd_create(c"ram", flags).unwrap());
+                file.set_len(PAGES * HUGE).unwrap();
+                let memory = GuestMemory::shared(&file, PAGES * HUGE).unwrap();
+                let asynchronous = FEATURE_WP_SHARED | FEATURE_WP_ASYNC;
+                (
+                    memory,
+                    FEATURE_EVENT_REMOVE | FEATURE_MISSING_HUGETLBFS | asynchronous,
+                )
+            }
+        };
+        let uffd = match Uffd::create(features) {
+            Ok(uffd) => uffd,
+            Err(error) => {
+                skip(test, &format!("{kind:?}: {error}"));
+                return None;
+            }
+        };
+        let mut host = host();
+        let states = PageStates::create(PageCount::new(PAGES)).unwrap();
+        let guest = host.attach_uffd("s1", &states, memory, &uffd);
+        let tracking = match kind {
+            Kind::Anonymous => Tracking::Events,
+            Kind::SharedFile => Tracking::Kernel,
+        };
+        let track = |request| Request::Track {
+            request,
+            session: "s1".to_owned(),
+            tracking,
+        };
+        let (report, _) = host.ask(track);
+        assert!(matches!(report, Report::Stats { .. }), "{report:?}");
+        Some(Self {
+            host,
+            guest,
+            states,
+        })
+    }
+
+    fn regions(&self) -> RegionTable {
+        let region = self.guest.memory.as_region();
+        RegionTable::new(&[region], HUGE, PageCount::new(PAGES)).unwrap()
+    }
+}
+
+#[test]
+fn huge_pages_that_were_written_are_known_and_the_build_is_the_memory() {
+    const NAME: &str = "huge_pages_that_were_written_are_known_and_the_build_is_the_memory";
+    let Some(_allowed) = Allowed::pages(NAME) else {
+        return;
+    };
+    for kind in [Kind::Anonymous, Kind::SharedFile] {
+        let Some(mut tracked) = Tracked::start(NAME, kind) else {
+            return;
+        };
+        let pid = std::process::id() as i32;
+        let pages = PageCount::new(PAGES);
+        let memory = &tracked.guest.memory;
+        // Read, written after that, written first, and given back; two are never touched.
+        for page in [0, 1, 3, 4] {
+            check(&tracked.guest, page);
+        }
+        for page in [1, 3, 5] {
+            memory.write(page * HUGE + HUGE / 2 + 64, 9);
+        }
+        tracked.host.stats("s1");
+
+        let image = MemoryImage::Process(ProcessMemory::open(pid, tracked.regions()).unwrap());
+        let present = || image.present(pages, HUGE).unwrap().get();
+        assert_eq!(present(), 5, "{kind:?}");
+        let unwritten = match kind {
+            Kind::Anonymous => UnwrittenPages::of_tracked(&tracked.states),
+            Kind::SharedFile => UnwrittenPages::of_pagemap(pid, &tracked.regions(), pages).unwrap(),
+        };
+        let parent = tracked.host.store.open(&tracked.host.build).unwrap();
+        let capture = Capture {
+            memory: &image,
+            pages,
+            page_bytes: HUGE,
+            states: Some(&tracked.states),
+            unwritten: Some(&unwritten),
+            check: Some(&parent),
+        };
+        let id = BuildId::from_bytes([8; 16]);
+        let mut staging = tracked.host.store.stage(id).unwrap();
+        let mut writer = staging
+            .memory_writer(Some(&parent), PageSize::Size2M, pages)
+            .unwrap();
+        let captured = capture.write(&mut writer).unwrap();
+        // Nothing was brought in to be looked at.
+        assert_eq!(present(), 5, "{kind:?}");
+        assert_eq!(captured.compared.get(), 3, "{kind:?} {captured:?}");
+        assert_eq!(captured.unwritten.get(), 2, "{kind:?} {captured:?}");
+        assert_eq!(writer.finish().unwrap().stored_pages.get(), 3, "{kind:?}");
+        fs::write(staging.file_path("vmstate"), b"state").unwrap();
+        staging.add_file("vmstate").unwrap();
+        staging.publish(PublishInfo::default()).unwrap();
+
+        let build = tracked.host.store.open(&id).unwrap();
+        let mut bytes = vec![0; HUGE as usize];
+        for page in 0..PAGES {
+            build.read_page(PageIndex::new(page), &mut bytes).unwrap();
+            for (index, word) in bytes.as_chunks::<8>().0.iter().enumerate() {
+                let ours = memory.read(page * HUGE + index as u64 * 8);
+                let theirs = u64::from_le_bytes(*word);
+                assert_eq!(theirs, ours, "{kind:?}, page {page}, word {index}");
+            }
+        }
     }
 }

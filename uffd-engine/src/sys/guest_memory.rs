@@ -6,13 +6,27 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
 
 use super::mapping::{CACHE_PAGE, HUGE_PAGE};
 use super::uffd::Uffd;
 use crate::address::HostAddr;
 use crate::region::ClaimedRegion;
+
+/// The size of the pages that a file's mappings have: of a memfd of huge pages, theirs, which is
+/// its block size.
+///
+/// # Errors
+/// As `fstat(2)`.
+pub fn page_bytes_of(file: BorrowedFd<'_>) -> io::Result<u64> {
+    let blocks = nix::sys::stat::fstat(file)?.st_blksize as u64;
+    Ok(if blocks == HUGE_PAGE {
+        HUGE_PAGE
+    } else {
+        CACHE_PAGE
+    })
+}
 
 /// A mapping whose pages appear when they are touched. Reads and writes are volatile:
 /// what is behind them changes under our feet.
@@ -53,12 +67,14 @@ impl GuestMemory {
         Ok(memory)
     }
 
-    /// A shared mapping of a memfd, as QEMU's.
+    /// A shared mapping of a memfd, as QEMU's, in pages of its size.
     ///
     /// # Errors
     /// As `mmap(2)`.
     pub fn shared(file: &File, len: u64) -> io::Result<Self> {
-        Self::map(len, libc::MAP_SHARED, file.as_raw_fd())
+        let mut memory = Self::map(len, libc::MAP_SHARED, file.as_raw_fd())?;
+        memory.page_bytes = page_bytes_of(file.as_fd())?;
+        Ok(memory)
     }
 
     fn map(len: u64, flags: i32, fd: i32) -> io::Result<Self> {
