@@ -217,6 +217,9 @@ pub struct CreateArgs {
     /// Memory in MiB.
     #[arg(long, value_name = "MIB")]
     pub memory_mb: Option<u32>,
+    /// Give it memory of huge pages.
+    #[arg(long)]
+    pub huge_pages: bool,
     /// Environment of its processes; may be repeated.
     #[arg(long, short, value_name = "KEY=VALUE", value_parser = pair)]
     pub env: Vec<(String, String)>,

@@ -17,6 +17,7 @@ use crate::config::EngineConfig;
 use crate::disks::Disks;
 use crate::engines::Engines;
 use crate::events::Events;
+use crate::huge_pages::HugePages;
 use crate::metrics::Metrics;
 use crate::network::Slots;
 use crate::template::Templates;
@@ -49,6 +50,8 @@ pub struct Host {
     pub ready: ReadyVmms,
     /// What they are confined to.
     pub confinement: Confinement,
+    /// The host's huge pages.
+    pub huge_pages: HugePages,
     /// Network slots.
     pub slots: Slots,
     /// Disk copies.

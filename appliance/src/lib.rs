@@ -32,6 +32,7 @@ pub mod network;
 pub mod vmm;
 
 pub mod host;
+pub mod huge_pages;
 pub mod inventory;
 pub mod metrics;
 pub mod reconcile;

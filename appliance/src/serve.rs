@@ -28,6 +28,7 @@ use crate::engines::{Engines, topology};
 use crate::events::Events;
 use crate::gateway::Gateway;
 use crate::host::Host;
+use crate::huge_pages::HugePages;
 use crate::metrics::Metrics;
 use crate::network::{Slots, range};
 use crate::recovery;
@@ -262,6 +263,7 @@ async fn assemble(config: &Config) -> Result<(Arc<Host>, Vec<Cell>)> {
         drivers,
         ready,
         confinement,
+        huge_pages: HugePages::default(),
         slots,
         disks,
         store,

@@ -1,6 +1,7 @@
 //! Templates: what a sandbox can start from.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
 use http_api::ApiError;
@@ -60,6 +61,7 @@ impl From<&TemplateConfig> for Template {
             shape: GuestShape {
                 vcpus: config.vcpus,
                 memory_mb: config.memory_mb,
+                huge_pages: config.huge_pages,
                 kernel: config.kernel.clone(),
                 initrd: config.initrd.clone(),
                 cmdline: config.cmdline.clone(),
@@ -99,32 +101,40 @@ impl Template {
     /// A number that can't be, or that differs from what a memory template has baked in.
     pub fn shape_for(&self, request: &CreateSandbox) -> Result<GuestShape, ApiError> {
         let mut shape = self.shape.clone();
-        let asked = [
-            ("vcpus", request.vcpus, &mut shape.vcpus),
-            ("memory_mb", request.memory_mb, &mut shape.memory_mb),
-        ];
-        for (field, wanted, has) in asked {
-            let Some(wanted) = wanted else { continue };
-            if matches!(self.origin, Origin::Memory(_)) && wanted != *has {
-                let detail = format!(
-                    "is {wanted}, but template {:?} has memory with {has} baked in; leave it out \
-                     or ask for {has}",
-                    self.name.as_str()
-                );
-                return Err(ApiError::BadRequest {
-                    field: field.into(),
-                    detail,
-                });
-            }
-            *has = wanted;
-        }
-        check_shape(shape.vcpus, shape.memory_mb).map_err(|(field, detail)| {
+        let vcpus = self.settle("vcpus", request.vcpus, shape.vcpus)?;
+        let memory_mb = self.settle("memory_mb", request.memory_mb, shape.memory_mb)?;
+        let huge_pages = self.settle("huge_pages", request.huge_pages, shape.huge_pages)?;
+        (shape.vcpus, shape.memory_mb, shape.huge_pages) = (vcpus, memory_mb, huge_pages);
+        check_shape(vcpus, memory_mb, huge_pages).map_err(|(field, detail)| {
             ApiError::BadRequest {
                 field: field.into(),
                 detail,
             }
         })?;
         Ok(shape)
+    }
+
+    /// What a request gets where it may ask for something else than the template has.
+    fn settle<T: PartialEq + Display>(
+        &self,
+        field: &str,
+        wanted: Option<T>,
+        has: T,
+    ) -> Result<T, ApiError> {
+        match wanted {
+            Some(wanted) if wanted != has && matches!(self.origin, Origin::Memory(_)) => {
+                let detail = format!(
+                    "is {wanted}, but template {:?} has memory with {has} baked in; leave it out \
+                     or ask for {has}",
+                    self.name.as_str()
+                );
+                Err(ApiError::BadRequest {
+                    field: field.into(),
+                    detail,
+                })
+            }
+            wanted => Ok(wanted.unwrap_or(has)),
+        }
     }
 }
 
@@ -141,6 +151,7 @@ mod tests {
             shape: GuestShape {
                 vcpus: 1,
                 memory_mb: 512,
+                huge_pages: false,
                 kernel: "/k".into(),
                 initrd: "/i".into(),
                 cmdline: String::new(),
@@ -175,6 +186,11 @@ mod tests {
             "memory_mb"
         );
         assert!(memory.shape_for(&request(Some(1), Some(512))).is_ok());
+        let huge = CreateSandbox {
+            huge_pages: Some(true),
+            ..request(None, None)
+        };
+        assert_eq!(field(memory.shape_for(&huge)), "huge_pages");
     }
 
     #[test]
@@ -189,6 +205,12 @@ mod tests {
                 .memory_mb,
             256
         );
+        let huge = |memory_mb| CreateSandbox {
+            huge_pages: Some(true),
+            ..request(None, memory_mb)
+        };
+        assert!(disk.shape_for(&huge(None)).unwrap().huge_pages);
+        assert_eq!(field(disk.shape_for(&huge(Some(257)))), "memory_mb");
         assert_eq!(field(disk.shape_for(&request(Some(0), None))), "vcpus");
         assert_eq!(field(disk.shape_for(&request(None, Some(1)))), "memory_mb");
     }

@@ -58,6 +58,7 @@ fn limits(memory_mb: u32) -> Limits {
     let shape = GuestShape {
         vcpus: 2,
         memory_mb,
+        huge_pages: false,
         kernel: PathBuf::new(),
         initrd: PathBuf::new(),
         cmdline: String::new(),

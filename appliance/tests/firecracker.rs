@@ -12,9 +12,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use appliance::vmm::firecracker::probe_guest::elf_around;
-use support::adder::{NUMBERS, SUM, Written, run, written};
+use support::adder::{NUMBERS, PAGE, SUM, Written, run, written};
 use support::api::Api;
 use support::daemon::Daemon;
+use support::huge::{self, Allowed};
 use support::place::Place;
 use support::stand_in::{self, StandIns};
 use support::{needs, procs, skip, wait_for};
@@ -203,13 +204,16 @@ fn live(place: &Place, waiting: bool) {
             "cycle {cycle}: {} rounds, {stored} pages stored",
             now.rounds
         );
-        assert!(stored < 700, "{stored} pages");
+        let is_huge = memory["page_bytes"] != PAGE;
+        let most = if is_huge { 8 } else { 700 };
+        assert!(stored < most, "{stored} pages");
         before = now;
         wait_for_vmm(api, waiting);
         api.resume("one").expect(200);
         run();
         let memory = api.get("/v1/sandboxes/one/memory").expect(200);
-        let resident = memory["resident_pages"].as_u64().unwrap();
+        let number = |key: &str| memory[key].as_u64().unwrap();
+        let resident = number("resident_pages") * number("page_bytes") / PAGE;
         assert!((NUMBERS..4096).contains(&resident), "{memory}");
     }
 
@@ -283,6 +287,25 @@ fn guest_of_a_real_firecracker_finds_one_that_waits() {
     const NAME: &str = "guest_of_a_real_firecracker_finds_one_that_waits";
     match firecracker() {
         Ok(program) => live(&place("tfwait", 173, &program, None), true),
+        Err(reason) => skip(NAME, &reason),
+    }
+}
+
+#[test]
+fn guest_of_a_real_firecracker_has_huge_pages() {
+    const NAME: &str = "guest_of_a_real_firecracker_has_huge_pages";
+    let able = firecracker().and_then(|program| Ok((program, huge::turn()?)));
+    let allowed = able.and_then(|(program, turn)| {
+        let allowed = Allowed::mib(turn, 2 * MEMORY_MB)?;
+        Ok((program, allowed))
+    });
+    match allowed {
+        Ok((program, _allowed)) => {
+            let place = place("tfhuge", 175, &program, None);
+            let memory = format!("memory_mb = {MEMORY_MB}\n");
+            place.reconfigure(&[(&memory, &format!("{memory}huge_pages = true\n"))]);
+            live(&place, false);
+        }
         Err(reason) => skip(NAME, &reason),
     }
 }

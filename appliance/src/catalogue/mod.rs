@@ -168,12 +168,13 @@ pub(super) fn parse<T: std::str::FromStr>(
     })
 }
 
-/// The guest in columns 2 to 6 of a row, where both tables have it.
+/// The guest in columns 2 to 6 of a row and in `huge_pages`, where both tables have it.
 fn shape(row: &rusqlite::Row<'_>) -> Result<GuestShape, CatalogueError> {
     let path = |index: usize| row.get::<_, String>(index).map(Into::into);
     Ok(GuestShape {
         vcpus: row.get(2)?,
         memory_mb: row.get(3)?,
+        huge_pages: row.get("huge_pages")?,
         kernel: path(4)?,
         initrd: path(5)?,
         cmdline: row.get(6)?,

@@ -68,7 +68,7 @@ impl SandboxRow {
 
 const COLUMNS: &str = "id, template, vcpus, memory_mb, kernel, initrd, cmdline, slot, state, \
                        build, reason, created_at_ms, env, labels, network, lifetime, request, \
-                       access_token, execution_id, started_at_ms, disk_mb";
+                       access_token, execution_id, started_at_ms, disk_mb, huge_pages";
 
 /// Stores a sandbox, new or changed.
 ///
@@ -97,11 +97,12 @@ pub fn put(connection: &Connection, row: &SandboxRow) -> Result<(), CatalogueErr
         row.execution_id,
         row.started_at_ms as i64,
         row.disk_mb as i64,
+        row.shape.huge_pages,
     ];
     connection.execute(
         &format!(
             "INSERT INTO sandboxes ({COLUMNS}) VALUES
-               (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19,?20,?21)
+               (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19,?20,?21,?22)
              ON CONFLICT (id) DO UPDATE SET
                state = excluded.state, build = excluded.build, reason = excluded.reason,
                network = excluded.network, lifetime = excluded.lifetime,
@@ -218,6 +219,7 @@ impl SandboxRow {
             shape: GuestShape {
                 vcpus: 1,
                 memory_mb: 256,
+                huge_pages: false,
                 kernel: "/k".into(),
                 initrd: "/i".into(),
                 cmdline: "quiet".into(),

@@ -7,7 +7,7 @@ use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 
 use super::CatalogueError;
 
-const VERSION: i64 = 3;
+const VERSION: i64 = 4;
 
 /// How long another program may be at a new file; SQLite's wrapper waits as long for its locks.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -34,7 +34,8 @@ CREATE TABLE sandboxes (
     access_token  TEXT,
     execution_id  TEXT,
     started_at_ms INTEGER NOT NULL DEFAULT 0,
-    disk_mb       INTEGER NOT NULL DEFAULT 0
+    disk_mb       INTEGER NOT NULL DEFAULT 0,
+    huge_pages    INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 CREATE TABLE templates (
     name          TEXT PRIMARY KEY,
@@ -48,7 +49,8 @@ CREATE TABLE templates (
     sandbox       TEXT,
     access_token  TEXT,
     disk_mb       INTEGER NOT NULL DEFAULT 0,
-    transient     INTEGER NOT NULL DEFAULT 0
+    transient     INTEGER NOT NULL DEFAULT 0,
+    huge_pages    INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 CREATE TABLE tokens (
     name          TEXT PRIMARY KEY,
@@ -111,8 +113,14 @@ CREATE TABLE events (
 ) STRICT;
 ";
 
+/// From version 3: guests' memory may be of huge pages.
+const FOURTH: &str = "
+ALTER TABLE sandboxes ADD COLUMN huge_pages INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE templates ADD COLUMN huge_pages INTEGER NOT NULL DEFAULT 0;
+";
+
 /// What each version but the newest lacks, the first one's first.
-const STEPS: [&str; VERSION as usize - 1] = [SECOND, THIRD];
+const STEPS: [&str; VERSION as usize - 1] = [SECOND, THIRD, FOURTH];
 
 /// Sets the connection up and makes the tables if they aren't there.
 pub(super) fn prepare(connection: &mut Connection) -> Result<(), CatalogueError> {

@@ -30,7 +30,7 @@ pub struct TemplateRow {
 }
 
 const COLUMNS: &str = "name, build, vcpus, memory_mb, kernel, initrd, cmdline, created_at_ms, \
-                       sandbox, access_token, disk_mb, transient";
+                       sandbox, access_token, disk_mb, transient, huge_pages";
 
 /// Stores a new template; `false` when the name is taken.
 ///
@@ -39,7 +39,8 @@ const COLUMNS: &str = "name, build, vcpus, memory_mb, kernel, initrd, cmdline, c
 pub fn insert(connection: &Connection, row: &TemplateRow) -> Result<bool, CatalogueError> {
     let inserted = connection.execute(
         &format!(
-            "INSERT INTO templates ({COLUMNS}) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12)
+            "INSERT INTO templates ({COLUMNS}) VALUES
+               (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13)
              ON CONFLICT (name) DO NOTHING"
         ),
         params![
@@ -55,6 +56,7 @@ pub fn insert(connection: &Connection, row: &TemplateRow) -> Result<bool, Catalo
             row.access_token,
             row.disk_mb as i64,
             row.transient,
+            row.shape.huge_pages,
         ],
     )?;
     Ok(inserted == 1)

@@ -125,6 +125,7 @@ pub async fn create(args: &CreateArgs) -> Result<ExitCode> {
         ("id", json!(args.id)),
         ("vcpus", json!(args.vcpus)),
         ("memory_mb", json!(args.memory_mb)),
+        ("huge_pages", json!(args.huge_pages.then_some(true))),
         ("timeout_s", json!(args.timeout_s)),
     ];
     for (name, value) in optional {

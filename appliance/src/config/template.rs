@@ -30,6 +30,9 @@ pub struct TemplateConfig {
     /// Memory in MiB unless a request says otherwise.
     #[serde(default = "default_memory_mb")]
     pub memory_mb: u32,
+    /// Whether their memory is of huge pages unless a request says otherwise.
+    #[serde(default)]
+    pub huge_pages: bool,
     /// MiB of the disks unless a request says otherwise; the image's own size when absent.
     #[serde(default)]
     pub disk_size_mb: Option<u64>,
@@ -38,7 +41,7 @@ pub struct TemplateConfig {
 impl TemplateConfig {
     /// The field that can't be, and why.
     pub(super) fn check(&self) -> Result<(), (&'static str, String)> {
-        check_shape(self.vcpus, self.memory_mb)?;
+        check_shape(self.vcpus, self.memory_mb, self.huge_pages)?;
         for (field, file) in [
             ("kernel", &self.kernel),
             ("initrd", &self.initrd),
@@ -70,7 +73,11 @@ const fn default_memory_mb() -> u32 {
 ///
 /// # Errors
 /// Which of the two, and what would do.
-pub fn check_shape(vcpus: u32, memory_mb: u32) -> Result<(), (&'static str, String)> {
+pub fn check_shape(
+    vcpus: u32,
+    memory_mb: u32,
+    huge_pages: bool,
+) -> Result<(), (&'static str, String)> {
     if !(1..=64).contains(&vcpus) {
         return Err(("vcpus", format!("is {vcpus}; 1 to 64 are possible")));
     }
@@ -79,6 +86,10 @@ pub fn check_shape(vcpus: u32, memory_mb: u32) -> Result<(), (&'static str, Stri
             "memory_mb",
             format!("is {memory_mb}; 64 to 1048576 are possible"),
         ));
+    }
+    if huge_pages && !memory_mb.is_multiple_of(2) {
+        let problem = format!("is {memory_mb}; memory of huge pages has a multiple of 2");
+        return Err(("memory_mb", problem));
     }
     Ok(())
 }

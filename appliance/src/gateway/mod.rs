@@ -128,6 +128,7 @@ impl Gateway {
             generation: None,
             vcpus: template.shape.vcpus,
             memory_mb: template.shape.memory_mb,
+            huge_pages: template.shape.huge_pages,
             disk_mb: template.disk_mb,
             sandbox: template.sandbox,
             diff_pages: None,

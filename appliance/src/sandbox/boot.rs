@@ -6,7 +6,7 @@ use envd::protocol::{InitRequest, Timestamp};
 use tokio::time::Instant;
 
 use super::OperationError;
-use super::live::{Live, confine, give_back, make_place};
+use super::live::{Live, confine, give_back, make_place, promise_memory};
 use crate::catalogue::SandboxRow;
 use crate::disks::Source;
 use crate::guest::Guest;
@@ -22,12 +22,14 @@ pub(super) async fn boot(
     row: &SandboxRow,
     disk: Source,
 ) -> Result<Live, OperationError> {
+    let huge_pages = promise_memory(host, row)?;
     let mut machine = None;
     let result = try_boot(host, row, disk, &mut machine).await;
     let live = machine.map(|machine| Live {
         driver: host.drivers.chosen().clone(),
         machine,
         session: None,
+        _huge_pages: huge_pages,
     });
     match (result, live) {
         (Ok(()), Some(live)) => Ok(live),

@@ -165,6 +165,7 @@ impl Cell {
             template: row.template,
             vcpus: row.shape.vcpus,
             memory_mb: row.shape.memory_mb,
+            huge_pages: row.shape.huge_pages,
             address: self.inner.address.to_string(),
             network: row.network,
             created_at_ms: row.created_at_ms,

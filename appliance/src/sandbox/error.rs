@@ -7,6 +7,7 @@ use crate::catalogue::CatalogueError;
 use crate::disks::DiskError;
 use crate::engines::EngineError;
 use crate::guest::GuestError;
+use crate::huge_pages::TooFew;
 use crate::integrity::IntegrityError;
 use crate::network::SlotError;
 use crate::vmm::VmmError;
@@ -21,6 +22,9 @@ pub enum OperationError {
     /// The engine.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// The host's huge pages.
+    #[error(transparent)]
+    HugePages(#[from] TooFew),
     /// The network.
     #[error(transparent)]
     Slot(#[from] SlotError),
@@ -91,6 +95,7 @@ impl OperationError {
         let code = match &self {
             Self::Integrity(_) => return ApiError::Corrupt { detail },
             Self::Incompatible(_) => return ApiError::Incompatible { detail },
+            Self::HugePages(_) => return ApiError::Full { detail },
             Self::Vmm(_) => "vmm_failed",
             Self::Engine(_) => "engine_failed",
             Self::Slot(_) => "network_failed",

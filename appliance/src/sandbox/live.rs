@@ -10,6 +10,7 @@ use crate::catalogue::SandboxRow;
 use crate::disks::Source;
 use crate::engines::{Ahead, Attachment, SessionEvent};
 use crate::host::{Host, remove_dir};
+use crate::huge_pages::Promise;
 use crate::network::Slot;
 use crate::sys::readiness::Readable;
 use crate::vmm::cgroup::Cgroup;
@@ -37,6 +38,8 @@ pub(super) struct Live {
     pub(super) machine: Box<dyn Machine>,
     /// `None` for a guest that was booted.
     pub(super) session: Option<Session>,
+    /// What its memory needs of the host's huge pages; given back when all else is.
+    pub(super) _huge_pages: Option<Promise>,
 }
 
 impl Live {
@@ -88,6 +91,16 @@ impl Live {
             format!("Its VMM ended ({how}); its console ends with: {console}")
         })
     }
+}
+
+/// Sees to it that the host has the huge pages that the guest's memory is of, if it is.
+pub(super) fn promise_memory(
+    host: &Host,
+    row: &SandboxRow,
+) -> Result<Option<Promise>, OperationError> {
+    let wanted = row.shape.huge_pages.then(|| row.shape.memory_bytes());
+    let promised = wanted.map(|bytes| host.huge_pages.promise(bytes));
+    Ok(promised.transpose()?)
 }
 
 /// What a VMM needs on the host: directories, a slot, a disk. Each part is made before it

@@ -12,7 +12,6 @@ use http_api::wire::{
     ConsoleLine, DiskStats, MemoryStats, NetworkPolicy, ResumeSandbox, Sandbox, SandboxState,
     SetTimeout, Snapshot,
 };
-use snapshot_format::PageSize;
 use tokio::sync::{mpsc, oneshot};
 
 use super::cell::Cell;
@@ -340,11 +339,9 @@ impl Owner {
 
     async fn memory(&self) -> Result<MemoryStats, ApiError> {
         let row = self.cell.row();
-        let page_bytes = PageSize::Size4K.bytes();
-        let guest_pages = row.shape.memory_bytes() / page_bytes;
         let mut stats = MemoryStats {
-            guest_pages,
-            page_bytes,
+            guest_pages: row.shape.pages().get(),
+            page_bytes: row.shape.page_size().bytes(),
             ..MemoryStats::default()
         };
         if let Some(build) = row.build {
@@ -356,7 +353,7 @@ impl Owner {
         }
         match &self.live {
             None => {}
-            Some(Live { session: None, .. }) => stats.resident_pages = guest_pages,
+            Some(Live { session: None, .. }) => stats.resident_pages = stats.guest_pages,
             Some(Live {
                 session: Some(session),
                 ..

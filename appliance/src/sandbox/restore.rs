@@ -15,7 +15,7 @@ use uffd_engine::PageStates;
 
 use super::OperationError;
 use super::boot::introduce;
-use super::live::{Live, Session, confine, give_back, make_place};
+use super::live::{Live, Session, confine, give_back, make_place, promise_memory};
 use super::snapshot::{LABEL_PURPOSE, Purpose};
 use crate::catalogue::{BuildRow, SandboxRow, builds};
 use crate::disks::Source;
@@ -37,6 +37,7 @@ pub(super) async fn restore(
     row: &SandboxRow,
     build: BuildId,
 ) -> Result<Live, OperationError> {
+    let huge_pages = promise_memory(host, row)?;
     let mut parts = Parts::default();
     let result = try_restore(host, row, build, &mut parts).await;
     let Parts { machine, session } = parts;
@@ -44,6 +45,7 @@ pub(super) async fn restore(
         driver,
         machine,
         session,
+        _huge_pages: huge_pages,
     });
     match (result, live) {
         (Ok(()), Some(live)) => Ok(live),

@@ -101,7 +101,8 @@ pub(super) async fn take(
                 vmm: live.machine.pid(),
                 regions,
             }),
-        memory_bytes: row.shape.memory_bytes(),
+        page_size: row.shape.page_size(),
+        pages: row.shape.pages(),
         vmstate: saved.state,
         vmm: host.drivers.made_by(live.driver.as_ref()),
         sandbox: row.id.clone(),
@@ -119,7 +120,7 @@ fn all_written(row: &SandboxRow) -> Result<Option<Arc<PageStates>>, OperationErr
     if row.build.is_none() {
         return Ok(None);
     }
-    let pages = PageCount::new(row.shape.memory_bytes() / PageSize::Size4K.bytes());
+    let pages = row.shape.pages();
     let states = PageStates::create(pages).map_err(|source| OperationError::File {
         operation: "Making the page-state table".into(),
         source,
@@ -154,7 +155,8 @@ struct Work {
     states: Option<Arc<PageStates>>,
     /// What is known of the writes of a guest that was served.
     writes: Option<Writes>,
-    memory_bytes: u64,
+    page_size: PageSize,
+    pages: PageCount,
     vmstate: Vec<u8>,
     vmm: MadeBy,
     sandbox: SandboxId,
@@ -201,13 +203,13 @@ impl Work {
             .parent
             .map(|id| self.host.store.open(&id))
             .transpose()?;
-        let pages = PageCount::new(self.memory_bytes / PageSize::Size4K.bytes());
-        let mut writer = staging.memory_writer(parent.as_ref(), PageSize::Size4K, pages)?;
-        let unwritten = self.unwritten(pages);
+        let (page_size, pages) = (self.page_size, self.pages);
+        let mut writer = staging.memory_writer(parent.as_ref(), page_size, pages)?;
+        let unwritten = self.unwritten();
         let capture = Capture {
             memory: &self.memory,
             pages,
-            page_bytes: PageSize::Size4K.bytes(),
+            page_bytes: page_size.bytes(),
             states: self.states.as_deref(),
             unwritten: unwritten.as_ref(),
             check: parent.as_ref().filter(|_| self.host.engine.check_writes),
@@ -217,20 +219,20 @@ impl Work {
     }
 
     /// The pages that need not be looked at; `None` is all of them.
-    fn unwritten(&self, pages: PageCount) -> Option<UnwrittenPages> {
+    fn unwritten(&self) -> Option<UnwrittenPages> {
         let writes = self.writes.as_ref()?;
         match writes.tracking {
             Tracking::Off => None,
             Tracking::Events => self.states.as_deref().map(UnwrittenPages::of_tracked),
-            Tracking::Kernel => self.remembered(writes, pages),
+            Tracking::Kernel => self.remembered(writes),
         }
     }
 
     /// What the kernel remembers.
-    fn remembered(&self, writes: &Writes, pages: PageCount) -> Option<UnwrittenPages> {
-        let page_bytes = PageSize::Size4K.bytes();
-        let regions = RegionTable::new(&writes.regions, page_bytes, pages).ok()?;
-        match UnwrittenPages::of_pagemap(writes.vmm, &regions, pages) {
+    fn remembered(&self, writes: &Writes) -> Option<UnwrittenPages> {
+        let page_bytes = self.page_size.bytes();
+        let regions = RegionTable::new(&writes.regions, page_bytes, self.pages).ok()?;
+        match UnwrittenPages::of_pagemap(writes.vmm, &regions, self.pages) {
             Ok(unwritten) => Some(unwritten),
             Err(error) => {
                 let error = uffd_engine::chain(&error);

@@ -127,6 +127,7 @@ impl Owner {
             generation: Some(build_row.generation.get()),
             vcpus: row.shape.vcpus,
             memory_mb: row.shape.memory_mb,
+            huge_pages: row.shape.huge_pages,
             disk_mb: row.disk_mb,
             sandbox: row.sandbox,
             diff_pages: Some(build_row.stored_pages),

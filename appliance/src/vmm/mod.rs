@@ -35,6 +35,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use http_api::wire::VmmInfo;
+use snapshot_format::{PageCount, PageSize};
 use thiserror::Error;
 use tokio::sync::oneshot;
 use uffd_engine::Tracking;
@@ -50,6 +51,8 @@ pub struct GuestShape {
     pub vcpus: u32,
     /// Memory in MiB.
     pub memory_mb: u32,
+    /// Whether its memory is of pages of 2 MiB; it is saved in such pages then, too.
+    pub huge_pages: bool,
     /// Kernel image.
     pub kernel: PathBuf,
     /// Initial RAM disk.
@@ -63,6 +66,22 @@ impl GuestShape {
     #[must_use]
     pub fn memory_bytes(&self) -> u64 {
         u64::from(self.memory_mb) << 20
+    }
+
+    /// What its memory is mapped, served and saved in.
+    #[must_use]
+    pub const fn page_size(&self) -> PageSize {
+        if self.huge_pages {
+            PageSize::Size2M
+        } else {
+            PageSize::Size4K
+        }
+    }
+
+    /// How many of those it has.
+    #[must_use]
+    pub fn pages(&self) -> PageCount {
+        PageCount::new(self.memory_bytes() / self.page_size().bytes())
     }
 }
 
@@ -215,6 +234,11 @@ pub trait Driver: Send + Sync {
     /// What its VMM takes besides the guest's memory, in MiB; more than that is not to be had.
     fn overhead_mb(&self) -> u64 {
         256
+    }
+
+    /// Whether its guests can have memory of huge pages ([`GuestShape::huge_pages`]).
+    fn huge_pages(&self) -> bool {
+        false
     }
 
     /// How the memory of a restored guest comes back.

@@ -33,12 +33,13 @@ pub(crate) fn written(place: &Place, paused: &Value) -> Written {
     let store = BuildStore::open_or_create(&place.data.join("builds")).unwrap();
     let build = paused["build"].as_str().unwrap().parse().unwrap();
     let build = store.open(&build).unwrap();
-    let mut bytes = vec![0; PAGE as usize];
+    let page_bytes = build.map().page_size().bytes();
+    let mut bytes = vec![0; page_bytes as usize];
     let mut words = |address: u64| -> [u64; 3] {
-        build
-            .read_page(PageIndex::new(address / PAGE), &mut bytes)
-            .unwrap();
-        let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
+        let page = PageIndex::new(address / page_bytes);
+        build.read_page(page, &mut bytes).unwrap();
+        let first = (address % page_bytes) as usize;
+        let word = |at: usize| u64::from_le_bytes(bytes[first + at..][..8].try_into().unwrap());
         [word(0), word(8), word(16)]
     };
     let [rounds, wrong, _] = words(COUNTER);

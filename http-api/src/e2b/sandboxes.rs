@@ -56,6 +56,7 @@ fn translate(request: NewSandbox) -> Result<CreateSandbox, ApiError> {
         id: None,
         vcpus: None,
         memory_mb: None,
+        huge_pages: None,
         disk_size_mb: None,
         env: request.env_vars.unwrap_or_default(),
         labels: request.metadata.unwrap_or_default(),

@@ -83,6 +83,10 @@ pub struct CreateSandbox {
     /// Memory in MiB. As for `vcpus`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_mb: Option<u32>,
+    /// Whether its memory is of huge pages (2 MiB), of which the host has to have enough. As for
+    /// `vcpus`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub huge_pages: Option<bool>,
     /// The disk in MiB: at least what the template's image has, and its ext4 file system is grown.
     /// A template with memory has it baked in. As in the template when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -192,6 +196,9 @@ pub struct Sandbox {
     pub vcpus: u32,
     /// Memory in MiB.
     pub memory_mb: u32,
+    /// Whether its memory is of huge pages.
+    #[serde(default)]
+    pub huge_pages: bool,
     /// Size of its disk in MiB, used or not.
     #[serde(default)]
     pub disk_mb: u64,

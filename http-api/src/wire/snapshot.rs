@@ -46,6 +46,9 @@ pub struct Snapshot {
     pub vcpus: u32,
     /// Memory in MiB, likewise.
     pub memory_mb: u32,
+    /// Whether memory is of huge pages, likewise.
+    #[serde(default)]
+    pub huge_pages: bool,
     /// Size of the disk in MiB, used or not.
     #[serde(default)]
     pub disk_mb: u64,

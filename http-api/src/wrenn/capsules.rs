@@ -60,6 +60,7 @@ pub(super) async fn create<C: ControlPlane>(
         id: Some(id.clone()),
         vcpus: request.vcpus,
         memory_mb: request.memory_mb,
+        huge_pages: None,
         disk_size_mb: None,
         env: [].into(),
         labels,

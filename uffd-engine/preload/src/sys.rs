@@ -6,13 +6,17 @@
 
 use std::ffi::c_void;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use uffd_engine::address::HostAddr;
 use uffd_engine::region::ClaimedRegion;
+use uffd_engine::sys::guest_memory::page_bytes_of;
+use uffd_engine::sys::mapping::CACHE_PAGE;
 use uffd_engine::sys::uffd::{
-    FEATURE_EVENT_REMOVE, FEATURE_MISSING_SHMEM, FEATURE_WP_ASYNC, FEATURE_WP_SHARED, Uffd,
+    FEATURE_EVENT_REMOVE, FEATURE_MISSING_HUGETLBFS, FEATURE_MISSING_SHMEM, FEATURE_WP_ASYNC,
+    FEATURE_WP_SHARED, Uffd,
 };
 use uffd_engine::vmm_side;
 
@@ -44,7 +48,7 @@ pub unsafe extern "C" fn mmap(
     if HANDED_OVER.swap(true, Ordering::AcqRel) {
         return mapped;
     }
-    match hand_over(mapped as u64, len as u64, offset as u64) {
+    match hand_over(fd, mapped as u64, len as u64, offset as u64) {
         Ok(()) => mapped,
         Err(error) => {
             eprintln!("thaw: handing guest memory over failed: {error}");
@@ -91,11 +95,18 @@ fn is_guest_ram(fd: i32) -> bool {
     expected.to_str() == Some(&format!("{}:{}", stat.st_dev, stat.st_ino))
 }
 
-fn hand_over(base: u64, size: u64, offset: u64) -> io::Result<()> {
+fn hand_over(ram: i32, base: u64, size: u64, offset: u64) -> io::Result<()> {
     let socket = std::env::var_os("THAW_UFFD_SOCKET")
         .map(PathBuf::from)
         .ok_or_else(|| io::Error::other("THAW_UFFD_SOCKET is not set"))?;
-    let needed = FEATURE_EVENT_REMOVE | FEATURE_MISSING_SHMEM;
+    // SAFETY: the program's, which it has just mapped and keeps open meanwhile.
+    let page_size = page_bytes_of(unsafe { BorrowedFd::borrow_raw(ram) })?;
+    let missing = if page_size == CACHE_PAGE {
+        FEATURE_MISSING_SHMEM
+    } else {
+        FEATURE_MISSING_HUGETLBFS
+    };
+    let needed = FEATURE_EVENT_REMOVE | missing;
     // With the second the kernel can remember what the guest writes (Linux 6.7).
     let uffd = Uffd::create(needed | FEATURE_WP_SHARED | FEATURE_WP_ASYNC)
         .or_else(|_| Uffd::create(needed))?;
@@ -104,7 +115,7 @@ fn hand_over(base: u64, size: u64, offset: u64) -> io::Result<()> {
         base,
         size,
         offset,
-        page_size: 4096,
+        page_size,
     };
     let connection = vmm_side::hand_off(&socket, &uffd, &[region])?;
     // Both live as long as the guest: a userfaultfd that nobody holds any more would

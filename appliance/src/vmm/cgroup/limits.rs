@@ -73,6 +73,7 @@ mod tests {
         let shape = GuestShape {
             vcpus,
             memory_mb: 512,
+            huge_pages: false,
             kernel: "/k".into(),
             initrd: "/i".into(),
             cmdline: String::new(),

@@ -312,6 +312,7 @@ fn shape(kernel: &Path, memory_mb: u32) -> GuestShape {
     GuestShape {
         vcpus: 1,
         memory_mb,
+        huge_pages: false,
         kernel: kernel.to_owned(),
         initrd: PathBuf::new(),
         cmdline: String::new(),

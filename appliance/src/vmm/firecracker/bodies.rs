@@ -15,6 +15,8 @@ pub(super) struct MachineConfig {
     pub(super) vcpu_count: u32,
     pub(super) mem_size_mib: u32,
     pub(super) smt: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) huge_pages: Option<&'static str>,
 }
 
 /// `PUT /boot-source`.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use serde::Serialize;
-use snapshot_format::{PageCount, PageSize};
+use snapshot_format::PageCount;
 use uffd_engine::memory_image::{MemoryImage, ProcessMemory};
 use uffd_engine::region::{ClaimedRegion, RegionTable};
 
@@ -165,6 +165,7 @@ impl FirecrackerMachine {
             vcpu_count: shape.vcpus,
             mem_size_mib: shape.memory_mb,
             smt: false,
+            huge_pages: shape.huge_pages.then_some("2M"),
         };
         self.put("/machine-config", &machine).await?;
         let network = place
@@ -357,7 +358,8 @@ impl FirecrackerMachine {
     }
 
     fn process_memory(&self, served: &[ClaimedRegion]) -> Result<MemoryImage, VmmError> {
-        let page = PageSize::Size4K.bytes();
+        // It was checked when it was handed over.
+        let page = served.first().map_or(1, |region| region.page_size);
         let pages = PageCount::new(self.memory_bytes / page);
         let regions = RegionTable::new(served, page, pages).map_err(io::Error::other);
         regions

@@ -106,6 +106,7 @@ fn requests() -> Vec<(&'static str, &'static str, Value)> {
                 vcpu_count: 2,
                 mem_size_mib: 512,
                 smt: false,
+                huge_pages: Some("2M"),
             }),
         ),
         (

@@ -134,6 +134,7 @@ impl Probe<'_> {
         let shape = GuestShape {
             vcpus: 1,
             memory_mb: PROBE_MEMORY_MB,
+            huge_pages: false,
             kernel: kernel.clone(),
             initrd: PathBuf::new(),
             cmdline: String::new(),
@@ -217,6 +218,7 @@ impl Probe<'_> {
         let shape = GuestShape {
             vcpus: 1,
             memory_mb: 256,
+            huge_pages: false,
             kernel: kernel.to_owned(),
             initrd: PathBuf::new(),
             cmdline: String::new(),

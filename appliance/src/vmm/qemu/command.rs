@@ -176,6 +176,7 @@ mod tests {
         GuestShape {
             vcpus: 2,
             memory_mb: 256,
+            huge_pages: false,
             kernel: "/k".into(),
             initrd: "/i".into(),
             cmdline: "quiet".into(),

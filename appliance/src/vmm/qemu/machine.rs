@@ -11,11 +11,12 @@ use std::path::Path;
 use async_trait::async_trait;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde_json::{Value, json};
+use snapshot_format::{PageCount, PageSize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
-use uffd_engine::memory_image::MemoryImage;
-use uffd_engine::region::ClaimedRegion;
+use uffd_engine::memory_image::{MemoryImage, ProcessMemory};
+use uffd_engine::region::{ClaimedRegion, RegionTable};
 
 use super::Qemu;
 use super::command::{self, Start};
@@ -47,7 +48,7 @@ impl QemuMachine {
             name: place.name.clone(),
             source,
         };
-        let ram = ram_file(shape.memory_bytes()).map_err(failed)?;
+        let ram = ram_file(shape).map_err(failed)?;
         let metadata = ram.metadata().map_err(failed)?;
         let ram_inode = format!("{}:{}", metadata.dev(), metadata.ino());
         let start = handoff.map_or(Start::Boot, |handoff| Start::Restore {
@@ -113,6 +114,22 @@ impl QemuMachine {
         finish(&name, "loading its state", &console, loading).await
     }
 
+    /// Its RAM file, if that tells what is in it and what never was. One of huge pages has no holes
+    /// to find; where it matters, because the guest has a parent, its page table is asked instead.
+    fn memory(&self, served: Option<&[ClaimedRegion]>) -> io::Result<MemoryImage> {
+        let huge = served.filter(|regions| {
+            let mut regions = regions.iter();
+            regions.any(|region| region.page_size > PageSize::Size4K.bytes())
+        });
+        let Some(regions) = huge else {
+            return Ok(MemoryImage::File(self.ram.try_clone()?));
+        };
+        let page_bytes = PageSize::Size2M.bytes();
+        let pages = PageCount::new(self.ram.metadata()?.len() / page_bytes);
+        let regions = RegionTable::new(regions, page_bytes, pages).map_err(io::Error::other)?;
+        ProcessMemory::open(self.process.pid(), regions).map(MemoryImage::Process)
+    }
+
     /// Gives QEMU a descriptor under a name.
     async fn lend(&mut self, name: &str, fd: &UnixStream) -> Result<(), QmpError> {
         let arguments = json!({ "fdname": name });
@@ -137,7 +154,7 @@ impl Machine for QemuMachine {
         self.run("stop", json!({})).await
     }
 
-    async fn save(&mut self, _served: Option<&[ClaimedRegion]>) -> Result<Saved, VmmError> {
+    async fn save(&mut self, served: Option<&[ClaimedRegion]>) -> Result<Saved, VmmError> {
         let console = self.process.console().clone();
         let name = self.name.clone();
         let saving = async {
@@ -155,15 +172,12 @@ impl Machine for QemuMachine {
             Ok(state)
         };
         let state = finish(&name, "saving its state", &console, saving).await?;
-        let memory = self.ram.try_clone().map_err(|source| VmmError::Io {
+        let memory = self.memory(served).map_err(|source| VmmError::Io {
             name,
             command: "sharing its memory".into(),
             source,
         })?;
-        Ok(Saved {
-            state,
-            memory: MemoryImage::File(memory),
-        })
+        Ok(Saved { state, memory })
     }
 
     async fn go_on(&mut self) -> Result<(), VmmError> {
@@ -219,9 +233,13 @@ async fn migration_end(qmp: &mut Qmp) -> Result<(), QmpError> {
 }
 
 /// Memory that only descriptors hold: nothing is left of it when its holders are gone.
-fn ram_file(bytes: u64) -> io::Result<File> {
-    let ram = File::from(memfd_create(c"thaw-ram", MFdFlags::MFD_CLOEXEC)?);
-    ram.set_len(bytes)?;
+fn ram_file(shape: &GuestShape) -> io::Result<File> {
+    let mut flags = MFdFlags::MFD_CLOEXEC;
+    if shape.huge_pages {
+        flags |= MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB;
+    }
+    let ram = File::from(memfd_create(c"thaw-ram", flags)?);
+    ram.set_len(shape.memory_bytes())?;
     Ok(ram)
 }
 

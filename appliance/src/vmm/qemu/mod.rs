@@ -52,6 +52,10 @@ impl Driver for Qemu {
         }
     }
 
+    fn huge_pages(&self) -> bool {
+        true
+    }
+
     /// The preload library asks for it when it opens the userfaultfd.
     fn tracking(&self) -> Tracking {
         Tracking::Kernel

@@ -160,6 +160,7 @@ fn check(config: &Value) -> Result<State, Refusal> {
             .map_err(|error| refusal(&format!("Open tap device failed: {error}")))?;
     }
     Ok(State {
+        huge_pages: false,
         memory_bytes: config["memory"]["size"]
             .as_u64()
             .ok_or_else(|| refusal("no size"))?,

@@ -90,6 +90,7 @@ const CALLS: &[(&str, &[&str], &[&str])] = &[
 #[derive(Default)]
 struct Machine {
     memory_mib: u64,
+    huge_pages: bool,
     has_kernel: bool,
     has_network: bool,
     has_disk: bool,
@@ -200,6 +201,11 @@ impl Machine {
         match call {
             "PUT /machine-config" => {
                 self.memory_mib = body["mem_size_mib"].as_u64().ok_or("no memory")?;
+                self.huge_pages = match body["huge_pages"].as_str() {
+                    None | Some("None") => false,
+                    Some("2M") => true,
+                    Some(other) => return Err(format!("unknown variant `{other}`")),
+                };
             }
             "PUT /boot-source" => {
                 let kernel = text(&body, "kernel_image_path");
@@ -234,6 +240,7 @@ impl Machine {
         }
         let state = State {
             memory_bytes: self.memory_mib << 20,
+            huge_pages: self.huge_pages,
             has_network: self.has_network,
             has_disk: self.has_disk,
             disk_limits: self.disk_limits.clone(),

@@ -22,10 +22,21 @@ const COUNTER: u64 = PAGE;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct State {
     pub(crate) memory_bytes: u64,
+    pub(crate) huge_pages: bool,
     pub(crate) has_network: bool,
     pub(crate) has_disk: bool,
     pub(crate) disk_limits: Value,
     pub(crate) vsock: Option<String>,
+}
+
+impl State {
+    fn memory(&self) -> io::Result<GuestMemory> {
+        if self.huge_pages {
+            GuestMemory::huge(self.memory_bytes)
+        } else {
+            GuestMemory::anonymous(self.memory_bytes)
+        }
+    }
 }
 
 /// One guest.
@@ -44,7 +55,7 @@ pub(crate) struct Guest {
 impl Guest {
     /// A new one, stopped.
     pub(crate) fn boot(state: State) -> io::Result<Arc<Self>> {
-        let memory = GuestMemory::anonymous(state.memory_bytes)?;
+        let memory = state.memory()?;
         let guest = Arc::new(Self::new(state, memory, None));
         guest.start();
         Ok(guest)
@@ -52,7 +63,7 @@ impl Guest {
 
     /// One whose memory somebody serves, stopped.
     pub(crate) fn served(state: State, by: &Path) -> io::Result<Arc<Self>> {
-        let memory = GuestMemory::anonymous(state.memory_bytes)?;
+        let memory = state.memory()?;
         let uffd = Uffd::create(FEATURE_EVENT_REMOVE)?;
         memory.register(&uffd)?;
         let connection = vmm_side::hand_off(by, &uffd, &[memory.as_region()])?;

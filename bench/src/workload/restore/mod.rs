@@ -342,6 +342,7 @@ impl Stage {
         let shape = GuestShape {
             vcpus: 1,
             memory_mb: MEMORY_MB,
+            huge_pages: false,
             kernel: file("kernel", &guest(&config.vmm))?,
             initrd: file("initrd", b"none")?,
             cmdline: String::new(),
