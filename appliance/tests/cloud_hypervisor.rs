@@ -8,15 +8,18 @@
 mod support;
 
 use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use appliance::vmm::cloud_hypervisor::probe_guest::elf_around;
+use serde_json::Value;
 use support::adder::{COUNTER, NUMBERED, NUMBERS, PAGE, SUM, Written, run, written};
 use support::daemon::Daemon;
 use support::place::Place;
 use support::stand_in::{self, StandIns};
-use support::{needs, procs, skip, wait_for};
+use support::{needs, procs, restored, skip, wait_for};
 
 /// The test that a stand-in's process runs as.
 const STAND_IN: &str = "the_guest_adds_up_what_it_has_written";
@@ -149,14 +152,54 @@ fn the_guest_adds_up_what_it_has_written() {
 #[test]
 fn guest_of_a_real_cloud_hypervisor_lives_a_whole_life() {
     const NAME: &str = "guest_of_a_real_cloud_hypervisor_lives_a_whole_life";
+    live(NAME, ("tcreal", 230), false);
+}
+
+#[test]
+fn guest_of_a_real_cloud_hypervisor_finds_one_that_waits() {
+    const NAME: &str = "guest_of_a_real_cloud_hypervisor_finds_one_that_waits";
+    live(NAME, ("tcwait", 232), true);
+}
+
+/// Whether the VMM of the sandbox `one` was told to confine itself by Landlock; it does nothing more
+/// if it can't then.
+fn is_confined(place: &Place) -> bool {
+    let socket = place.run.join("sandboxes/one/vmm/api.sock");
+    let mut stream = UnixStream::connect(socket).unwrap();
+    // It keeps connections open.
+    write!(stream, "GET /api/v1/vm.info HTTP/1.1\r\nHost: vmm\r\n\r\n").unwrap();
+    let mut lines = BufReader::new(stream);
+    let mut length = 0;
+    loop {
+        let mut line = String::new();
+        lines.read_line(&mut line).unwrap();
+        let line = line.trim().to_lowercase();
+        if let Some(bytes) = line.strip_prefix("content-length: ") {
+            length = bytes.parse().unwrap();
+        }
+        if line.is_empty() {
+            break;
+        }
+    }
+    let mut body = vec![0; length];
+    lines.read_exact(&mut body).unwrap();
+    let info: Value = serde_json::from_slice(&body).unwrap();
+    info["config"]["landlock_enable"] == true
+}
+
+/// A whole life of the guest, in VMMs that waited for it or not.
+fn live(test: &str, (instance, pool): (&str, u16), waiting: bool) {
     let program = match cloud_hypervisor() {
         Ok(program) => program,
-        Err(reason) => return skip(NAME, &reason),
+        Err(reason) => return skip(test, &reason),
     };
-    let place = place("tcreal", 230, &program, &self::program());
+    let place = place(instance, pool, &program, &self::program());
+    if waiting {
+        place.reconfigure(&[("ready_slots = 0", "ready_slots = 2")]);
+    }
     let daemon = match start(&place) {
         Ok(daemon) => daemon,
-        Err(reason) => return skip(NAME, reason),
+        Err(reason) => return skip(test, reason),
     };
     let stand_ins = StandIns::watch(&place.instance, STAND_IN);
     let api = &daemon.api;
@@ -189,7 +232,11 @@ fn guest_of_a_real_cloud_hypervisor_lives_a_whole_life() {
         );
         assert!(stored < 700, "{stored} pages");
         before = now;
+        if waiting {
+            restored::wait_for_vmm(api);
+        }
         api.resume("one").expect(200);
+        assert!(is_confined(&place), "{}", host["vmm"]);
         if cycle % 2 == 1 {
             // While it asks for its memory: a successor answers what this one has not.
             procs::engine(&place).expect("an engine").kill();
@@ -216,7 +263,8 @@ fn guest_of_a_real_cloud_hypervisor_lives_a_whole_life() {
     // Its serial port, at the last: whatever it said is in the reason of its end.
     api.resume("one").expect(200);
     run();
-    procs::vmm(&place, "one").expect("a VMM").kill();
+    restored::found_one_waiting(&place, waiting.then_some(10));
+    restored::vmm(&place).kill();
     let reason = wait_for("it has failed", Duration::from_secs(20), || {
         let sandbox = api.sandbox("one").expect(200);
         (sandbox["state"] == "failed").then(|| sandbox["reason"].clone())
@@ -227,8 +275,14 @@ fn guest_of_a_real_cloud_hypervisor_lives_a_whole_life() {
     assert!(!reason.contains('X'), "{reason}");
     api.delete_all();
     drop(stand_ins);
-    assert_eq!(place.leftovers(), Vec::<String>::new());
-    daemon.stop();
+    if waiting {
+        daemon.stop();
+        assert_eq!(place.leftovers(), Vec::<String>::new());
+    } else {
+        assert_eq!(place.leftovers(), Vec::<String>::new());
+        daemon.stop();
+    }
+    assert_eq!(place.leftovers_of_the_daemon(), Vec::<String>::new());
 }
 
 /// Cloud Hypervisor would boot it again, from the disk of its first life.

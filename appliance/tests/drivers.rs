@@ -12,42 +12,14 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use support::daemon::Daemon;
+use support::fake::each::{needs_fakes, over_each};
 use support::fake::subject::{Inside, MEMORY_MB, Subject, place, use_fakes};
 use support::fake::{self, Fake, Fault, Kind, Vmm};
-use support::{needs, procs, skip, wait_for};
+use support::{procs, wait_for};
 
 /// The test that a fake's process runs as.
 const PLAYER: &str = "a_fake_refuses_what_firecracker_refuses";
 const PAGES: u64 = MEMORY_MB << 8;
-
-macro_rules! needs_fakes {
-    ($test:expr) => {
-        if let Err(reason) = crate::needs::for_fakes() {
-            return crate::skip($test, &reason);
-        }
-    };
-}
-
-/// Makes a test of a body for each VMM. The name is the instance's without its first letters, the
-/// number its pool's.
-macro_rules! over_each {
-    ($($body:ident($instance:literal, $pool:literal);)*) => {
-        mod firecracker {
-            $(#[test]
-            fn $body() {
-                needs_fakes!(concat!("firecracker::", stringify!($body)));
-                super::$body(concat!("tf", $instance), $pool, crate::Vmm::Firecracker);
-            })*
-        }
-        mod cloud_hypervisor {
-            $(#[test]
-            fn $body() {
-                needs_fakes!(concat!("cloud_hypervisor::", stringify!($body)));
-                super::$body(concat!("tc", $instance), $pool + 50, crate::Vmm::CloudHypervisor);
-            })*
-        }
-    };
-}
 
 over_each! {
     a_sandbox_lives_a_whole_life("life", 151);
@@ -68,15 +40,6 @@ over_each! {
 
 fn start(instance: &str, pool: u16, kind: Kind) -> Subject {
     Subject::start(instance, pool, kind, PLAYER)
-}
-
-/// What a guest finds out about itself.
-fn known_of(vmm: Vmm, id: &str, template: &str) -> Value {
-    match vmm {
-        Vmm::Firecracker => json!({ "sandbox_id": id, "template_id": template }),
-        // It has no way to.
-        Vmm::CloudHypervisor => Value::Null,
-    }
 }
 
 #[test]
@@ -136,7 +99,7 @@ fn a_sandbox_lives_a_whole_life(instance: &str, pool: u16, vmm: Vmm) {
     let inside = Inside::of(&made);
     inside.fill(100, 300, 7);
     inside.call("POST", "/test/disk?word=4711");
-    let known = known_of(vmm, "one", "base");
+    let known = vmm.known_of("one", "base");
     assert_eq!(inside.call("GET", "/test/metadata"), known);
     let (hash, count) = (inside.hash(), inside.count());
 
@@ -275,7 +238,7 @@ fn a_snapshot_leaves_its_sandbox_running_and_clones_are_their_own(
         assert_eq!(clone.hash(), hash);
         assert_eq!(clone.call("GET", "/test/disk"), 1);
         clone.runs_on_from(count);
-        let known = known_of(vmm, id, "warm");
+        let known = vmm.known_of(id, "warm");
         assert_eq!(clone.call("GET", "/test/metadata"), known);
     }
     clones[0].fill(64, 128, 3);
@@ -368,65 +331,10 @@ fn memory_survives_engines_that_die_between_its_writes(instance: &str, pool: u16
     subject.end();
 }
 
-/// Calls of a boot.
-const fn boot_calls(vmm: Vmm) -> &'static [&'static str] {
-    match vmm {
-        Vmm::Firecracker => &[
-            "PUT /machine-config",
-            "PUT /boot-source",
-            "PUT /drives/rootfs",
-            "PUT /network-interfaces/eth0",
-            "PUT /balloon",
-            "PUT /mmds/config",
-            "PUT /mmds",
-            "PUT /actions",
-        ],
-        Vmm::CloudHypervisor => &["vm.create", "vm.boot"],
-    }
-}
-
-/// Calls of a resume, and what is said in between.
-const fn restore_calls(vmm: Vmm) -> &'static [&'static str] {
-    match vmm {
-        Vmm::Firecracker => &["PUT /mmds", "PUT /snapshot/load"],
-        Vmm::CloudHypervisor => &[
-            "vm.receive-migration",
-            "receive Start",
-            "receive MemoryFd",
-            "receive Config",
-            "receive State",
-            "receive Complete",
-        ],
-    }
-}
-
-/// Calls of a pause, after the guest has stopped.
-const fn save_calls(vmm: Vmm) -> &'static [&'static str] {
-    match vmm {
-        Vmm::Firecracker => &["PUT /snapshot/create"],
-        Vmm::CloudHypervisor => &[
-            "vm.send-migration",
-            "send Start",
-            "send MemoryFd",
-            "send Config",
-            "send State",
-            "send CompletePaused",
-        ],
-    }
-}
-
-/// The call that stops a guest.
-const fn stop_call(vmm: Vmm) -> &'static str {
-    match vmm {
-        Vmm::Firecracker => "PATCH /vm Paused",
-        Vmm::CloudHypervisor => "vm.pause",
-    }
-}
-
 fn a_creation_that_fails_at_any_call_leaves_nothing(instance: &str, pool: u16, vmm: Vmm) {
     let subject = start(instance, pool, Kind::usual(vmm));
     let api = &subject.daemon.api;
-    for call in boot_calls(vmm) {
+    for call in vmm.boot_calls() {
         for fault in Fault::ALL {
             subject.fake.fail_at(call, fault);
             let body = json!({ "id": "one", "template": "base" });
@@ -450,7 +358,7 @@ fn a_resume_that_fails_at_any_call_leaves_it_paused(instance: &str, pool: u16, v
     inside.fill(64, 128, 1);
     let hash = inside.hash();
     let build = api.pause("one").expect(200)["build"].clone();
-    for call in restore_calls(vmm) {
+    for call in vmm.restore_calls() {
         for fault in Fault::ALL {
             subject.fake.fail_at(call, fault);
             let failed = api.resume("one");
@@ -473,9 +381,9 @@ const ALIVE: [Fault; 3] = [Fault::Fail, Fault::Hang, Fault::Truncate];
 
 /// Calls of a pause, and of a snapshot until the guest goes on, with each such fault.
 fn stop_and_save(vmm: Vmm) -> impl Iterator<Item = (&'static str, Fault)> {
-    let calls = [stop_call(vmm)]
+    let calls = [vmm.stop_call()]
         .into_iter()
-        .chain(save_calls(vmm).iter().copied());
+        .chain(vmm.save_calls().iter().copied());
     calls.flat_map(|call| ALIVE.map(|fault| (call, fault)))
 }
 
@@ -547,7 +455,7 @@ fn a_snapshot_that_fails_before_it_is_made_leaves_its_sandbox_running(
 fn a_vmm_that_dies_in_a_pause_fails_its_sandbox_and_says_so(instance: &str, pool: u16, vmm: Vmm) {
     let subject = start(instance, pool, Kind::usual(vmm));
     let api = &subject.daemon.api;
-    for call in [stop_call(vmm)].iter().chain(save_calls(vmm)) {
+    for call in [vmm.stop_call()].iter().chain(vmm.save_calls()) {
         api.create("one", "base");
         subject.fake.fail_at(call, Fault::Die);
         api.pause("one").expect(500);

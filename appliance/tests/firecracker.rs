@@ -13,12 +13,11 @@ use std::time::Duration;
 
 use appliance::vmm::firecracker::probe_guest::elf_around;
 use support::adder::{NUMBERS, PAGE, SUM, Written, run, written};
-use support::api::Api;
 use support::daemon::Daemon;
 use support::huge::{self, Allowed};
 use support::place::Place;
 use support::stand_in::{self, StandIns};
-use support::{needs, procs, skip, wait_for};
+use support::{needs, restored, skip, wait_for};
 
 /// The test that a stand-in's process runs as.
 const STAND_IN: &str = "the_guest_adds_up_what_it_has_written";
@@ -143,27 +142,6 @@ fn the_guest_adds_up_what_it_has_written() {
     assert_eq!(numbers, u64::from(SUM));
 }
 
-/// Waits until a VMM waits for the sandbox, if any should.
-fn wait_for_vmm(api: &Api, waiting: bool) {
-    if !waiting {
-        return;
-    }
-    wait_for("a VMM waits for it", Duration::from_secs(30), || {
-        let text = api.get("/metrics").expect(200);
-        // Two for anybody.
-        text.as_str()?
-            .contains("thaw_vmms_waiting 3\n")
-            .then_some(())
-    });
-}
-
-/// What the log says of restores.
-fn restores(place: &Place) -> Vec<String> {
-    let log = fs::read_to_string(&place.log).unwrap();
-    let lines = log.lines().filter(|line| line.contains("Restored"));
-    lines.map(str::to_owned).collect()
-}
-
 /// A whole life of the guest, in a jail or not, in VMMs that waited for it or not.
 fn live(place: &Place, waiting: bool) {
     if waiting {
@@ -208,7 +186,9 @@ fn live(place: &Place, waiting: bool) {
         let most = if is_huge { 8 } else { 700 };
         assert!(stored < most, "{stored} pages");
         before = now;
-        wait_for_vmm(api, waiting);
+        if waiting {
+            restored::wait_for_vmm(api);
+        }
         api.resume("one").expect(200);
         run();
         let memory = api.get("/v1/sandboxes/one/memory").expect(200);
@@ -238,21 +218,8 @@ fn live(place: &Place, waiting: bool) {
     // Its serial port, at the last: whatever it said is in the reason of its end.
     api.resume("one").expect(200);
     run();
-    let restores = restores(place);
-    let found = restores
-        .iter()
-        .filter(|line| line.contains("was_waiting=true"));
-    if waiting {
-        assert!(found.count() >= 10, "{restores:#?}");
-    } else {
-        assert_eq!(found.count(), 0, "{restores:#?}");
-    }
-    println!("{restores:#?}");
-    let pid = restores.last().unwrap().split(" pid=").nth(1).unwrap();
-    let pid: i32 = pid.split(' ').next().unwrap().parse().unwrap();
-    let is_it = |process: &procs::Process| process.is_vmm() && process.pid == pid;
-    let vmm = procs::of(place).into_iter().find(is_it);
-    vmm.expect("a VMM").kill();
+    restored::found_one_waiting(place, waiting.then_some(10));
+    restored::vmm(place).kill();
     let reason = wait_for("it has failed", Duration::from_secs(20), || {
         let sandbox = api.sandbox("one").expect(200);
         (sandbox["state"] == "failed").then(|| sandbox["reason"].clone())

@@ -1,5 +1,5 @@
 //! VMMs that wait, started, for sandboxes: claimed by restores, replaced when they die, and never more
-//! than they should be; over a VMM that is none (see `support/fake`).
+//! than they should be; over VMMs that are none (see `support/fake`), one body for each of them.
 
 mod support;
 
@@ -7,20 +7,21 @@ use std::fs;
 use std::time::Duration;
 
 use support::daemon::Daemon;
+use support::fake::each::over_each;
 use support::fake::subject::{Inside, Subject, place};
 use support::fake::{self, Fault, Kind, Vmm};
 use support::procs::{self, Process};
-use support::{needs, skip, wait_for};
+use support::wait_for;
 
 /// The test that a fake's process runs as.
 const PLAYER: &str = "a_fake_waits_as_well";
 
-macro_rules! needs_fakes {
-    ($test:literal) => {
-        if let Err(reason) = needs::for_fakes() {
-            return skip($test, &reason);
-        }
-    };
+over_each! {
+    restores_find_a_vmm_that_waits("find", 190);
+    one_that_died_is_replaced_and_handed_to_nobody("died", 191);
+    one_that_fails_its_restore_leaves_the_sandbox_paused("fail", 192);
+    those_of_a_killed_daemon_are_gone_when_the_next_one_is_there("kill", 193);
+    none_wait_where_none_are_configured("none", 194);
 }
 
 #[test]
@@ -28,10 +29,10 @@ fn a_fake_waits_as_well() {
     fake::run_if_wanted();
 }
 
-fn start(instance: &str, pool: u16) -> Subject {
-    let place = place(instance, pool, Vmm::Firecracker);
+fn start(instance: &str, pool: u16, vmm: Vmm) -> Subject {
+    let place = place(instance, pool, vmm);
     place.reconfigure(&[("ready_slots = 0", "ready_slots = 2")]);
-    Subject::start_in(place, Kind::usual(Vmm::Firecracker), PLAYER)
+    Subject::start_in(place, Kind::usual(vmm), PLAYER)
 }
 
 /// The VMMs that wait.
@@ -67,10 +68,8 @@ fn last_restore(subject: &Subject) -> String {
     line.expect("a restore is logged").to_owned()
 }
 
-#[test]
-fn restores_find_a_vmm_that_waits() {
-    needs_fakes!("restores_find_a_vmm_that_waits");
-    let subject = start("trfind", 180);
+fn restores_find_a_vmm_that_waits(instance: &str, pool: u16, vmm: Vmm) {
+    let subject = start(instance, pool, vmm);
     let api = &subject.daemon.api;
     wait_until_ready(&subject, 2);
     // A boot takes none; the one of its slot ends.
@@ -91,7 +90,8 @@ fn restores_find_a_vmm_that_waits() {
         // Its own disk, and its own name.
         assert_eq!(inside.call("GET", "/test/disk"), 7 + cycle);
         inside.call("POST", &format!("/test/disk?word={}", 8 + cycle));
-        assert_eq!(inside.call("GET", "/test/metadata")["sandbox_id"], "one");
+        let known = vmm.known_of("one", "base");
+        assert_eq!(inside.call("GET", "/test/metadata"), known);
         inside.fill(64 + cycle * 100, 40, 5);
     }
     assert_eq!(metric(&subject.daemon, "thaw_vmms_claimed_total"), 3);
@@ -121,10 +121,8 @@ fn restores_find_a_vmm_that_waits() {
     );
 }
 
-#[test]
-fn one_that_died_is_replaced_and_handed_to_nobody() {
-    needs_fakes!("one_that_died_is_replaced_and_handed_to_nobody");
-    let subject = start("trdied", 181);
+fn one_that_died_is_replaced_and_handed_to_nobody(instance: &str, pool: u16, vmm: Vmm) {
+    let subject = start(instance, pool, vmm);
     let api = &subject.daemon.api;
     let inside = Inside::of(&api.create("one", "base"));
     inside.fill(64, 128, 1);
@@ -150,16 +148,14 @@ fn one_that_died_is_replaced_and_handed_to_nobody() {
     );
 }
 
-#[test]
-fn one_that_fails_its_restore_leaves_the_sandbox_paused() {
-    needs_fakes!("one_that_fails_its_restore_leaves_the_sandbox_paused");
-    let subject = start("trfail", 182);
+fn one_that_fails_its_restore_leaves_the_sandbox_paused(instance: &str, pool: u16, vmm: Vmm) {
+    let subject = start(instance, pool, vmm);
     let api = &subject.daemon.api;
     let inside = Inside::of(&api.create("one", "base"));
     inside.fill(64, 128, 1);
     let hash = inside.hash();
     api.pause("one").expect(200);
-    for call in ["PUT /mmds", "PUT /snapshot/load"] {
+    for call in vmm.restore_calls() {
         for fault in Fault::ALL {
             wait_until_ready(&subject, 3);
             subject.fake.fail_at(call, fault);
@@ -175,7 +171,9 @@ fn one_that_fails_its_restore_leaves_the_sandbox_paused() {
     wait_until_ready(&subject, 3);
     api.resume("one").expect(200);
     assert_eq!(inside.hash(), hash);
-    assert_eq!(metric(&subject.daemon, "thaw_vmms_claimed_total"), 9);
+    let claimed = vmm.restore_calls().len() * Fault::ALL.len() + 1;
+    let counted = metric(&subject.daemon, "thaw_vmms_claimed_total");
+    assert_eq!(counted, claimed as u64);
     subject.daemon.api.delete_all();
     subject.daemon.stop();
     assert_eq!(
@@ -184,10 +182,12 @@ fn one_that_fails_its_restore_leaves_the_sandbox_paused() {
     );
 }
 
-#[test]
-fn those_of_a_killed_daemon_are_gone_when_the_next_one_is_there() {
-    needs_fakes!("those_of_a_killed_daemon_are_gone_when_the_next_one_is_there");
-    let subject = start("trkill", 183);
+fn those_of_a_killed_daemon_are_gone_when_the_next_one_is_there(
+    instance: &str,
+    pool: u16,
+    vmm: Vmm,
+) {
+    let subject = start(instance, pool, vmm);
     let inside = Inside::of(&subject.daemon.api.create("one", "base"));
     inside.fill(64, 128, 1);
     let hash = inside.hash();
@@ -228,19 +228,14 @@ fn those_of_a_killed_daemon_are_gone_when_the_next_one_is_there() {
     );
 }
 
-#[test]
-fn none_wait_where_none_are_configured() {
-    needs_fakes!("none_wait_where_none_are_configured");
-    let place = place("trnone", 184, Vmm::Firecracker);
+fn none_wait_where_none_are_configured(instance: &str, pool: u16, vmm: Vmm) {
+    let place = place(instance, pool, vmm);
     let with_none = [
         ("ready_slots = 0", "ready_slots = 2"),
-        (
-            "driver = \"firecracker\"",
-            "driver = \"firecracker\"\nready_processes = 0",
-        ),
+        ("[vmm]\n", "[vmm]\nready_processes = 0\n"),
     ];
     place.reconfigure(&with_none);
-    let subject = Subject::start_in(place, Kind::usual(Vmm::Firecracker), PLAYER);
+    let subject = Subject::start_in(place, Kind::usual(vmm), PLAYER);
     let slots = "thaw_slots_waiting{for=\"anybody\"}";
     wait_for("slots wait", Duration::from_secs(30), || {
         (metric(&subject.daemon, slots) == 2).then_some(())

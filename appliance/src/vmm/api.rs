@@ -5,7 +5,7 @@
 
 use std::future::Future;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,7 +18,6 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use super::VmmError;
-use super::appearing::Appearing;
 use super::process::VmmProcess;
 
 /// No answer is larger.
@@ -59,31 +58,6 @@ pub(crate) struct Api {
 }
 
 impl Api {
-    /// Waits for a VMM that was started to open it, or to end.
-    ///
-    /// # Errors
-    /// It has ended, or takes longer than `patience`.
-    pub(crate) async fn open(
-        name: &str,
-        socket: &Path,
-        appearing: Appearing,
-        process: &mut VmmProcess,
-        patience: Duration,
-    ) -> Result<Self, VmmError> {
-        let connecting = async {
-            let stream = tokio::select! {
-                connected = appearing.connect() => connected?,
-                () = process.ended() => return Err(io::Error::from(io::ErrorKind::BrokenPipe).into()),
-            };
-            Ok(Self {
-                socket: socket.to_owned(),
-                sender: Some(Self::over(stream).await?),
-            })
-        };
-        let connected = finish(name, "opening its API", patience, connecting).await;
-        judge(name, process, connected).await
-    }
-
     /// Over a connection to this socket, on the calling runtime.
     ///
     /// # Errors

@@ -19,6 +19,7 @@ pub mod drivers;
 pub mod exit;
 pub mod kernel_image;
 pub mod launch;
+mod opening;
 pub mod prepared;
 pub mod probing;
 pub mod process;
@@ -42,7 +43,7 @@ use uffd_engine::Tracking;
 use uffd_engine::memory_image::MemoryImage;
 use uffd_engine::region::ClaimedRegion;
 
-use prepared::{Berth, Prepared};
+use prepared::Prepares;
 
 /// What a guest is: fixed from its template on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -273,13 +274,9 @@ pub trait Driver: Send + Sync {
         restore: Restore<'_>,
     ) -> Result<Box<dyn Machine>, VmmError>;
 
-    /// Starts a VMM for a guest that is to come; `None` if this driver's don't wait.
-    ///
-    /// # Errors
-    /// Nothing of it is left but its directory.
-    async fn prepare(&self, berth: &Berth) -> Result<Option<Box<dyn Prepared>>, VmmError> {
-        let _ = berth;
-        Ok(None)
+    /// How its VMMs wait for guests that are to come; `None` if they don't.
+    fn prepares(&self) -> Option<&dyn Prepares> {
+        None
     }
 }
 

@@ -1,10 +1,10 @@
 //! VMMs that are started before anybody needs them.
 //!
 //! ```text
-//!   a slot waits ──▶ Driver::prepare ──▶ Prepared ──▶ Prepared::restore ──▶ Machine
-//!                    process, namespaces,    │        disk, device state,
-//!                    open API                ▼        memory
-//!                                          ended: nobody came, or it died
+//!   a slot waits ──▶ Prepares::prepare ──▶ Prepared ──▶ Prepared::restore ──▶ Machine
+//!                    process, namespaces,     │         disk, device state,
+//!                    open API                 ▼         memory
+//!                                           ended: nobody came, or it died
 //! ```
 //!
 //! What waits has no guest, no disk and no memory; a build's disk is shown to it when it is
@@ -37,6 +37,16 @@ impl Berth {
     pub fn name(&self) -> String {
         format!("slot {}", self.slot)
     }
+}
+
+/// A driver whose VMMs can wait.
+#[async_trait]
+pub trait Prepares: Send + Sync {
+    /// Starts a VMM for a guest that is to come.
+    ///
+    /// # Errors
+    /// Nothing of it is left but its directory.
+    async fn prepare(&self, berth: &Berth) -> Result<Box<dyn Prepared>, VmmError>;
 }
 
 /// A VMM process that waits for a guest. It belongs to no runtime: who prepares it and who claims it

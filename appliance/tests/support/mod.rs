@@ -19,6 +19,7 @@ pub(crate) mod needs;
 pub(crate) mod net;
 pub(crate) mod place;
 pub(crate) mod procs;
+pub(crate) mod restored;
 pub(crate) mod stand_in;
 pub(crate) mod workload;
 

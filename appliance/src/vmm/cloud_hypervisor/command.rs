@@ -14,7 +14,9 @@
 use std::path::{Path, PathBuf};
 
 use crate::vmm::Place;
+use crate::vmm::cgroup::Cgroup;
 use crate::vmm::launch::{Launch, Mount, descriptor};
+use crate::vmm::prepared::Berth;
 
 /// Which descriptor of the launch is the event monitor's.
 const EVENTS_FD: usize = 0;
@@ -57,8 +59,8 @@ impl Layout {
         self.own().join("memory-ranges")
     }
 
-    /// The launch of one Cloud Hypervisor. A probe has no place.
-    pub(super) fn launch(&self, program: &Path, place: Option<&Place>) -> Launch {
+    /// The launch of one Cloud Hypervisor. A probe is nowhere.
+    pub(super) fn launch(&self, program: &Path, place: Option<Where<'_>>) -> Launch {
         let args = [
             "--api-socket".to_owned(),
             format!("path={}", self.api().display()),
@@ -73,13 +75,43 @@ impl Layout {
             env: NO_BACKTRACES
                 .map(|name| (name.to_owned(), "0".to_owned()))
                 .into(),
-            namespace: place.map(|place| place.namespace.clone()),
+            namespace: place.map(|place| place.namespace.to_owned()),
             mounts: place
-                .map(|place| Mount::disk(&place.disk))
+                .and_then(|place| place.disk)
+                .map(Mount::disk)
                 .into_iter()
                 .collect(),
             tap_owner: None,
-            cgroup: place.and_then(|place| place.cgroup.clone()),
+            cgroup: place.and_then(|place| place.cgroup.cloned()),
+        }
+    }
+}
+
+/// Where a VMM runs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Where<'a> {
+    pub(super) namespace: &'a Path,
+    /// What waits has none yet.
+    pub(super) disk: Option<&'a Path>,
+    pub(super) cgroup: Option<&'a Cgroup>,
+}
+
+impl<'a> From<&'a Place> for Where<'a> {
+    fn from(place: &'a Place) -> Self {
+        Self {
+            namespace: &place.namespace,
+            disk: Some(&place.disk),
+            cgroup: place.cgroup.as_ref(),
+        }
+    }
+}
+
+impl<'a> From<&'a Berth> for Where<'a> {
+    fn from(berth: &'a Berth) -> Self {
+        Self {
+            namespace: &berth.namespace,
+            disk: None,
+            cgroup: berth.cgroup.as_ref(),
         }
     }
 }
@@ -105,7 +137,7 @@ mod tests {
                 disk: disk.into(),
                 cgroup: None,
             };
-            Layout::new(Path::new(run)).launch(Path::new("ch"), Some(&place))
+            Layout::new(Path::new(run)).launch(Path::new("ch"), Some(Where::from(&place)))
         };
         let (a, b) = (launch("/run/a", "/data/a"), launch("/run/b", "/data/b"));
         assert_eq!(a.args[1], "path=/run/a/vmm/api.sock");

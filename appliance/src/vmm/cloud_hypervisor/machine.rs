@@ -10,7 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
+use std::io::{self, PipeReader};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -30,7 +30,7 @@ use super::bodies::{
     Balloon, Console as ConsoleBody, Cpus, Disk, LandlockRule, Memory, Net, Payload,
     ReceiveMigration, RestoreVm, SendMigration, VmConfig, VmInfo,
 };
-use super::command::{Layout as Paths, url};
+use super::command::{Layout as Paths, Where, url};
 use super::events::Events;
 use super::layout::Layout;
 use super::receive::{Held, Received, Release, receive};
@@ -43,9 +43,12 @@ use crate::vmm::appearing::Appearing;
 use crate::vmm::console::Console;
 use crate::vmm::exit::Exit;
 use crate::vmm::launch::DISK_PATH;
+use crate::vmm::opening::{self, Open};
 use crate::vmm::process::VmmProcess;
 use crate::vmm::rate_limiter::RateLimiter;
-use crate::vmm::{DiskLimits, GuestShape, Machine, PageRequests, Place, Saved, VmmError};
+use crate::vmm::{
+    DiskLimits, GuestShape, Machine, PageRequests, Paging, Place, Restore, Saved, VmmError,
+};
 
 const RUNNING: &str = "Running";
 const PAUSED: &str = "Paused";
@@ -103,8 +106,38 @@ pub(super) struct Start<'a> {
     pub(super) name: &'a str,
     pub(super) paths: &'a Paths,
     /// Where it is; a probe is nowhere.
-    pub(super) place: Option<&'a Place>,
-    pub(super) memory_bytes: u64,
+    pub(super) place: Option<Where<'a>>,
+}
+
+/// A process whose API is open, and what it says of itself meanwhile.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    open: Open,
+    monitor: PipeReader,
+}
+
+impl Waiting {
+    /// Starts the process and waits for its API.
+    pub(super) async fn start(
+        driver: &CloudHypervisor,
+        start: Start<'_>,
+    ) -> Result<Self, VmmError> {
+        let Start { name, paths, place } = start;
+        let failed = |source| VmmError::Start {
+            name: name.to_owned(),
+            source,
+        };
+        fs::create_dir_all(&paths.dir).map_err(failed)?;
+        let launch = paths.launch(&driver.program, place);
+        let (monitor, events) = io::pipe().map_err(failed)?;
+        let fds = [events.as_fd()];
+        let open = opening::open(name, (&launch, &fds), &paths.api(), driver.patience).await?;
+        Ok(Self { open, monitor })
+    }
+
+    pub(super) fn process(&self) -> BorrowedFd<'_> {
+        self.open.process.as_fd()
+    }
 }
 
 impl CloudHypervisorMachine {
@@ -112,42 +145,64 @@ impl CloudHypervisorMachine {
     pub(super) async fn start(
         driver: &CloudHypervisor,
         start: Start<'_>,
+        memory_bytes: u64,
     ) -> Result<Self, VmmError> {
-        let Start {
-            name, paths, place, ..
-        } = start;
+        let waiting = Waiting::start(driver, start).await?;
+        let vmm_time = waiting.open.took;
+        let machine = Self::over(driver, start.name, start.paths, memory_bytes, waiting).await;
+        machine.map(|machine| Self {
+            vmm_time,
+            ..machine
+        })
+    }
+
+    /// Takes over a process whose API is open.
+    pub(super) async fn over(
+        driver: &CloudHypervisor,
+        name: &str,
+        paths: &Paths,
+        memory_bytes: u64,
+        waiting: Waiting,
+    ) -> Result<Self, VmmError> {
         let failed = |source| VmmError::Start {
             name: name.to_owned(),
             source,
         };
-        fs::create_dir_all(&paths.dir).map_err(failed)?;
-        let socket = paths.api();
-        let _ = fs::remove_file(&socket);
-        let appearing = Appearing::new(&socket).map_err(failed)?;
-        let launch = paths.launch(&driver.program, place);
-        let (monitor, events) = io::pipe().map_err(failed)?;
-        let starting = VmmProcess::start(&launch, &[events.as_fd()]).await;
-        drop(events);
-        let mut process = starting.map_err(failed)?;
-        let started = Instant::now();
+        let Waiting { open, monitor } = waiting;
+        let process = open.process.watch().map_err(failed)?;
         let monitor = tokio::net::unix::pipe::Receiver::from_owned_fd(monitor.into());
         let pidfd = process.as_fd().try_clone_to_owned().map_err(failed)?;
         let events = Events::listen(monitor.map_err(failed)?, pidfd, name.to_owned());
-        let api = Api::open(name, &socket, appearing, &mut process, driver.patience).await?;
-        let vmm_time = started.elapsed();
+        let api = Api::new(paths.api(), open.api).await.map_err(failed)?;
         Ok(Self {
             name: name.to_owned(),
             process,
             events,
             api,
             paths: paths.clone(),
-            memory_bytes: start.memory_bytes,
+            memory_bytes,
             release: driver.release,
             patience: driver.patience,
             taken: None,
-            vmm_time,
+            vmm_time: Duration::ZERO,
             disk_limits: driver.disk_limits,
         })
+    }
+
+    /// A guest from what a build keeps: given to it, or read out of a file.
+    pub(super) async fn restore(
+        &mut self,
+        driver: &CloudHypervisor,
+        contents: &Contents,
+        restore: Restore<'_>,
+    ) -> Result<(), VmmError> {
+        let (landlock, run) = (driver.landlock, restore.run);
+        if driver.paging == Paging::Own {
+            return self.restore_own(contents, landlock, run).await;
+        }
+        // Without anybody to serve them, the requests have no way to go, and that is an error.
+        let asks = restore.asks.unwrap_or_else(|| oneshot::channel().0);
+        self.give(contents, landlock, run, asks).await
     }
 
     /// A guest from its kernel, running. Without a place it has neither disk nor network.

@@ -23,6 +23,7 @@ mod events;
 mod layout;
 mod machine;
 mod own;
+mod prepared;
 pub mod probe;
 pub mod probe_guest;
 pub mod protocol;
@@ -37,7 +38,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use http_api::wire::VmmInfo;
-use tokio::sync::oneshot;
 use uffd_engine::Tracking;
 
 pub use events::{Decoder, Event};
@@ -46,7 +46,9 @@ pub use state::{Contents, StateError};
 
 use self::command::Layout as Paths;
 use self::machine::{CloudHypervisorMachine, Start};
+use self::prepared::PreparedCloudHypervisor;
 use self::receive::Release;
+use super::prepared::{Berth, Prepared, Prepares};
 use super::{
     DiskLimits, Driver, GuestShape, Machine, Paging, Place, Restore, VmmError, kernel_image,
 };
@@ -83,6 +85,14 @@ impl CloudHypervisor {
     }
 }
 
+/// What a build keeps of the guest with this name.
+fn unpacked(name: &str, state: &[u8]) -> Result<Contents, VmmError> {
+    Contents::unpack(state).map_err(|source| VmmError::State {
+        name: name.to_owned(),
+        source,
+    })
+}
+
 #[async_trait]
 impl Driver for CloudHypervisor {
     fn info(&self) -> &VmmInfo {
@@ -117,10 +127,10 @@ impl Driver for CloudHypervisor {
         let start = Start {
             name: &place.name,
             paths: &Paths::new(&place.run_dir),
-            place: Some(place),
-            memory_bytes: shape.memory_bytes(),
+            place: Some(place.into()),
         };
-        let mut machine = CloudHypervisorMachine::start(self, start).await?;
+        let bytes = shape.memory_bytes();
+        let mut machine = CloudHypervisorMachine::start(self, start, bytes).await?;
         machine
             .boot(shape, kernel, Some(place), self.landlock)
             .await?;
@@ -133,28 +143,27 @@ impl Driver for CloudHypervisor {
         place: &Place,
         restore: Restore<'_>,
     ) -> Result<Box<dyn Machine>, VmmError> {
-        let contents = Contents::unpack(&restore.state).map_err(|source| VmmError::State {
-            name: place.name.clone(),
-            source,
-        })?;
+        let contents = unpacked(&place.name, &restore.state)?;
         let start = Start {
             name: &place.name,
             paths: &Paths::new(&place.run_dir),
-            place: Some(place),
-            memory_bytes: shape.memory_bytes(),
+            place: Some(place.into()),
         };
-        let mut machine = CloudHypervisorMachine::start(self, start).await?;
-        if self.paging == Paging::Own {
-            machine
-                .restore_own(&contents, self.landlock, restore.run)
-                .await?;
-        } else {
-            // Without anybody to serve them, the requests have no way to go, and that is an error.
-            let asks = restore.asks.unwrap_or_else(|| oneshot::channel().0);
-            machine
-                .give(&contents, self.landlock, restore.run, asks)
-                .await?;
-        }
+        let bytes = shape.memory_bytes();
+        let mut machine = CloudHypervisorMachine::start(self, start, bytes).await?;
+        machine.restore(self, &contents, restore).await?;
         Ok(Box::new(machine))
+    }
+
+    fn prepares(&self) -> Option<&dyn Prepares> {
+        Some(self)
+    }
+}
+
+#[async_trait]
+impl Prepares for CloudHypervisor {
+    async fn prepare(&self, berth: &Berth) -> Result<Box<dyn Prepared>, VmmError> {
+        let prepared = PreparedCloudHypervisor::start(self, berth).await?;
+        Ok(Box::new(prepared))
     }
 }

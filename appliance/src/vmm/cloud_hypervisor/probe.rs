@@ -27,8 +27,7 @@ use uffd_engine::memory_image::Part;
 use super::command::Layout as Paths;
 use super::machine::{CloudHypervisorMachine, Start};
 use super::receive::Release;
-use super::state::Contents;
-use super::{CloudHypervisor, probe_guest, protocol, state};
+use super::{CloudHypervisor, probe_guest, protocol, state, unpacked};
 use crate::vmm::probing::{self, KERNEL_TIME, MISSES_ITS_ROOT, ProbeError, number_of};
 use crate::vmm::{DiskLimits, GuestShape, Machine, PageRequests, Paging, VmmError, kernel_image};
 
@@ -216,10 +215,7 @@ impl Probe<'_> {
     /// Gives a guest to another process.
     async fn restore(&self, driver: &CloudHypervisor, guest: &Guest) -> Result<(), VmmError> {
         let shape = shape(Path::new(""), PROBE_MEMORY_MB);
-        let contents = Contents::unpack(&guest.state).map_err(|source| VmmError::State {
-            name: NAME.into(),
-            source,
-        })?;
+        let contents = unpacked(NAME, &guest.state)?;
         let mut machine = self.start(driver, &shape).await?;
         let failed = |source| VmmError::Io {
             name: NAME.into(),
@@ -264,9 +260,8 @@ impl Probe<'_> {
             name: NAME,
             paths: &Paths::new(self.run_dir),
             place: None,
-            memory_bytes: shape.memory_bytes(),
         };
-        CloudHypervisorMachine::start(driver, start).await
+        CloudHypervisorMachine::start(driver, start, shape.memory_bytes()).await
     }
 
     /// Whether the kernel that guests will use gets as far as missing its root.

@@ -20,12 +20,12 @@ use super::bodies::{
 use super::command::{ALIAS, HANDOFF, Layout, Parts, SOCKET, STATE, VSOCK_PATH};
 use super::{Firecracker, Options, StateOnly};
 use crate::network::address::{GATEWAY, GUEST, GUEST_MAC, GUEST_PREFIX, TAP};
-use crate::vmm::api::{Api, ApiFault, finish, judge};
-use crate::vmm::appearing::Appearing;
+use crate::vmm::api::{Api, finish, judge};
 use crate::vmm::console::Console;
 use crate::vmm::exit::Exit;
 use crate::vmm::launch::DISK_PATH;
-use crate::vmm::process::{Started, VmmProcess, ended};
+use crate::vmm::opening::{self, Open};
+use crate::vmm::process::VmmProcess;
 use crate::vmm::rate_limiter::RateLimiter;
 use crate::vmm::{DiskLimits, GuestShape, Machine, Place, Saved, VmmError};
 
@@ -54,15 +54,6 @@ pub(super) struct FirecrackerMachine {
     disk_limits: DiskLimits,
 }
 
-/// A process whose API is open; no runtime watches it yet.
-#[derive(Debug)]
-pub(super) struct Open {
-    pub(super) process: Started,
-    api: std::os::unix::net::UnixStream,
-    /// From the start of the program.
-    took: Duration,
-}
-
 /// Starts the process and waits for its API.
 pub(super) async fn open(
     driver: &Firecracker,
@@ -75,36 +66,12 @@ pub(super) async fn open(
         source,
     };
     make_dir(layout).map_err(failed)?;
-    let socket = layout.dir.join(SOCKET);
-    let _ = fs::remove_file(&socket);
-    let appearing = Appearing::new(&socket).map_err(failed)?;
     if let (Some(disk), true) = (parts.disk, layout.user != 0) {
         chown(disk, Some(layout.user), Some(layout.user)).map_err(failed)?;
     }
     let launch = layout.launch(&driver.program, driver.jailer.as_ref(), parts);
-    let process = Started::start(&launch, &[]).await.map_err(failed)?;
-    let started = Instant::now();
-    let connecting = async {
-        tokio::select! {
-            connected = appearing.connect() => {
-                connected.and_then(tokio::net::UnixStream::into_std).map_err(ApiFault::Io)
-            }
-            () = ended(process.as_fd()) => Err(io::Error::from(io::ErrorKind::BrokenPipe).into()),
-        }
-    };
-    let what = "opening its API";
-    let connected = finish(name, what, driver.patience, connecting).await;
-    match connected {
-        Ok(api) => Ok(Open {
-            process,
-            api,
-            took: started.elapsed(),
-        }),
-        Err(error) => {
-            let mut process = process.watch().map_err(failed)?;
-            judge(name, &mut process, Err(error)).await
-        }
-    }
+    let socket = layout.dir.join(SOCKET);
+    opening::open(name, (&launch, &[]), &socket, driver.patience).await
 }
 
 impl FirecrackerMachine {

@@ -36,7 +36,7 @@ use command::{HANDOFF, Layout, Parts};
 use machine::{FirecrackerMachine, MemorySource, write_state};
 use prepared::PreparedFirecracker;
 
-use super::prepared::{Berth, Prepared};
+use super::prepared::{Berth, Prepared, Prepares};
 use super::{DiskLimits, Driver, GuestShape, Machine, Place, Restore, VmmError, kernel_image};
 
 /// Whether a device state is had without memory.
@@ -175,8 +175,15 @@ impl Driver for Firecracker {
         Ok(Box::new(machine))
     }
 
-    async fn prepare(&self, berth: &Berth) -> Result<Option<Box<dyn Prepared>>, VmmError> {
+    fn prepares(&self) -> Option<&dyn Prepares> {
+        Some(self)
+    }
+}
+
+#[async_trait]
+impl Prepares for Firecracker {
+    async fn prepare(&self, berth: &Berth) -> Result<Box<dyn Prepared>, VmmError> {
         let prepared = PreparedFirecracker::start(self, berth).await?;
-        Ok(Some(Box::new(prepared)))
+        Ok(Box::new(prepared))
     }
 }

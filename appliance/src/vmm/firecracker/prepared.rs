@@ -13,10 +13,11 @@ use async_trait::async_trait;
 use nix::mount::{MsFlags, mount};
 
 use super::command::{Layout, Parts};
-use super::machine::{FirecrackerMachine, MemorySource, Open, make_dir, open, write_state};
+use super::machine::{FirecrackerMachine, MemorySource, make_dir, open, write_state};
 use super::{Firecracker, VmmError};
 use crate::sys::mount_namespace;
 use crate::vmm::launch::DISK_PATH;
+use crate::vmm::opening::Open;
 use crate::vmm::prepared::{Berth, Prepared};
 use crate::vmm::{GuestShape, Machine, Place, Restore};
 

@@ -98,9 +98,32 @@ struct Inner {
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
+impl Inner {
+    fn new(
+        (driver, cgroups): (Arc<dyn Driver>, Option<Cgroups>),
+        dir: PathBuf,
+        limit: usize,
+        counts: Counts,
+    ) -> Self {
+        let limit = driver.prepares().map_or(0, |_| limit);
+        Self {
+            driver,
+            cgroups,
+            dir,
+            limit,
+            waiting: Mutex::default(),
+            counts,
+            closing: AtomicBool::new(false),
+            closed: Notify::new(),
+            thread: Mutex::default(),
+        }
+    }
+}
+
 impl ReadyVmms {
     /// From now on keeps a VMM of this driver in each slot that waits: in so many of those for
-    /// new sandboxes, and in as many of those that paused ones gave back.
+    /// new sandboxes, and in as many of those that paused ones gave back. If the driver's don't
+    /// wait, there are none, and nobody misses any.
     ///
     /// # Errors
     /// The directory or the thread can't be made.
@@ -112,18 +135,8 @@ impl ReadyVmms {
         counts: Counts,
     ) -> io::Result<Self> {
         let dir = run_dir.join(DIRECTORY);
-        let inner = Arc::new(Inner {
-            driver,
-            cgroups,
-            dir,
-            limit,
-            waiting: Mutex::default(),
-            counts,
-            closing: AtomicBool::new(false),
-            closed: Notify::new(),
-            thread: Mutex::default(),
-        });
-        if limit > 0 {
+        let inner = Arc::new(Inner::new((driver, cgroups), dir, limit, counts));
+        if inner.limit > 0 {
             fs::create_dir_all(&inner.dir)?;
             let keeper = Keeper {
                 inner: inner.clone(),
@@ -272,8 +285,7 @@ impl Keeper {
                     let slot = wanted.iter().find(|slot| slot.index == index);
                     let slot = slot.expect("it is one of the wanted");
                     match self.start(slot).await {
-                        Ok(true) => failures = 0,
-                        Ok(false) => return,
+                        Ok(()) => failures = 0,
                         Err(reason) => {
                             failures = failures.saturating_add(1);
                             tracing::warn!(slot = index.0, reason, failures, "No VMM ahead");
@@ -284,8 +296,8 @@ impl Keeper {
         }
     }
 
-    /// Starts one; false if this driver's don't wait.
-    async fn start(&mut self, slot: &Slot) -> Result<bool, String> {
+    /// Starts one.
+    async fn start(&mut self, slot: &Slot) -> Result<(), String> {
         self.number += 1;
         let dir = self.inner.dir.join(self.number.to_string());
         let started = async {
@@ -300,20 +312,21 @@ impl Keeper {
                 namespace: slot.namespace.clone(),
                 cgroup: cgroup.transpose().map_err(|error| error.to_string())?,
             };
-            let prepared = self.inner.driver.prepare(&berth).await;
-            if !matches!(prepared, Ok(Some(_))) {
+            let prepares = self.inner.driver.prepares();
+            let prepares = prepares.expect("there is no thread for a driver whose don't wait");
+            let prepared = prepares.prepare(&berth).await;
+            if prepared.is_err() {
                 berth.cgroup.iter().for_each(Cgroup::remove);
             }
-            let prepared = prepared.map_err(|error| uffd_engine::chain(&error))?;
-            Ok(prepared.map(|prepared| Waiting {
-                prepared,
+            Ok(Waiting {
+                prepared: prepared.map_err(|error| uffd_engine::chain(&error))?,
                 cgroup: berth.cgroup,
                 namespace,
                 dir: berth.run_dir,
-            }))
+            })
         };
         match started.await {
-            Ok(Some(waiting)) => {
+            Ok(waiting) => {
                 self.inner.waiting.lock().insert(slot.index, waiting);
                 // Whoever took the slot before has looked for it, and goes on without; whoever takes
                 // it from now on finds it.
@@ -321,11 +334,7 @@ impl Keeper {
                     let late = self.inner.waiting.lock().remove(&slot.index);
                     late.into_iter().for_each(end);
                 }
-                Ok(true)
-            }
-            Ok(None) => {
-                remove_dir(&dir);
-                Ok(false)
+                Ok(())
             }
             Err(reason) => {
                 remove_dir(&dir);
@@ -388,9 +397,13 @@ mod tests {
     use uffd_engine::sys::process::pidfd_open;
 
     use super::*;
+    use crate::vmm::prepared::Prepares;
     use crate::vmm::{GuestShape, Machine, Place, Restore, VmmError};
 
-    struct Nothing(VmmInfo);
+    struct Nothing {
+        info: VmmInfo,
+        waits: bool,
+    }
 
     fn refusal() -> VmmError {
         VmmError::Ended {
@@ -402,7 +415,7 @@ mod tests {
     #[async_trait]
     impl Driver for Nothing {
         fn info(&self) -> &VmmInfo {
-            &self.0
+            &self.info
         }
         fn state_format(&self) -> &str {
             "0"
@@ -424,15 +437,30 @@ mod tests {
         ) -> Result<Box<dyn Machine>, VmmError> {
             Err(refusal())
         }
+        fn prepares(&self) -> Option<&dyn Prepares> {
+            self.waits.then_some(self)
+        }
     }
 
-    fn nothing() -> Arc<dyn Driver> {
-        Arc::new(Nothing(VmmInfo {
+    #[async_trait]
+    impl Prepares for Nothing {
+        async fn prepare(&self, _: &Berth) -> Result<Box<dyn Prepared>, VmmError> {
+            Err(refusal())
+        }
+    }
+
+    fn driver(waits: bool) -> Arc<dyn Driver> {
+        let info = VmmInfo {
             name: "nothing".into(),
             version: "0".into(),
             accelerator: "none".into(),
             reason: String::new(),
-        }))
+        };
+        Arc::new(Nothing { info, waits })
+    }
+
+    fn nothing() -> Arc<dyn Driver> {
+        driver(true)
     }
 
     struct Sleeper {
@@ -486,17 +514,9 @@ mod tests {
             namespace: identity(&path("namespace")).unwrap(),
             dir: path("ready/1"),
         };
-        let inner = Inner {
-            driver: driver.clone(),
-            cgroups: None,
-            dir: path("ready"),
-            limit: 1,
-            waiting: Mutex::new(BTreeMap::from([(SlotIndex(7), one)])),
-            counts: Counts::default(),
-            closing: AtomicBool::new(false),
-            closed: Notify::new(),
-            thread: Mutex::default(),
-        };
+        let of = (driver.clone(), None);
+        let inner = Inner::new(of, path("ready"), 1, Counts::default());
+        inner.waiting.lock().insert(SlotIndex(7), one);
         Subject {
             ready: ReadyVmms {
                 inner: Arc::new(inner),
@@ -540,6 +560,16 @@ mod tests {
         assert!(!subject.dir.path().join("ready/1").exists());
         assert!(subject.claim(&driver).is_none());
         assert_eq!(subject.counts(), [1, 1, 0]);
+    }
+
+    #[tokio::test]
+    async fn nobody_misses_one_of_a_driver_whose_dont_wait() {
+        let driver = driver(false);
+        let subject = waiting(&driver);
+        subject.ready.dismiss(SlotIndex(7));
+        assert!(subject.claim(&driver).is_none());
+        subject.is_gone();
+        assert_eq!(subject.counts(), [0, 0, 0]);
     }
 
     #[tokio::test]

@@ -13,7 +13,9 @@
 //! ```
 
 pub(crate) mod asking;
+pub(crate) mod calls;
 pub(crate) mod cloud_hypervisor;
+pub(crate) mod each;
 pub(crate) mod firecracker;
 pub(crate) mod guest;
 pub(crate) mod http;

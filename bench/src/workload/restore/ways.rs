@@ -1,14 +1,16 @@
 //! The ways to bring the guest back, and what each restore took.
 
 use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
-use appliance::vmm::{Machine, Paging, Place, Restore};
+use appliance::vmm::{Machine, PageRequests, Paging, Place, Restore, VmmError};
 use http_api::wire::NetworkPolicy;
 use tokio::sync::oneshot;
 
 use super::bare::Bare;
+use super::serving::Serving;
 use super::{PATIENCE, POOLED_SLOT, Stage};
 use crate::config::{self, Vmm};
 
@@ -40,18 +42,12 @@ pub(super) enum Way {
 }
 
 impl Way {
-    /// Those of a VMM: a process of Cloud Hypervisor's does not wait.
-    pub(super) const fn of(vmm: &Vmm) -> &'static [Self] {
-        match vmm {
-            Vmm::Firecracker(_) => &[
-                Self::DriverWaiting,
-                Self::ScriptWaiting,
-                Self::Driver,
-                Self::Script,
-            ],
-            Vmm::CloudHypervisor(_) => &[Self::Driver, Self::Script],
-        }
-    }
+    pub(super) const ALL: [Self; 4] = [
+        Self::DriverWaiting,
+        Self::ScriptWaiting,
+        Self::Driver,
+        Self::Script,
+    ];
 
     pub(super) const fn name(self) -> &'static str {
         match self {
@@ -91,26 +87,16 @@ impl Stage {
             let started = Instant::now();
             let handoff = driver.handoff(place)?;
             let requested = driver.paging() == Paging::Requested;
-            if !requested {
-                serving.expect(&handoff)?;
-            }
-            let (asks, asked) = oneshot::channel();
-            let restore = Restore {
-                state: state.clone(),
-                handoff: &handoff,
-                run: true,
-                asks: Some(asks),
+            let restore = |asks| {
+                let restore = Restore {
+                    state: state.clone(),
+                    handoff: &handoff,
+                    run: true,
+                    asks: Some(asks),
+                };
+                driver.restore(shape, place, restore)
             };
-            let restoring = driver.restore(shape, place, restore);
-            let restoring = async { restoring.await.map_err(anyhow::Error::from) };
-            let answering = async {
-                match asked.await {
-                    Ok(asks) if requested => serving.answer(&asks),
-                    // Whoever restores says why.
-                    _ => Ok(()),
-                }
-            };
-            let (machine, ()) = tokio::try_join!(restoring, answering)?;
+            let machine = served(serving, requested, &handoff, restore).await?;
             observed(machine, started).await
         })?;
         self.end(machine)?;
@@ -142,14 +128,17 @@ impl Stage {
             let claimed = ready.claim(&slot, driver, &place.run_dir);
             let claimed = claimed.context("No VMM waits")?;
             let handoff = driver.handoff(&place)?;
-            serving.expect(&handoff)?;
-            let restore = Restore {
-                state: state.clone(),
-                handoff: &handoff,
-                run: true,
-                asks: None,
+            let requested = driver.paging() == Paging::Requested;
+            let restore = |asks| {
+                let restore = Restore {
+                    state: state.clone(),
+                    handoff: &handoff,
+                    run: true,
+                    asks: Some(asks),
+                };
+                claimed.prepared.restore(shape, &place, restore)
             };
-            let machine = claimed.prepared.restore(shape, &place, restore).await?;
+            let machine = served(serving, requested, &handoff, restore).await?;
             let observed = observed(machine, started).await?;
             fs::remove_dir_all(&place.run_dir)?;
             anyhow::Ok(observed)
@@ -198,21 +187,22 @@ impl Stage {
             let bare = Bare::on_this_thread(program, &dir, &place.namespace, &place.disk)?;
             let mut all = Vec::new();
             for _ in 0..config.restores {
-                let ahead = waiting.then(|| bare.start()).transpose()?;
-                let started = Instant::now();
-                let mut process = match &config.vmm {
-                    Vmm::Firecracker(_) => {
-                        serving.expect(&bare.handoff())?;
-                        let mut process = ahead.map_or_else(|| bare.start(), Ok)?;
-                        bare.load(&mut process, state)?;
-                        process
-                    }
-                    Vmm::CloudHypervisor(_) => {
-                        let mut process = bare.start_receiver()?;
-                        bare.give(&mut process, state, bytes, |asks| serving.answer(asks))?;
-                        process
-                    }
+                let start = || match &config.vmm {
+                    Vmm::Firecracker(_) => bare.start(),
+                    Vmm::CloudHypervisor(_) => bare.start_receiver(),
                 };
+                let ahead = waiting.then(start).transpose()?;
+                let started = Instant::now();
+                if matches!(config.vmm, Vmm::Firecracker(_)) {
+                    serving.expect(&bare.handoff())?;
+                }
+                let mut process = ahead.map_or_else(start, Ok)?;
+                match &config.vmm {
+                    Vmm::Firecracker(_) => bare.load(&mut process, state)?,
+                    Vmm::CloudHypervisor(_) => {
+                        bare.give(&mut process, state, bytes, |asks| serving.answer(asks))?;
+                    }
+                }
                 let running = started.elapsed();
                 process.answer()?;
                 all.push(Took {
@@ -229,6 +219,32 @@ impl Stage {
         std::thread::scope(|scope| scope.spawn(script).join())
             .unwrap_or_else(|_| Err(anyhow!("The script's thread panicked")))
     }
+}
+
+/// What a restore gives whose guest's memory is served, as it is handed over or asked for.
+async fn served<F>(
+    serving: &mut Serving,
+    requested: bool,
+    handoff: &Path,
+    restore: impl FnOnce(oneshot::Sender<PageRequests>) -> F,
+) -> Result<Box<dyn Machine>>
+where
+    F: Future<Output = Result<Box<dyn Machine>, VmmError>>,
+{
+    if !requested {
+        serving.expect(handoff)?;
+    }
+    let (asks, asked) = oneshot::channel();
+    let restoring = async { restore(asks).await.map_err(anyhow::Error::from) };
+    let answering = async {
+        match asked.await {
+            Ok(asks) if requested => serving.answer(&asks),
+            // Whoever restores says why.
+            _ => Ok(()),
+        }
+    };
+    let (machine, ()) = tokio::try_join!(restoring, answering)?;
+    Ok(machine)
 }
 
 /// What it took until now, and what it takes until the guest has said something.
