@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use appliance::vmm::cloud_hypervisor::probe_guest::elf_around;
 use serde_json::Value;
-use support::adder::{COUNTER, NUMBERED, NUMBERS, PAGE, SUM, Written, run, written};
+use support::adder::{self, NUMBERS, SUM, Written, run, written};
 use support::daemon::Daemon;
 use support::place::Place;
 use support::stand_in::{self, StandIns};
@@ -25,58 +25,6 @@ use support::{needs, procs, restored, skip, wait_for};
 const STAND_IN: &str = "the_guest_adds_up_what_it_has_written";
 const MEMORY_MB: u64 = 64;
 const PAGES: u64 = MEMORY_MB << 8;
-
-/// See `support/adder`; in 32-bit mode.
-fn program() -> Vec<u8> {
-    let mut code = vec![0x66, 0xBA, 0xF8, 0x03]; // mov dx, 0x3f8
-    let word = |code: &mut Vec<u8>, opcode: &[u8], value: u64| {
-        code.extend_from_slice(opcode);
-        code.extend_from_slice(&(value as u32).to_le_bytes());
-    };
-    let not_equal = |code: &mut Vec<u8>, to: usize| {
-        let from = code.len() as i64 + 2;
-        code.extend_from_slice(&[0x75, (to as i64 - from) as i8 as u8]);
-    };
-    word(&mut code, &[0xBF], NUMBERED); // mov edi, NUMBERED
-    code.extend_from_slice(&[0x31, 0xC9]); // xor ecx, ecx
-    let number = code.len();
-    code.extend_from_slice(&[0x8D, 0x41, 0x01]); // number: lea eax, [ecx + 1]
-    code.extend_from_slice(&[0x89, 0x47, 0x08]); // mov [edi + 8], eax
-    word(&mut code, &[0x81, 0xC7], PAGE); // add edi, PAGE
-    code.push(0x41); // inc ecx
-    word(&mut code, &[0x81, 0xF9], NUMBERS); // cmp ecx, NUMBERS
-    not_equal(&mut code, number);
-    let round = code.len();
-    word(&mut code, &[0xBB], COUNTER); // round: mov ebx, COUNTER
-    code.extend_from_slice(&[0xFF, 0x03]); // inc dword [ebx]
-    word(&mut code, &[0xBE], NUMBERED); // mov esi, NUMBERED
-    code.extend_from_slice(&[0x31, 0xC0, 0x31, 0xC9]); // xor eax, eax; xor ecx, ecx
-    let add = code.len();
-    code.extend_from_slice(&[0x03, 0x46, 0x08]); // add: add eax, [esi + 8]
-    word(&mut code, &[0x81, 0xC6], PAGE); // add esi, PAGE
-    code.push(0x41); // inc ecx
-    word(&mut code, &[0x81, 0xF9], NUMBERS); // cmp ecx, NUMBERS
-    not_equal(&mut code, add);
-    word(&mut code, &[0x3D], u64::from(SUM)); // cmp eax, SUM
-    code.extend_from_slice(&[
-        0x74, 0x06, // je right
-        0xFF, 0x43, 0x08, // inc dword [ebx + 8]
-        0xB0, b'X', 0xEE, // mov al, 'X'; out dx, al
-        0x8B, 0x03, // right: mov eax, [ebx]
-        0x89, 0xC1, // mov ecx, eax
-        0x25, 0xFF, 0x00, 0x00, 0x00, // and eax, 255
-        0xC1, 0xE0, 0x0C, // shl eax, 12
-    ]);
-    word(&mut code, &[0x89, 0x88], NUMBERED + 16); // mov [eax + NUMBERED + 16], ecx
-    code.extend_from_slice(&[0xB0, b'o', 0xEE, 0xB0, b'k', 0xEE, 0xB0, b'\n', 0xEE]);
-    word(&mut code, &[0xB9], 200); // mov ecx, 200
-    let wait = code.len();
-    code.push(0x49); // wait: dec ecx
-    not_equal(&mut code, wait);
-    let back = round as i64 - (code.len() as i64 + 5);
-    word(&mut code, &[0xE9], back as u64); // jmp round
-    code
-}
 
 /// The program, or why there is none.
 fn cloud_hypervisor() -> Result<PathBuf, String> {
@@ -138,7 +86,7 @@ fn place(instance: &str, pool: u16, program: &Path, guest: &[u8]) -> Place {
 fn the_guest_adds_up_what_it_has_written() {
     stand_in::run_if_wanted();
     // The jump that was counted by hand.
-    let code = program();
+    let code = adder::protected_mode();
     let find = |bytes: &[u8]| {
         code.windows(bytes.len())
             .position(|part| part == bytes)
@@ -193,7 +141,7 @@ fn live(test: &str, (instance, pool): (&str, u16), waiting: bool) {
         Ok(program) => program,
         Err(reason) => return skip(test, &reason),
     };
-    let place = place(instance, pool, &program, &self::program());
+    let place = place(instance, pool, &program, &adder::protected_mode());
     if waiting {
         place.reconfigure(&[("ready_slots = 0", "ready_slots = 2")]);
     }

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use appliance::vmm::firecracker::probe_guest::elf_around;
-use support::adder::{NUMBERS, PAGE, SUM, Written, run, written};
+use support::adder::{self, NUMBERS, PAGE, SUM, Written, run, written};
 use support::daemon::Daemon;
 use support::huge::{self, Allowed};
 use support::place::Place;
@@ -22,55 +22,6 @@ use support::{needs, restored, skip, wait_for};
 /// The test that a stand-in's process runs as.
 const STAND_IN: &str = "the_guest_adds_up_what_it_has_written";
 const MEMORY_MB: u64 = 64;
-
-/// Numbers 256 pages once; then, for ever: counts a round, adds the numbers up, compares the sum
-/// with what it has to be, writes the round into one of the pages, and says `ok` or `X`.
-fn program() -> Vec<u8> {
-    let mut code = vec![
-        0x66, 0xBA, 0xF8, 0x03, // mov dx, 0x3f8
-        0x48, 0xC7, 0xC7, 0x00, 0x00, 0x00, 0x01, // mov rdi, NUMBERED
-        0x31, 0xC9, // xor ecx, ecx
-        0x8D, 0x41, 0x01, // number: lea eax, [rcx + 1]
-        0x48, 0x89, 0x47, 0x08, // mov [rdi + 8], rax
-        0x48, 0x81, 0xC7, 0x00, 0x10, 0x00, 0x00, // add rdi, PAGE
-        0xFF, 0xC1, // inc ecx
-        0x81, 0xF9, 0x00, 0x01, 0x00, 0x00, // cmp ecx, NUMBERS
-        0x75, 0xE8, // jne number
-    ];
-    let round = code.len();
-    code.extend_from_slice(&[
-        0x48, 0xC7, 0xC3, 0x00, 0x00, 0x20, 0x00, // round: mov rbx, COUNTER
-        0x48, 0xFF, 0x03, // inc qword [rbx]
-        0x48, 0xC7, 0xC6, 0x00, 0x00, 0x00, 0x01, // mov rsi, NUMBERED
-        0x31, 0xC0, // xor eax, eax
-        0x31, 0xC9, // xor ecx, ecx
-        0x48, 0x03, 0x46, 0x08, // add: add rax, [rsi + 8]
-        0x48, 0x81, 0xC6, 0x00, 0x10, 0x00, 0x00, // add rsi, PAGE
-        0xFF, 0xC1, // inc ecx
-        0x81, 0xF9, 0x00, 0x01, 0x00, 0x00, // cmp ecx, NUMBERS
-        0x75, 0xEB, // jne add
-        0x48, 0x3D, // cmp rax, SUM
-    ]);
-    code.extend_from_slice(&SUM.to_le_bytes());
-    code.extend_from_slice(&[
-        0x74, 0x07, // je right
-        0x48, 0xFF, 0x43, 0x08, // inc qword [rbx + 8]
-        0xB0, b'X', 0xEE, // mov al, 'X'; out dx, al
-        0x48, 0x8B, 0x03, // right: mov rax, [rbx]
-        0x48, 0x89, 0xC1, // mov rcx, rax
-        0x25, 0xFF, 0x00, 0x00, 0x00, // and eax, 255
-        0xC1, 0xE0, 0x0C, // shl eax, 12
-        0x48, 0x89, 0x88, 0x10, 0x00, 0x00, 0x01, // mov [rax + NUMBERED + 16], rcx
-        0xB0, b'o', 0xEE, 0xB0, b'k', 0xEE, 0xB0, b'\n', 0xEE, // say "ok\n"
-        0xB9, 0xC8, 0x00, 0x00, 0x00, // mov ecx, 200
-        0xFF, 0xC9, // wait: dec ecx
-        0x75, 0xFC, // jne wait
-        0xE9, // jmp round
-    ]);
-    let back = round as i32 - (code.len() as i32 + 4);
-    code.extend_from_slice(&back.to_le_bytes());
-    code
-}
 
 /// The programs, or why there are none.
 fn firecracker() -> Result<PathBuf, String> {
@@ -102,7 +53,7 @@ fn place(instance: &str, pool: u16, firecracker: &Path, jailer: Option<&Path>) -
         quoted(&path)
     };
     let (kernel, initrd) = (
-        file("kernel", &elf_around(&program())),
+        file("kernel", &elf_around(&adder::long_mode())),
         file("initrd", b"none"),
     );
     let disk = file("disk", &vec![0; 1 << 20]);
@@ -124,7 +75,7 @@ fn place(instance: &str, pool: u16, firecracker: &Path, jailer: Option<&Path>) -
 fn the_guest_adds_up_what_it_has_written() {
     stand_in::run_if_wanted();
     // Jumps that were counted by hand.
-    let code = program();
+    let code = adder::long_mode();
     let lands = |at: usize, on: &[u8]| {
         let target = (at as i64 + 2 + i64::from(code[at + 1] as i8)) as usize;
         assert_eq!(code[target..target + on.len()], *on, "the jump at {at}");

@@ -19,6 +19,106 @@ pub(crate) const NUMBERS: u64 = 256;
 /// 1 + 2 + … + 256.
 pub(crate) const SUM: u32 = 0x8080;
 
+/// Its code in 64-bit mode, as Firecracker begins.
+pub(crate) fn long_mode() -> Vec<u8> {
+    let mut code = vec![
+        0x66, 0xBA, 0xF8, 0x03, // mov dx, 0x3f8
+        0x48, 0xC7, 0xC7, 0x00, 0x00, 0x00, 0x01, // mov rdi, NUMBERED
+        0x31, 0xC9, // xor ecx, ecx
+        0x8D, 0x41, 0x01, // number: lea eax, [rcx + 1]
+        0x48, 0x89, 0x47, 0x08, // mov [rdi + 8], rax
+        0x48, 0x81, 0xC7, 0x00, 0x10, 0x00, 0x00, // add rdi, PAGE
+        0xFF, 0xC1, // inc ecx
+        0x81, 0xF9, 0x00, 0x01, 0x00, 0x00, // cmp ecx, NUMBERS
+        0x75, 0xE8, // jne number
+    ];
+    let round = code.len();
+    code.extend_from_slice(&[
+        0x48, 0xC7, 0xC3, 0x00, 0x00, 0x20, 0x00, // round: mov rbx, COUNTER
+        0x48, 0xFF, 0x03, // inc qword [rbx]
+        0x48, 0xC7, 0xC6, 0x00, 0x00, 0x00, 0x01, // mov rsi, NUMBERED
+        0x31, 0xC0, // xor eax, eax
+        0x31, 0xC9, // xor ecx, ecx
+        0x48, 0x03, 0x46, 0x08, // add: add rax, [rsi + 8]
+        0x48, 0x81, 0xC6, 0x00, 0x10, 0x00, 0x00, // add rsi, PAGE
+        0xFF, 0xC1, // inc ecx
+        0x81, 0xF9, 0x00, 0x01, 0x00, 0x00, // cmp ecx, NUMBERS
+        0x75, 0xEB, // jne add
+        0x48, 0x3D, // cmp rax, SUM
+    ]);
+    code.extend_from_slice(&SUM.to_le_bytes());
+    code.extend_from_slice(&[
+        0x74, 0x07, // je right
+        0x48, 0xFF, 0x43, 0x08, // inc qword [rbx + 8]
+        0xB0, b'X', 0xEE, // mov al, 'X'; out dx, al
+        0x48, 0x8B, 0x03, // right: mov rax, [rbx]
+        0x48, 0x89, 0xC1, // mov rcx, rax
+        0x25, 0xFF, 0x00, 0x00, 0x00, // and eax, 255
+        0xC1, 0xE0, 0x0C, // shl eax, 12
+        0x48, 0x89, 0x88, 0x10, 0x00, 0x00, 0x01, // mov [rax + NUMBERED + 16], rcx
+        0xB0, b'o', 0xEE, 0xB0, b'k', 0xEE, 0xB0, b'\n', 0xEE, // say "ok\n"
+        0xB9, 0xC8, 0x00, 0x00, 0x00, // mov ecx, 200
+        0xFF, 0xC9, // wait: dec ecx
+        0x75, 0xFC, // jne wait
+        0xE9, // jmp round
+    ]);
+    let back = round as i32 - (code.len() as i32 + 4);
+    code.extend_from_slice(&back.to_le_bytes());
+    code
+}
+
+/// Its code in 32-bit mode, as Cloud Hypervisor begins.
+pub(crate) fn protected_mode() -> Vec<u8> {
+    let mut code = vec![0x66, 0xBA, 0xF8, 0x03]; // mov dx, 0x3f8
+    let word = |code: &mut Vec<u8>, opcode: &[u8], value: u64| {
+        code.extend_from_slice(opcode);
+        code.extend_from_slice(&(value as u32).to_le_bytes());
+    };
+    let not_equal = |code: &mut Vec<u8>, to: usize| {
+        let from = code.len() as i64 + 2;
+        code.extend_from_slice(&[0x75, (to as i64 - from) as i8 as u8]);
+    };
+    word(&mut code, &[0xBF], NUMBERED); // mov edi, NUMBERED
+    code.extend_from_slice(&[0x31, 0xC9]); // xor ecx, ecx
+    let number = code.len();
+    code.extend_from_slice(&[0x8D, 0x41, 0x01]); // number: lea eax, [ecx + 1]
+    code.extend_from_slice(&[0x89, 0x47, 0x08]); // mov [edi + 8], eax
+    word(&mut code, &[0x81, 0xC7], PAGE); // add edi, PAGE
+    code.push(0x41); // inc ecx
+    word(&mut code, &[0x81, 0xF9], NUMBERS); // cmp ecx, NUMBERS
+    not_equal(&mut code, number);
+    let round = code.len();
+    word(&mut code, &[0xBB], COUNTER); // round: mov ebx, COUNTER
+    code.extend_from_slice(&[0xFF, 0x03]); // inc dword [ebx]
+    word(&mut code, &[0xBE], NUMBERED); // mov esi, NUMBERED
+    code.extend_from_slice(&[0x31, 0xC0, 0x31, 0xC9]); // xor eax, eax; xor ecx, ecx
+    let add = code.len();
+    code.extend_from_slice(&[0x03, 0x46, 0x08]); // add: add eax, [esi + 8]
+    word(&mut code, &[0x81, 0xC6], PAGE); // add esi, PAGE
+    code.push(0x41); // inc ecx
+    word(&mut code, &[0x81, 0xF9], NUMBERS); // cmp ecx, NUMBERS
+    not_equal(&mut code, add);
+    word(&mut code, &[0x3D], u64::from(SUM)); // cmp eax, SUM
+    code.extend_from_slice(&[
+        0x74, 0x06, // je right
+        0xFF, 0x43, 0x08, // inc dword [ebx + 8]
+        0xB0, b'X', 0xEE, // mov al, 'X'; out dx, al
+        0x8B, 0x03, // right: mov eax, [ebx]
+        0x89, 0xC1, // mov ecx, eax
+        0x25, 0xFF, 0x00, 0x00, 0x00, // and eax, 255
+        0xC1, 0xE0, 0x0C, // shl eax, 12
+    ]);
+    word(&mut code, &[0x89, 0x88], NUMBERED + 16); // mov [eax + NUMBERED + 16], ecx
+    code.extend_from_slice(&[0xB0, b'o', 0xEE, 0xB0, b'k', 0xEE, 0xB0, b'\n', 0xEE]);
+    word(&mut code, &[0xB9], 200); // mov ecx, 200
+    let wait = code.len();
+    code.push(0x49); // wait: dec ecx
+    not_equal(&mut code, wait);
+    let back = round as i64 - (code.len() as i64 + 5);
+    word(&mut code, &[0xE9], back as u64); // jmp round
+    code
+}
+
 /// What a guest has written, as its build has it.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Written {

@@ -18,6 +18,7 @@ use super::bodies::{
     NetworkInterface, NetworkOverride, PartialDrive, SnapshotCreate, SnapshotLoad, VmState, Vsock,
 };
 use super::command::{ALIAS, HANDOFF, Layout, Parts, SOCKET, STATE, VSOCK_PATH};
+use super::saving::{Saving, Trust};
 use super::{Firecracker, Options, StateOnly};
 use crate::network::address::{GATEWAY, GUEST, GUEST_MAC, GUEST_PREFIX, TAP};
 use crate::vmm::api::{Api, finish, judge};
@@ -47,6 +48,7 @@ pub(super) struct FirecrackerMachine {
     layout: Layout,
     memory_bytes: u64,
     state_only: bool,
+    misplaces: bool,
     patience: Duration,
     /// More memory than its control group had before, for what it saves to memory.
     lent_bytes: i64,
@@ -113,6 +115,7 @@ impl FirecrackerMachine {
             layout,
             memory_bytes,
             state_only: driver.state_only == StateOnly::Works,
+            misplaces: driver.misplaces,
             patience: driver.patience,
             lent_bytes: 0,
             vmm_time: Duration::ZERO,
@@ -384,22 +387,21 @@ impl Machine for FirecrackerMachine {
     }
 
     async fn save(&mut self, served: Option<&[ClaimedRegion]>) -> Result<Saved, VmmError> {
-        match served {
-            Some(served) if self.state_only => {
+        let trust = Trust::now(self.misplaces);
+        let how = trust.saving(served.is_some(), self.state_only, self.memory_bytes);
+        match (how, served) {
+            (Ok(Saving::State), Some(served)) => {
                 let state = self.save_state_only().await?;
                 let memory = self.process_memory(served)?;
                 Ok(Saved { state, memory })
             }
-            // Firecracker finds what is in memory by a call that forgets what is in swap.
-            None if has_swap() => self.save_with_memory("Full").await,
-            Some(_) if has_swap() => Err(VmmError::Refused {
+            (Ok(Saving::All), _) => self.save_with_memory("Full").await,
+            (Ok(_), _) => self.save_with_memory("Diff").await,
+            (Err(reason), _) => Err(VmmError::Refused {
                 name: self.name.clone(),
                 command: "saving its memory".into(),
-                answer: "this version writes no state by itself, and with swap space on the host \
-                         it may forget pages"
-                    .into(),
+                answer: reason.into(),
             }),
-            None | Some(_) => self.save_with_memory("Diff").await,
         }
     }
 
@@ -475,9 +477,4 @@ pub(super) fn make_dir(layout: &Layout) -> io::Result<()> {
 /// Puts the device state to load where the VMM looks for it.
 pub(super) fn write_state(layout: &Layout, state: &[u8]) -> io::Result<()> {
     fs::write(layout.state(), state)
-}
-
-fn has_swap() -> bool {
-    // One line is the heading. Source: proc_swaps(5).
-    fs::read_to_string("/proc/swaps").is_ok_and(|text| text.lines().count() > 1)
 }

@@ -21,6 +21,7 @@ mod openapi;
 mod prepared;
 pub mod probe;
 pub mod probe_guest;
+mod saving;
 
 use std::fs;
 use std::io;
@@ -56,6 +57,8 @@ pub struct Firecracker {
     info: VmmInfo,
     state_format: String,
     state_only: StateOnly,
+    /// Of large guests, saved pages would be in the wrong places.
+    misplaces: bool,
     /// From 1.14 on.
     free_page_reporting: bool,
     /// How long it may take for one command.

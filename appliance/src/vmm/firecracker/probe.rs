@@ -16,6 +16,7 @@ use tokio::process::Command;
 
 use super::command::{Jailer, Layout, Parts, STATE};
 use super::machine::{FirecrackerMachine, MemorySource};
+use super::saving::misplaces;
 use super::{Firecracker, Options, StateOnly, probe_guest};
 use crate::vmm::probing::{self, KERNEL_TIME, MISSES_ITS_ROOT, ProbeError, number_of};
 use crate::vmm::{GuestShape, Machine, VmmError, kernel_image};
@@ -23,7 +24,7 @@ use crate::vmm::{GuestShape, Machine, VmmError, kernel_image};
 /// The oldest that has all we use.
 const OLDEST: (u32, u32) = (1, 13);
 /// Free page reporting came with this one.
-const WITH_REPORTING: (u32, u32) = (1, 14);
+pub(super) const WITH_REPORTING: (u32, u32) = (1, 14);
 const PROBE_MEMORY_MB: u32 = 32;
 const PROBE_MEMORY: &str = "probe-memory";
 const NAME: &str = "the probe";
@@ -59,6 +60,7 @@ impl Probe<'_> {
             });
         };
         let state_format = self.ask("--snapshot-version").await?;
+        let misplaces = misplaces(&version);
         let mut firecracker = Firecracker {
             program: self.program.to_owned(),
             jailer: self.jailer.clone(),
@@ -70,6 +72,7 @@ impl Probe<'_> {
             },
             state_format,
             state_only: StateOnly::Unknown,
+            misplaces,
             free_page_reporting: number >= WITH_REPORTING,
             patience: self.patience,
             kernels: self.kernels.clone(),
