@@ -33,6 +33,11 @@ pub(crate) trait FaultSource {
     /// Installs zeros and wakes who waits for them.
     fn zero(&self, dst: HostAddr, len: u64) -> Installed;
 
+    /// Whether [`Self::zero`] will do for pages of any size.
+    fn zeroes_all_sizes(&self) -> bool {
+        false
+    }
+
     /// Makes the range fail on access.
     fn poison(&self, dst: HostAddr, len: u64) -> Installed;
 
@@ -152,6 +157,13 @@ impl FaultSource for Guest {
         match self {
             Self::Userfaultfd(uffd) => uffd.zero(dst, len),
             Self::Postcopy(postcopy) => postcopy.zero(dst, len),
+        }
+    }
+
+    fn zeroes_all_sizes(&self) -> bool {
+        match self {
+            Self::Userfaultfd(uffd) => uffd.zeroes_all_sizes(),
+            Self::Postcopy(postcopy) => postcopy.zeroes_all_sizes(),
         }
     }
 

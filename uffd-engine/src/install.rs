@@ -95,7 +95,9 @@ impl<S: FaultSource> Session<S> {
                     let bytes = pages * page_bytes;
                     self.parts.guest.copy(addr, source, bytes, self.tracks())
                 }
-                None if page_bytes > CACHE_PAGE || self.tracks() => {
+                None if self.tracks()
+                    || page_bytes > CACHE_PAGE && !self.parts.guest.zeroes_all_sizes() =>
+                {
                     // ZEROPAGE knows no huge pages and protects none; the zeros are as long
                     // as one huge page.
                     let bytes = (pages * page_bytes).min(HUGE_PAGE);

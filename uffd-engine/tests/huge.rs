@@ -3,15 +3,20 @@
 mod support;
 
 use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 
+use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use snapshot_format::{BuildId, PageCount, PageIndex, PageSize, PublishInfo};
 use support::{Guest, Host, evict, has_uffd, skip};
-use uffd_engine::control::{Report, Request};
+use uffd_engine::control::{self, Report, Request};
 use uffd_engine::dirty::Capture;
 use uffd_engine::dirty_set::UnwrittenPages;
 use uffd_engine::memory_image::{MemoryImage, ProcessMemory};
-use uffd_engine::region::RegionTable;
+use uffd_engine::region::{ClaimedRegion, RegionTable};
+use uffd_engine::sys::process::pidfd_open;
 use uffd_engine::sys::uffd::{
     FEATURE_EVENT_REMOVE, FEATURE_MISSING_HUGETLBFS, FEATURE_WP_ASYNC, FEATURE_WP_SHARED, Uffd,
 };
@@ -250,4 +255,78 @@ fn huge_pages_that_were_written_are_known_and_the_build_is_the_memory() {
             }
         }
     }
+}
+
+/// Asks for one page, as Cloud Hypervisor does, and waits until it is there.
+fn ask(vmm: &mut UnixStream, page: u64) {
+    let mut request = vec![9, 0, 0, 0, 0, 0, 0, 0];
+    for word in [16, page * HUGE, HUGE] {
+        request.extend_from_slice(&word.to_le_bytes());
+    }
+    vmm.write_all(&request).unwrap();
+    let mut response = [0; 16];
+    vmm.read_exact(&mut response).unwrap();
+    assert_eq!(u16::from_le_bytes([response[0], response[1]]), 1);
+}
+
+#[test]
+fn huge_pages_that_a_vmm_asks_for_are_in_its_file_and_stay_as_its_guest_has_them() {
+    const NAME: &str =
+        "huge_pages_that_a_vmm_asks_for_are_in_its_file_and_stay_as_its_guest_has_them";
+    let Some(_allowed) = Allowed::pages(NAME) else {
+        return;
+    };
+    let flags = MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB;
+    let file = File::from(memfd_create(c"ram", flags).unwrap());
+    file.set_len(PAGES * HUGE).unwrap();
+    let memory = match GuestMemory::shared(&file, PAGES * HUGE) {
+        Ok(memory) => memory,
+        Err(error) => return skip(NAME, &format!("no 2 MiB pages: {error}")),
+    };
+    let states = PageStates::create(PageCount::new(PAGES)).unwrap();
+    let mut host = host();
+    let (mut vmm, theirs) = UnixStream::pair().unwrap();
+    let pidfd = pidfd_open(std::process::id() as i32).unwrap();
+    let request = Request::ServePages {
+        request: 1,
+        session: "ch".to_owned(),
+        store: host.store.root().to_path_buf(),
+        build: host.build,
+        regions: vec![ClaimedRegion {
+            base: 0,
+            ..memory.as_region()
+        }],
+    };
+    let fds = [theirs.as_fd(), file.as_fd(), pidfd.as_fd(), states.as_fd()];
+    control::send(host.control.as_fd(), &request, &fds).unwrap();
+    let (report, _) = host.report();
+    assert!(matches!(report, Report::Attached { .. }), "{report:?}");
+
+    let word = |page: u64| memory.read(page * HUGE + HUGE / 2);
+    for page in [5, 3, 0, 7, 1, 2] {
+        ask(&mut vmm, page);
+        for at in PLACES {
+            assert_eq!(
+                memory.read(page * HUGE + at),
+                self::word(page),
+                "page {page}"
+            );
+        }
+    }
+    // Zero in the build, and not; asked for again, both are as the guest has them.
+    for page in [3, 5] {
+        memory.write(page * HUGE + HUGE / 2, 9);
+        ask(&mut vmm, page);
+        assert_eq!(word(page), 9, "page {page}");
+    }
+    let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    fallocate(&file, punch, 5 * HUGE as i64, HUGE as i64).unwrap();
+    ask(&mut vmm, 5);
+    assert_eq!(word(5), 0, "it came back as it was in the build");
+    drop(vmm);
+    let (report, _) = host.report();
+    assert!(matches!(report, Report::Ended { .. }), "{report:?}");
+    let stats = host.detach("ch");
+    assert_eq!(stats.pages_copied, 4, "{stats:?}");
+    assert_eq!(stats.pages_zeroed, 3, "{stats:?}");
 }

@@ -91,17 +91,6 @@ impl Gateway {
         request: CreateSandbox,
     ) -> Result<Sandbox, ApiError> {
         let shape = template.shape_for(&request)?;
-        let vmm = self.host.drivers.chosen();
-        if shape.huge_pages && !vmm.huge_pages() && matches!(template.origin, Origin::Disk { .. }) {
-            let detail = format!(
-                "is asked for, but guests of {} have none here",
-                vmm.info().name
-            );
-            return Err(ApiError::BadRequest {
-                field: "huge_pages".into(),
-                detail,
-            });
-        }
         if let Some(size_mb) = request.disk_size_mb {
             self.size_disk(&mut template, size_mb)?;
         }

@@ -340,8 +340,8 @@ impl Owner {
     async fn memory(&self) -> Result<MemoryStats, ApiError> {
         let row = self.cell.row();
         let mut stats = MemoryStats {
-            guest_pages: row.shape.pages().get(),
-            page_bytes: row.shape.page_size().bytes(),
+            guest_pages: row.shape.memory().pages().get(),
+            page_bytes: row.shape.memory().page_size.bytes(),
             ..MemoryStats::default()
         };
         if let Some(build) = row.build {

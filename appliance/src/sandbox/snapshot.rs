@@ -8,9 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http_api::ids::SandboxId;
-use snapshot_format::{
-    BuildId, PageCount, PageIndex, PageSize, PublishInfo, Staging, WriteSummary, file_name,
-};
+use snapshot_format::{BuildId, PageIndex, PublishInfo, Staging, WriteSummary, file_name};
 use uffd_engine::dirty::{Capture, Captured};
 use uffd_engine::dirty_set::UnwrittenPages;
 use uffd_engine::memory_image::MemoryImage;
@@ -25,6 +23,7 @@ use crate::guest::Guest;
 use crate::host::{Host, Reservation};
 use crate::integrity;
 use crate::vmm::compatibility::MadeBy;
+use crate::vmm::memory::MemorySize;
 
 /// How long the guest may take to write back what it holds.
 const PREPARE_TIME: Duration = Duration::from_secs(2);
@@ -101,8 +100,7 @@ pub(super) async fn take(
                 vmm: live.machine.pid(),
                 regions,
             }),
-        page_size: row.shape.page_size(),
-        pages: row.shape.pages(),
+        size: row.shape.memory(),
         vmstate: saved.state,
         vmm: host.drivers.made_by(live.driver.as_ref()),
         sandbox: row.id.clone(),
@@ -120,7 +118,7 @@ fn all_written(row: &SandboxRow) -> Result<Option<Arc<PageStates>>, OperationErr
     if row.build.is_none() {
         return Ok(None);
     }
-    let pages = row.shape.pages();
+    let pages = row.shape.memory().pages();
     let states = PageStates::create(pages).map_err(|source| OperationError::File {
         operation: "Making the page-state table".into(),
         source,
@@ -155,8 +153,7 @@ struct Work {
     states: Option<Arc<PageStates>>,
     /// What is known of the writes of a guest that was served.
     writes: Option<Writes>,
-    page_size: PageSize,
-    pages: PageCount,
+    size: MemorySize,
     vmstate: Vec<u8>,
     vmm: MadeBy,
     sandbox: SandboxId,
@@ -203,7 +200,7 @@ impl Work {
             .parent
             .map(|id| self.host.store.open(&id))
             .transpose()?;
-        let (page_size, pages) = (self.page_size, self.pages);
+        let (page_size, pages) = (self.size.page_size, self.size.pages());
         let mut writer = staging.memory_writer(parent.as_ref(), page_size, pages)?;
         let unwritten = self.unwritten();
         let capture = Capture {
@@ -230,9 +227,9 @@ impl Work {
 
     /// What the kernel remembers.
     fn remembered(&self, writes: &Writes) -> Option<UnwrittenPages> {
-        let page_bytes = self.page_size.bytes();
-        let regions = RegionTable::new(&writes.regions, page_bytes, self.pages).ok()?;
-        match UnwrittenPages::of_pagemap(writes.vmm, &regions, self.pages) {
+        let (page_bytes, pages) = (self.size.page_size.bytes(), self.size.pages());
+        let regions = RegionTable::new(&writes.regions, page_bytes, pages).ok()?;
+        match UnwrittenPages::of_pagemap(writes.vmm, &regions, pages) {
             Ok(unwritten) => Some(unwritten),
             Err(error) => {
                 let error = uffd_engine::chain(&error);

@@ -19,6 +19,7 @@ pub mod drivers;
 pub mod exit;
 pub mod kernel_image;
 pub mod launch;
+pub mod memory;
 mod opening;
 pub mod prepared;
 pub mod probing;
@@ -36,13 +37,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use http_api::wire::VmmInfo;
-use snapshot_format::{PageCount, PageSize};
+use snapshot_format::PageSize;
 use thiserror::Error;
 use tokio::sync::oneshot;
 use uffd_engine::Tracking;
 use uffd_engine::memory_image::MemoryImage;
 use uffd_engine::region::ClaimedRegion;
 
+use memory::MemorySize;
 use prepared::Prepares;
 
 /// What a guest is: fixed from its template on.
@@ -69,20 +71,17 @@ impl GuestShape {
         u64::from(self.memory_mb) << 20
     }
 
-    /// What its memory is mapped, served and saved in.
+    /// The same, and in what pages.
     #[must_use]
-    pub const fn page_size(&self) -> PageSize {
-        if self.huge_pages {
-            PageSize::Size2M
-        } else {
-            PageSize::Size4K
+    pub fn memory(&self) -> MemorySize {
+        MemorySize {
+            bytes: self.memory_bytes(),
+            page_size: if self.huge_pages {
+                PageSize::Size2M
+            } else {
+                PageSize::Size4K
+            },
         }
-    }
-
-    /// How many of those it has.
-    #[must_use]
-    pub fn pages(&self) -> PageCount {
-        PageCount::new(self.memory_bytes() / self.page_size().bytes())
     }
 }
 
@@ -235,11 +234,6 @@ pub trait Driver: Send + Sync {
     /// What its VMM takes besides the guest's memory, in MiB; more than that is not to be had.
     fn overhead_mb(&self) -> u64 {
         256
-    }
-
-    /// Whether its guests can have memory of huge pages ([`GuestShape::huge_pages`]).
-    fn huge_pages(&self) -> bool {
-        false
     }
 
     /// How the memory of a restored guest comes back.

@@ -30,7 +30,6 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{MsgFlags, recv, send};
-use nix::unistd::{Whence, lseek64};
 use snapshot_format::PageIndex;
 
 use crate::address::HostAddr;
@@ -38,8 +37,7 @@ use crate::fault_source::{FaultSource, Settled};
 use crate::page_state::PageStates;
 use crate::region::RegionTable;
 use crate::sys::fdpass;
-use crate::sys::mapping::{HUGE_PAGE, zeros};
-use crate::sys::memfd_copy::write_from;
+use crate::sys::memfd_copy::GuestFile;
 use crate::sys::uffd::{Event, EventBuffer, FaultKind, InstallError, Installed, SourceAddr};
 use requests::{HEADER_BYTES, REQUEST_BYTES, Requests};
 
@@ -53,7 +51,7 @@ const STATUS_ERROR: u16 = 2;
 #[derive(Debug)]
 pub(crate) struct Postcopy {
     connection: OwnedFd,
-    memory: File,
+    memory: GuestFile,
     regions: RegionTable,
     page_bytes: u64,
     state: RefCell<State>,
@@ -79,7 +77,7 @@ impl Postcopy {
     ///
     /// # Errors
     /// `InvalidInput` when `memory` is shorter than the regions; otherwise `connection` is no Unix
-    /// socket.
+    /// socket, or `memory` can't be mapped.
     pub(crate) fn new(
         connection: OwnedFd,
         memory: File,
@@ -103,7 +101,7 @@ impl Postcopy {
         let has_predecessor = filled.contains(&true);
         Ok(Self {
             connection,
-            memory,
+            memory: GuestFile::new(memory, expected)?,
             page_bytes,
             state: RefCell::new(State {
                 filled,
@@ -118,8 +116,7 @@ impl Postcopy {
 
     /// Whether a page that was filled has been given back.
     fn is_hole(&self, page: u64) -> bool {
-        let at = (page * self.page_bytes) as i64;
-        lseek64(&self.memory, at, Whence::SeekData) != Ok(at)
+        self.memory.is_hole(page * self.page_bytes, self.page_bytes)
     }
 
     /// Takes the oldest request, which has been answered.
@@ -248,7 +245,7 @@ impl FaultSource for Postcopy {
     }
 
     fn copy(&self, dst: HostAddr, src: SourceAddr, len: u64, _protect: bool) -> Installed {
-        self.fill(dst, len, |at, len| write_from(&self.memory, at, src, len))
+        self.fill(dst, len, |at, len| self.memory.write_from(at, src, len))
     }
 
     fn watch_writes(&self, _: HostAddr, _: u64) -> io::Result<()> {
@@ -263,11 +260,11 @@ impl FaultSource for Postcopy {
     }
 
     fn zero(&self, dst: HostAddr, len: u64) -> Installed {
-        // A hole would not do, nor a page that is only allocated: what the VMM maps afterwards
-        // has to be there.
-        self.fill(dst, len, |at, len| {
-            write_from(&self.memory, at, zeros(), len.min(HUGE_PAGE))
-        })
+        self.fill(dst, len, |at, len| self.memory.zero(at, len))
+    }
+
+    fn zeroes_all_sizes(&self) -> bool {
+        true
     }
 
     fn poison(&self, _: HostAddr, len: u64) -> Installed {

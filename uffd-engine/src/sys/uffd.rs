@@ -19,8 +19,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use super::uffd_abi::*;
 pub use super::uffd_abi::{
-    FEATURE_EVENT_REMOVE, FEATURE_MISSING_HUGETLBFS, FEATURE_MISSING_SHMEM, FEATURE_WP_ASYNC,
-    FEATURE_WP_SHARED,
+    FEATURE_EVENT_REMOVE, FEATURE_MINOR_HUGETLBFS, FEATURE_MINOR_SHMEM, FEATURE_MISSING_HUGETLBFS,
+    FEATURE_MISSING_SHMEM, FEATURE_WP_ASYNC, FEATURE_WP_SHARED,
 };
 use crate::address::HostAddr;
 
@@ -285,6 +285,40 @@ impl Uffd {
             ioctls: 0,
         };
         self.ioctl(UFFDIO_REGISTER, &mut register)
+    }
+
+    /// The same for what is missing and for what is in the memory's file and not mapped: nothing is
+    /// seen before [`Self::map_present`]. For whoever plays a VMM that asks for pages.
+    ///
+    /// # Errors
+    /// As `UFFDIO_REGISTER`.
+    pub fn register_missing_and_minor(&self, start: HostAddr, len: u64) -> io::Result<()> {
+        let mut register = UffdioRegister {
+            range: UffdioRange {
+                start: start.get(),
+                len,
+            },
+            mode: REGISTER_MODE_MISSING | REGISTER_MODE_MINOR,
+            ioctls: 0,
+        };
+        self.ioctl(UFFDIO_REGISTER, &mut register)
+    }
+
+    /// Maps pages that are in the memory's file and wakes who waits for them.
+    ///
+    /// # Errors
+    /// As `UFFDIO_CONTINUE`: `EEXIST` where one is mapped already, `EFAULT` where one is not in
+    /// the file.
+    pub fn map_present(&self, start: HostAddr, len: u64) -> io::Result<()> {
+        let mut pages = UffdioContinue {
+            range: UffdioRange {
+                start: start.get(),
+                len,
+            },
+            mode: 0,
+            mapped: 0,
+        };
+        self.ioctl(UFFDIO_CONTINUE, &mut pages)
     }
 
     /// Registers a range of the memory's owner again, whoever that is, so that it reports the

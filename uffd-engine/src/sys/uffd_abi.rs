@@ -17,8 +17,14 @@ pub const FEATURE_MISSING_HUGETLBFS: u64 = 1 << 4;
 /// `UFFD_FEATURE_MISSING_SHMEM`: missing faults on shared memory.
 pub const FEATURE_MISSING_SHMEM: u64 = 1 << 5;
 
+/// `UFFD_FEATURE_MINOR_HUGETLBFS`: faults on huge pages that are in the file and not mapped.
+pub const FEATURE_MINOR_HUGETLBFS: u64 = 1 << 9;
+/// `UFFD_FEATURE_MINOR_SHMEM`: the same on shared memory.
+pub const FEATURE_MINOR_SHMEM: u64 = 1 << 10;
+
 pub(super) const REGISTER_MODE_MISSING: u64 = 1 << 0;
 pub(super) const REGISTER_MODE_WP: u64 = 1 << 1;
+pub(super) const REGISTER_MODE_MINOR: u64 = 1 << 2;
 pub(super) const COPY_MODE_WP: u64 = 1 << 1;
 /// `_UFFDIO_WRITEPROTECT`: the bit of `uffdio_register.ioctls` that says the range can be.
 pub(super) const IOCTL_WRITEPROTECT: u64 = 1 << 0x06;
@@ -69,6 +75,13 @@ pub(super) struct UffdioZeropage {
 }
 
 #[repr(C)]
+pub(super) struct UffdioContinue {
+    pub(super) range: UffdioRange,
+    pub(super) mode: u64,
+    pub(super) mapped: i64,
+}
+
+#[repr(C)]
 pub(super) struct UffdioPoison {
     pub(super) range: UffdioRange,
     pub(super) mode: u64,
@@ -96,6 +109,7 @@ const _: () = assert!(size_of::<UffdioApi>() == 24);
 const _: () = assert!(size_of::<UffdioRegister>() == 32);
 const _: () = assert!(size_of::<UffdioCopy>() == 40);
 const _: () = assert!(size_of::<UffdioZeropage>() == 32);
+const _: () = assert!(size_of::<UffdioContinue>() == 32);
 const _: () = assert!(size_of::<UffdioPoison>() == 32);
 const _: () = assert!(size_of::<UffdioWriteprotect>() == 24);
 const _: () = assert!(size_of::<UffdMsg>() == 32);
@@ -114,6 +128,7 @@ pub(super) const UFFDIO_COPY: libc::c_ulong = ioc(IOWR, 0x03, size_of::<UffdioCo
 pub(super) const UFFDIO_ZEROPAGE: libc::c_ulong = ioc(IOWR, 0x04, size_of::<UffdioZeropage>());
 pub(super) const UFFDIO_WRITEPROTECT: libc::c_ulong =
     ioc(IOWR, 0x06, size_of::<UffdioWriteprotect>());
+pub(super) const UFFDIO_CONTINUE: libc::c_ulong = ioc(IOWR, 0x07, size_of::<UffdioContinue>());
 pub(super) const UFFDIO_POISON: libc::c_ulong = ioc(IOWR, 0x08, size_of::<UffdioPoison>());
 /// `USERFAULTFD_IOC_NEW` of `/dev/userfaultfd`: `_IO(0xAA, 0)`.
 pub(super) const USERFAULTFD_IOC_NEW: libc::c_ulong = ioc(0, 0x00, 0);

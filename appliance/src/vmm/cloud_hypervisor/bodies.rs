@@ -43,6 +43,9 @@ pub(super) struct Memory {
     pub(super) size: u64,
     /// In a memfd, which can be handed over.
     pub(super) shared: bool,
+    pub(super) hugepages: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) hugepage_size: Option<u64>,
 }
 
 #[derive(Debug, Serialize)]

@@ -16,6 +16,7 @@ use snapshot_format::PageSize;
 use uffd_engine::region::ClaimedRegion;
 
 use super::StateError;
+use crate::vmm::memory::MemorySize;
 
 /// More is no guest's.
 const MAX_MAPPINGS: usize = 64;
@@ -39,14 +40,15 @@ pub struct Mapping {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     mappings: Vec<Mapping>,
+    page_size: PageSize,
 }
 
 impl Layout {
     /// As a configuration that goes before a migration says.
     ///
     /// # Errors
-    /// It doesn't, or the memory can't be `memory_bytes` in whole pages.
-    pub fn of(config: &Value, memory_bytes: u64) -> Result<Self, StateError> {
+    /// It doesn't, or the memory can't be as much as `memory` in whole pages.
+    pub fn of(config: &Value, memory: MemorySize) -> Result<Self, StateError> {
         let listed = config[MANAGER][MAPPINGS].as_array();
         let listed = listed.ok_or_else(|| field(MAPPINGS, "is not there"))?;
         if !(1..=MAX_MAPPINGS).contains(&listed.len()) {
@@ -55,7 +57,7 @@ impl Layout {
         }
         let mut mappings = Vec::with_capacity(listed.len());
         for entry in listed {
-            mappings.push(mapping(entry)?);
+            mappings.push(mapping(entry, memory.page_size)?);
         }
         mappings.sort_by_key(|mapping| mapping.address);
         for pair in mappings.windows(2) {
@@ -70,13 +72,16 @@ impl Layout {
             return Err(field("slot", "is that of another, too"));
         }
         let found: u64 = mappings.iter().map(|mapping| mapping.bytes).sum();
-        if found != memory_bytes {
+        if found != memory.bytes {
             return Err(StateError::Size {
                 found,
-                expected: memory_bytes,
+                expected: memory.bytes,
             });
         }
-        Ok(Self { mappings })
+        Ok(Self {
+            mappings,
+            page_size: memory.page_size,
+        })
     }
 
     /// The slots.
@@ -103,7 +108,7 @@ impl Layout {
                 base: mapping.address,
                 size: mapping.bytes,
                 offset: place.start,
-                page_size: PageSize::Size4K.bytes(),
+                page_size: self.page_size.bytes(),
             })
             .collect()
     }
@@ -126,7 +131,7 @@ impl Layout {
 const MANAGER: &str = "memory_manager_data";
 const MAPPINGS: &str = "guest_ram_mappings";
 
-fn mapping(entry: &Value) -> Result<Mapping, StateError> {
+fn mapping(entry: &Value, page_size: PageSize) -> Result<Mapping, StateError> {
     let number = |name: &'static str| {
         entry[name]
             .as_u64()
@@ -135,7 +140,7 @@ fn mapping(entry: &Value) -> Result<Mapping, StateError> {
     };
     let pages = |name: &'static str| {
         let bytes = number(name)?;
-        if bytes.is_multiple_of(PageSize::Size4K.bytes()) {
+        if bytes.is_multiple_of(page_size.bytes()) {
             return Ok(bytes);
         }
         Err(field(name, "is no whole number of pages"))
@@ -169,6 +174,13 @@ mod tests {
 
     const GIB: u64 = 1 << 30;
 
+    fn small(bytes: u64) -> MemorySize {
+        MemorySize {
+            bytes,
+            page_size: PageSize::Size4K,
+        }
+    }
+
     fn entry(slot: u32, gpa: u64, size: u64, file_offset: u64) -> Value {
         json!({ "slot": slot, "gpa": gpa, "size": size, "zone_id": "mem", "virtio_mem": false,
                 "file_offset": file_offset })
@@ -182,12 +194,12 @@ mod tests {
     fn memory_around_the_hole_is_one_after_the_other_in_a_build() {
         // Two files, and not in the order of their addresses.
         let mut config = config(&[entry(3, 4 * GIB, GIB, 0), entry(0, 0, 3 * GIB, 0)]);
-        let layout = Layout::of(&config, 4 * GIB).unwrap();
+        let layout = Layout::of(&config, small(4 * GIB)).unwrap();
         let regions = layout.regions();
         let places: Vec<_> = regions.iter().map(|r| (r.base, r.size, r.offset)).collect();
         assert_eq!(places, [(0, 3 * GIB, 0), (4 * GIB, GIB, 3 * GIB)]);
         layout.put_into_one_file(&mut config);
-        let again = Layout::of(&config, 4 * GIB).unwrap();
+        let again = Layout::of(&config, small(4 * GIB)).unwrap();
         let offsets = again.mappings().iter().map(|m| m.file_offset);
         assert!(offsets.eq([0, 3 * GIB]), "{again:?}");
         assert_eq!(config["vm_config"]["x"], 1);
@@ -196,7 +208,7 @@ mod tests {
     #[test]
     fn what_can_be_no_guests_memory_is_refused_by_its_field() {
         let refused = |entries: &[Value], bytes| {
-            let error = Layout::of(&config(entries), bytes).unwrap_err();
+            let error = Layout::of(&config(entries), small(bytes)).unwrap_err();
             error.to_string()
         };
         let good = entry(0, 0, 4096, 0);
@@ -210,7 +222,14 @@ mod tests {
         let mut hotplugged = good;
         hotplugged["virtio_mem"] = true.into();
         assert!(refused(&[hotplugged], 4096).contains("virtio_mem"));
-        assert!(Layout::of(&json!({}), 4096).is_err());
-        assert!(Layout::of(&json!([1, 2]), 4096).is_err());
+        let huge = MemorySize {
+            bytes: 8192,
+            page_size: PageSize::Size2M,
+        };
+        let parts = config(&[entry(0, 0, 8192, 0)]);
+        let error = Layout::of(&parts, huge).unwrap_err().to_string();
+        assert!(error.contains("size"), "{error}");
+        assert!(Layout::of(&json!({}), small(4096)).is_err());
+        assert!(Layout::of(&json!([1, 2]), small(4096)).is_err());
     }
 }

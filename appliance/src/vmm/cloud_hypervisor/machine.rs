@@ -18,7 +18,6 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
-use snapshot_format::PageSize;
 use tokio::net::UnixListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -43,6 +42,7 @@ use crate::vmm::appearing::Appearing;
 use crate::vmm::console::Console;
 use crate::vmm::exit::Exit;
 use crate::vmm::launch::DISK_PATH;
+use crate::vmm::memory::MemorySize;
 use crate::vmm::opening::{self, Open};
 use crate::vmm::process::VmmProcess;
 use crate::vmm::rate_limiter::RateLimiter;
@@ -68,7 +68,7 @@ pub(super) struct CloudHypervisorMachine {
     events: Events,
     api: Api,
     paths: Paths,
-    memory_bytes: u64,
+    memory: MemorySize,
     release: Release,
     patience: Duration,
     taken: Option<Taken>,
@@ -145,11 +145,11 @@ impl CloudHypervisorMachine {
     pub(super) async fn start(
         driver: &CloudHypervisor,
         start: Start<'_>,
-        memory_bytes: u64,
+        memory: MemorySize,
     ) -> Result<Self, VmmError> {
         let waiting = Waiting::start(driver, start).await?;
         let vmm_time = waiting.open.took;
-        let machine = Self::over(driver, start.name, start.paths, memory_bytes, waiting).await;
+        let machine = Self::over(driver, start.name, start.paths, memory, waiting).await;
         machine.map(|machine| Self {
             vmm_time,
             ..machine
@@ -161,7 +161,7 @@ impl CloudHypervisorMachine {
         driver: &CloudHypervisor,
         name: &str,
         paths: &Paths,
-        memory_bytes: u64,
+        memory: MemorySize,
         waiting: Waiting,
     ) -> Result<Self, VmmError> {
         let failed = |source| VmmError::Start {
@@ -180,7 +180,7 @@ impl CloudHypervisorMachine {
             events,
             api,
             paths: paths.clone(),
-            memory_bytes,
+            memory,
             release: driver.release,
             patience: driver.patience,
             taken: None,
@@ -225,6 +225,8 @@ impl CloudHypervisorMachine {
             memory: Memory {
                 size: shape.memory_bytes(),
                 shared: true,
+                hugepages: self.memory.is_huge(),
+                hugepage_size: self.memory.is_huge().then(|| self.memory.page_size.bytes()),
             },
             payload: Payload {
                 kernel,
@@ -279,7 +281,7 @@ impl CloudHypervisorMachine {
         let socket = self.paths.give();
         let _ = fs::remove_file(&socket);
         let prepared = Appearing::new(&socket).and_then(|appearing| {
-            let memory = send::memory(self.memory_bytes)?;
+            let memory = self.memory.file()?;
             let requests = memory.as_fd().try_clone_to_owned()?;
             Ok((appearing, memory, requests))
         });
@@ -352,7 +354,7 @@ impl CloudHypervisorMachine {
     /// The configuration as it is to be here, and where the memory is by it.
     fn understand(&self, contents: &Contents, landlock: bool) -> Result<(Value, Layout), VmmError> {
         let understood = contents.config().and_then(|mut config| {
-            let layout = Layout::of(&config, self.memory_bytes)?;
+            let layout = Layout::of(&config, self.memory)?;
             if let Some(Value::Object(vm)) = config.get_mut("vm_config") {
                 vm.insert("landlock_enable".into(), landlock.into());
                 limit_disks(vm, self.disk_limits);
@@ -385,7 +387,7 @@ impl CloudHypervisorMachine {
         };
         let _ = fs::remove_file(&socket);
         let (contents, files) = taken?;
-        kept(self.memory_bytes, contents, files).map_err(|error| self.state(error))
+        kept(self.memory, contents, files).map_err(|error| self.state(error))
     }
 
     /// Has its VMM hand it over; it stays stopped, and its VMM waits.
@@ -557,12 +559,12 @@ fn tap_rule() -> LandlockRule {
 
 /// A guest as a build keeps it, and the parts of its memory in their order.
 fn kept(
-    memory_bytes: u64,
+    memory: MemorySize,
     contents: Contents,
     files: Vec<(u32, fs::File)>,
 ) -> Result<(Vec<u8>, Vec<Part>), StateError> {
     let mut config = contents.config()?;
-    let layout = Layout::of(&config, memory_bytes)?;
+    let layout = Layout::of(&config, memory)?;
     let mut files: BTreeMap<u32, fs::File> = files.into_iter().collect();
     let mut parts = Vec::with_capacity(files.len());
     for mapping in layout.mappings() {
@@ -599,7 +601,7 @@ impl Machine for CloudHypervisorMachine {
 
     async fn save(&mut self, _served: Option<&[ClaimedRegion]>) -> Result<Saved, VmmError> {
         let (state, parts) = self.take_guest().await?;
-        let parts = Parts::new(parts, PageSize::Size4K.bytes());
+        let parts = Parts::new(parts, self.memory.page_size.bytes());
         let parts = parts.map_err(|source| self.io("looking into its memory", source))?;
         Ok(Saved {
             state,

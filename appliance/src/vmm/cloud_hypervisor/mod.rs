@@ -129,8 +129,8 @@ impl Driver for CloudHypervisor {
             paths: &Paths::new(&place.run_dir),
             place: Some(place.into()),
         };
-        let bytes = shape.memory_bytes();
-        let mut machine = CloudHypervisorMachine::start(self, start, bytes).await?;
+        let memory = shape.memory();
+        let mut machine = CloudHypervisorMachine::start(self, start, memory).await?;
         machine
             .boot(shape, kernel, Some(place), self.landlock)
             .await?;
@@ -149,8 +149,8 @@ impl Driver for CloudHypervisor {
             paths: &Paths::new(&place.run_dir),
             place: Some(place.into()),
         };
-        let bytes = shape.memory_bytes();
-        let mut machine = CloudHypervisorMachine::start(self, start, bytes).await?;
+        let memory = shape.memory();
+        let mut machine = CloudHypervisorMachine::start(self, start, memory).await?;
         machine.restore(self, &contents, restore).await?;
         Ok(Box::new(machine))
     }

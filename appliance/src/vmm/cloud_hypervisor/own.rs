@@ -67,7 +67,10 @@ impl Files {
 
 #[cfg(test)]
 mod tests {
+    use snapshot_format::PageSize;
+
     use super::*;
+    use crate::vmm::memory::MemorySize;
 
     #[test]
     fn the_state_says_that_all_memory_is_in_the_file() {
@@ -77,7 +80,11 @@ mod tests {
                 { "slot": 0, "gpa": 0, "size": 8192, "file_offset": 0, "virtio_mem": false },
             ] },
         });
-        let layout = Layout::of(&config, 8192).unwrap();
+        let size = MemorySize {
+            bytes: 8192,
+            page_size: PageSize::Size4K,
+        };
+        let layout = Layout::of(&config, size).unwrap();
         let inner =
             json!({ "memory_ranges": { "data": [{ "gpa": 4096, "length": 4096 }] }, "x": 1 });
         let state = json!({

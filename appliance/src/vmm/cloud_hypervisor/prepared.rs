@@ -67,9 +67,9 @@ impl Prepared for PreparedCloudHypervisor {
         })?;
         let Self { driver, waiting } = *self;
         let paths = Paths::new(&place.run_dir);
-        let bytes = shape.memory_bytes();
+        let memory = shape.memory();
         let mut machine =
-            CloudHypervisorMachine::over(&driver, name, &paths, bytes, waiting).await?;
+            CloudHypervisorMachine::over(&driver, name, &paths, memory, waiting).await?;
         machine.restore(&driver, &contents, restore).await?;
         Ok(Box::new(machine))
     }

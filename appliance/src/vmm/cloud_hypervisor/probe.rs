@@ -261,7 +261,7 @@ impl Probe<'_> {
             paths: &Paths::new(self.run_dir),
             place: None,
         };
-        CloudHypervisorMachine::start(driver, start, shape.memory_bytes()).await
+        CloudHypervisorMachine::start(driver, start, shape.memory()).await
     }
 
     /// Whether the kernel that guests will use gets as far as missing its root.

@@ -16,7 +16,6 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use tokio::net::UnixStream;
 
 use super::channel::Channel;
@@ -33,13 +32,6 @@ pub(super) struct Given<'a> {
     pub(super) state: &'a [u8],
     /// Whether the guest runs afterwards.
     pub(super) run: bool,
-}
-
-/// An empty memory.
-pub(super) fn memory(bytes: u64) -> std::io::Result<File> {
-    let memory = File::from(memfd_create(c"thaw-ram", MFdFlags::MFD_CLOEXEC)?);
-    memory.set_len(bytes)?;
-    Ok(memory)
 }
 
 /// Gives a guest to a VMM that listens at `socket`, and to which `stream` is connected.

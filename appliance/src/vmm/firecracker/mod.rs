@@ -112,10 +112,6 @@ impl Driver for Firecracker {
         128
     }
 
-    fn huge_pages(&self) -> bool {
-        true
-    }
-
     /// Its userfaultfd is opened for removals only; the engine registers it again.
     fn tracking(&self) -> Tracking {
         Tracking::Events

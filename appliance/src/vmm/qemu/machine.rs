@@ -9,7 +9,6 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use async_trait::async_trait;
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde_json::{Value, json};
 use snapshot_format::{PageCount, PageSize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -48,7 +47,7 @@ impl QemuMachine {
             name: place.name.clone(),
             source,
         };
-        let ram = ram_file(shape).map_err(failed)?;
+        let ram = shape.memory().file().map_err(failed)?;
         let metadata = ram.metadata().map_err(failed)?;
         let ram_inode = format!("{}:{}", metadata.dev(), metadata.ino());
         let start = handoff.map_or(Start::Boot, |handoff| Start::Restore {
@@ -230,17 +229,6 @@ async fn migration_end(qmp: &mut Qmp) -> Result<(), QmpError> {
         .as_str()
         .unwrap_or("the migration failed");
     Err(QmpError::Refused(reason.to_owned()))
-}
-
-/// Memory that only descriptors hold: nothing is left of it when its holders are gone.
-fn ram_file(shape: &GuestShape) -> io::Result<File> {
-    let mut flags = MFdFlags::MFD_CLOEXEC;
-    if shape.huge_pages {
-        flags |= MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB;
-    }
-    let ram = File::from(memfd_create(c"thaw-ram", flags)?);
-    ram.set_len(shape.memory_bytes())?;
-    Ok(ram)
 }
 
 /// Bounds an exchange with QEMU and gives its failure a name.

@@ -52,10 +52,6 @@ impl Driver for Qemu {
         }
     }
 
-    fn huge_pages(&self) -> bool {
-        true
-    }
-
     /// The preload library asks for it when it opens the userfaultfd.
     fn tracking(&self) -> Tracking {
         Tracking::Kernel

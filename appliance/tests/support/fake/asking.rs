@@ -1,16 +1,18 @@
 //! Memory that is asked for: what the guest misses at once, and all the rest in between.
 //!
-//! Source: `uffd_handler_loop` in `vmm/src/memory_manager.rs` of Cloud Hypervisor 53. The kernel maps
-//! what has come by itself here, because it is asked for missing pages only.
+//! Source: `uffd_handler_loop` in `vmm/src/memory_manager.rs` of Cloud Hypervisor 53.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use uffd_engine::address::HostAddr;
-use uffd_engine::sys::uffd::{Event, EventBuffer, FEATURE_MISSING_SHMEM, Uffd};
+use uffd_engine::sys::uffd::{
+    Event, EventBuffer, FEATURE_MINOR_HUGETLBFS, FEATURE_MINOR_SHMEM, FEATURE_MISSING_HUGETLBFS,
+    FEATURE_MISSING_SHMEM, Uffd,
+};
 
-use super::guest::{Guest, PAGE};
+use super::guest::Guest;
 use super::migration::{self, Slot};
 
 /// As Cloud Hypervisor calls it: the driver looks for it.
@@ -31,8 +33,13 @@ pub(crate) fn begin(
     slots: Vec<Slot>,
     connection: UnixStream,
 ) -> io::Result<()> {
-    let uffd = Uffd::create(FEATURE_MISSING_SHMEM)?;
-    guest.memory.register(&uffd)?;
+    let state = &guest.state;
+    let uffd = Uffd::create(if state.huge_pages {
+        FEATURE_MISSING_HUGETLBFS | FEATURE_MINOR_HUGETLBFS
+    } else {
+        FEATURE_MISSING_SHMEM | FEATURE_MINOR_SHMEM
+    })?;
+    uffd.register_missing_and_minor(guest.memory.base(), state.memory_bytes)?;
     let guest = guest.clone();
     std::thread::Builder::new()
         .name(THREAD.into())
@@ -49,14 +56,15 @@ pub(crate) fn begin(
 }
 
 fn bring(guest: &Guest, slots: &[Slot], connection: &UnixStream, uffd: &Uffd) -> io::Result<()> {
-    let pages = guest.state.memory_bytes / PAGE;
+    let size = guest.state.memory_size();
+    let (pages, page_bytes) = (size.pages().get(), size.page_size.bytes());
     let mut served = vec![false; pages as usize];
     let (mut next, mut buffer) = (0, EventBuffer::default());
     loop {
         uffd.read_events(&mut buffer)?;
         let base = guest.memory.base();
         let missed = buffer.iter().filter_map(|event| match event {
-            Event::Fault { addr, .. } => Some((addr.get() - base.get()) / PAGE),
+            Event::Fault { addr, .. } => Some((addr.get() - base.get()) / page_bytes),
             _ => None,
         });
         let mut wanted: Vec<u64> = missed.collect();
@@ -70,18 +78,29 @@ fn bring(guest: &Guest, slots: &[Slot], connection: &UnixStream, uffd: &Uffd) ->
             wanted.push(next);
         }
         for page in wanted {
-            let slot = slots.iter().find(|slot| slot.has(page * PAGE)).unwrap();
-            ask(connection, slot.address + page * PAGE - slot.offset)?;
+            let at = page * page_bytes;
+            let slot = slots.iter().find(|slot| slot.has(at)).unwrap();
+            ask(connection, slot.address + at - slot.offset, page_bytes)?;
             served[page as usize] = true;
-            uffd.wake(HostAddr::new(base.get() + page * PAGE), PAGE)?;
+            let addr = HostAddr::new(base.get() + at);
+            while let Err(error) = uffd.map_present(addr, page_bytes) {
+                match error.raw_os_error() {
+                    Some(libc::EAGAIN) => std::thread::yield_now(),
+                    Some(libc::EEXIST) => {
+                        uffd.wake(addr, page_bytes)?;
+                        break;
+                    }
+                    _ => return Err(error),
+                }
+            }
         }
     }
 }
 
-fn ask(mut connection: &UnixStream, address: u64) -> io::Result<()> {
+fn ask(mut connection: &UnixStream, address: u64, bytes: u64) -> io::Result<()> {
     let mut request = migration::header(migration::PAGE_FAULT, 16).to_vec();
     request.extend_from_slice(&address.to_le_bytes());
-    request.extend_from_slice(&PAGE.to_le_bytes());
+    request.extend_from_slice(&bytes.to_le_bytes());
     connection.write_all(&request)?;
     let mut answer = [0; 16];
     connection.read_exact(&mut answer)?;

@@ -11,7 +11,6 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde_json::{Value, json};
 
 use super::guest::{Guest, State};
@@ -134,12 +133,6 @@ fn handle(machine: &Arc<Mutex<Machine>>, call: &str, request: &Request) -> Resul
     locked.handle(call, &body)
 }
 
-fn memory_file(bytes: u64) -> io::Result<File> {
-    let file = File::from(memfd_create(c"ch_ram", MFdFlags::MFD_CLOEXEC)?);
-    file.set_len(bytes)?;
-    Ok(file)
-}
-
 /// What a configuration has to have for all that comes later.
 fn check(config: &Value) -> Result<State, Refusal> {
     if config["memory"]["shared"] != true {
@@ -160,7 +153,11 @@ fn check(config: &Value) -> Result<State, Refusal> {
             .map_err(|error| refusal(&format!("Open tap device failed: {error}")))?;
     }
     Ok(State {
-        huge_pages: false,
+        huge_pages: match &config["memory"]["hugepage_size"] {
+            Value::Null => false,
+            size if *size == 2 << 20 && config["memory"]["hugepages"] == true => true,
+            size => return Err(refusal(&format!("no huge pages of {size}"))),
+        },
         memory_bytes: config["memory"]["size"]
             .as_u64()
             .ok_or_else(|| refusal("no size"))?,
@@ -233,7 +230,9 @@ impl Machine {
             return Err(refusal("Cannot load the kernel image"));
         }
         self.slots = Slot::all(state.memory_bytes);
-        let guest = memory_file(state.memory_bytes)
+        let guest = state
+            .memory_size()
+            .file()
             .and_then(|file| Guest::in_file(state, file))
             .map_err(|error| because(&error))?;
         self.begin(guest, true)
@@ -406,11 +405,12 @@ impl Machine {
         }
         let loading = || -> io::Result<Arc<Guest>> {
             let source = File::open(dir.join("memory-ranges"))?;
-            let file = memory_file(state.memory_bytes)?;
+            let file = state.memory_size().file()?;
             let mut bytes = vec![0; state.memory_bytes as usize];
             source.read_exact_at(&mut bytes, 0)?;
-            file.write_all_at(&bytes, 0)?;
-            Guest::in_file(state.clone(), file)
+            let guest = Guest::in_file(state.clone(), file)?;
+            guest.overwrite(&bytes);
+            Ok(guest)
         };
         let guest = loading().map_err(|error| because(&error))?;
         self.config = Some(config);

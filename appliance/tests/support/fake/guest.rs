@@ -8,9 +8,11 @@ use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
+use appliance::vmm::memory::MemorySize;
 use nix::fcntl::{FallocateFlags, fallocate};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use snapshot_format::PageSize;
 use uffd_engine::sys::uffd::{FEATURE_EVENT_REMOVE, Uffd};
 use uffd_engine::vmm_side::{self, GuestMemory};
 
@@ -30,6 +32,17 @@ pub(crate) struct State {
 }
 
 impl State {
+    pub(crate) fn memory_size(&self) -> MemorySize {
+        MemorySize {
+            bytes: self.memory_bytes,
+            page_size: if self.huge_pages {
+                PageSize::Size2M
+            } else {
+                PageSize::Size4K
+            },
+        }
+    }
+
     fn memory(&self) -> io::Result<GuestMemory> {
         if self.huge_pages {
             GuestMemory::huge(self.memory_bytes)
@@ -173,6 +186,16 @@ impl Guest {
             for word in 0..PAGE / 8 {
                 let value = (seed ^ (page << 20) ^ word).wrapping_mul(0x9E37_79B9_7F4A_7C15);
                 self.memory.write(page * PAGE + word * 8, value | 1);
+            }
+        }
+    }
+
+    /// Puts all of its memory there.
+    pub(crate) fn overwrite(&self, bytes: &[u8]) {
+        for (at, word) in bytes.as_chunks::<8>().0.iter().enumerate() {
+            let word = u64::from_le_bytes(*word);
+            if word != 0 {
+                self.memory.write(at as u64 * 8, word);
             }
         }
     }
