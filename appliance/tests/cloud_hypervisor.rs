@@ -17,6 +17,7 @@ use appliance::vmm::cloud_hypervisor::probe_guest::elf_around;
 use serde_json::Value;
 use support::adder::{self, NUMBERS, SUM, Written, run, written};
 use support::daemon::Daemon;
+use support::huge::{self, Allowed};
 use support::place::Place;
 use support::stand_in::{self, StandIns};
 use support::{needs, procs, restored, skip, wait_for};
@@ -100,13 +101,31 @@ fn the_guest_adds_up_what_it_has_written() {
 #[test]
 fn guest_of_a_real_cloud_hypervisor_lives_a_whole_life() {
     const NAME: &str = "guest_of_a_real_cloud_hypervisor_lives_a_whole_life";
-    live(NAME, ("tcreal", 230), false);
+    live(NAME, ("tcreal", 230), &[]);
 }
 
 #[test]
 fn guest_of_a_real_cloud_hypervisor_finds_one_that_waits() {
     const NAME: &str = "guest_of_a_real_cloud_hypervisor_finds_one_that_waits";
-    live(NAME, ("tcwait", 232), true);
+    live(
+        NAME,
+        ("tcwait", 232),
+        &[("ready_slots = 0", "ready_slots = 2")],
+    );
+}
+
+#[test]
+fn guest_of_a_real_cloud_hypervisor_has_huge_pages() {
+    const NAME: &str = "guest_of_a_real_cloud_hypervisor_has_huge_pages";
+    let able = cloud_hypervisor().and_then(|_| huge::turn());
+    match able.and_then(|turn| Allowed::mib(turn, 2 * MEMORY_MB)) {
+        Ok(_allowed) => {
+            let memory = format!("memory_mb = {MEMORY_MB}\n");
+            let huge = format!("{memory}huge_pages = true\n");
+            live(NAME, ("tchuge", 233), &[(&memory, &huge)]);
+        }
+        Err(reason) => skip(NAME, &reason),
+    }
 }
 
 /// Whether the VMM of the sandbox `one` was told to confine itself by Landlock; it does nothing more
@@ -135,16 +154,15 @@ fn is_confined(place: &Place) -> bool {
     info["config"]["landlock_enable"] == true
 }
 
-/// A whole life of the guest, in VMMs that waited for it or not.
-fn live(test: &str, (instance, pool): (&str, u16), waiting: bool) {
+/// A whole life of the guest, with changes of the configuration: in VMMs that waited for it, say.
+fn live(test: &str, (instance, pool): (&str, u16), changes: &[(&str, &str)]) {
     let program = match cloud_hypervisor() {
         Ok(program) => program,
         Err(reason) => return skip(test, &reason),
     };
     let place = place(instance, pool, &program, &adder::protected_mode());
-    if waiting {
-        place.reconfigure(&[("ready_slots = 0", "ready_slots = 2")]);
-    }
+    place.reconfigure(changes);
+    let waiting = changes.iter().any(|(_, to)| to.contains("ready_slots"));
     let daemon = match start(&place) {
         Ok(daemon) => daemon,
         Err(reason) => return skip(test, reason),
