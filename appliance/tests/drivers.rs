@@ -564,7 +564,10 @@ fn memory_survives_ten_cycles_in_a_cloud_hypervisor_that_asks_for_no_pages() {
     let api = &subject.daemon.api;
     let host = api.get("/v1/host").expect(200);
     let reason = host["vmm"]["reason"].as_str().unwrap();
-    assert!(reason.contains("it pages by itself"), "{reason}");
+    assert!(
+        reason.contains("reads all memory out of a file"),
+        "{reason}"
+    );
     cycles(&subject);
     // It doesn't keep a guest that was taken, unless that is refused.
     let inside = Inside::of(&api.sandbox("one").expect(200));

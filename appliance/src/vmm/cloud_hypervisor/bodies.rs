@@ -111,7 +111,22 @@ pub(super) struct ReceiveMigration {
 #[derive(Debug, Serialize)]
 pub(super) struct RestoreVm {
     pub(super) source_url: String,
-    pub(super) memory_restore_mode: &'static str,
+    pub(super) memory_restore_mode: FromFile,
+}
+
+/// When a guest's memory comes out of its file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub(super) enum FromFile {
+    /// All of it before the guest goes on.
+    ///
+    /// Source: `uffd_handler_loop` in `vmm/src/memory_manager.rs` of Cloud Hypervisor 52, which
+    /// brings in on demand nothing that isn't asked for, lets a guest be saved without the rest,
+    /// and stops when it has brought in as many pages as there are, even if a balloon gave some
+    /// back and they came twice.
+    #[serde(rename = "Copy")]
+    Before,
+    /// Behind it, and what it asks for at once.
+    OnDemand,
 }
 
 /// What `GET vm.info` says, as far as it matters.

@@ -26,7 +26,7 @@ use uffd_engine::memory_image::{MemoryImage, Part, Parts};
 use uffd_engine::region::ClaimedRegion;
 
 use super::bodies::{
-    Balloon, Console as ConsoleBody, Cpus, Disk, LandlockRule, Memory, Net, Payload,
+    Balloon, Console as ConsoleBody, Cpus, Disk, FromFile, LandlockRule, Memory, Net, Payload,
     ReceiveMigration, RestoreVm, SendMigration, VmConfig, VmInfo,
 };
 use super::command::{Layout as Paths, Where, url};
@@ -70,6 +70,7 @@ pub(super) struct CloudHypervisorMachine {
     paths: Paths,
     memory: MemorySize,
     release: Release,
+    from_file: FromFile,
     patience: Duration,
     taken: Option<Taken>,
     vmm_time: Duration,
@@ -182,6 +183,7 @@ impl CloudHypervisorMachine {
             paths: paths.clone(),
             memory,
             release: driver.release,
+            from_file: driver.from_file,
             patience: driver.patience,
             taken: None,
             vmm_time: Duration::ZERO,
@@ -340,10 +342,10 @@ impl CloudHypervisorMachine {
         written.map_err(|source| self.io("writing its state", source))?;
         let body = RestoreVm {
             source_url: format!("file://{}", dir.display()),
-            memory_restore_mode: "OnDemand",
+            memory_restore_mode: self.from_file,
         };
         self.put("vm.restore", &body).await?;
-        // It holds the memory's file open.
+        // It has read the memory's file, or holds it open.
         crate::host::remove_dir(&dir);
         if run {
             self.order("vm.resume").await?;

@@ -11,7 +11,8 @@
 //!
 //! It asks for all of its memory, page by page, while the guest runs, and lets nobody take the
 //! guest before it has it: a pause soon after a resume waits for that. Where it can't ask, it reads
-//! pages out of a file of its own ([`Paging::Own`]); which way it is, is tried out at start.
+//! pages out of a file of its own ([`Paging::Own`]), version 52 all of them before the guest goes on;
+//! which way it is, is tried out at start.
 //!
 //! A guest isn't told that it is a clone (there is no VMGenID): `envd` is, whenever a guest comes
 //! back, before anything else gets to it.
@@ -44,6 +45,7 @@ pub use events::{Decoder, Event};
 pub use layout::{Layout, Mapping};
 pub use state::{Contents, StateError};
 
+use self::bodies::FromFile;
 use self::command::Layout as Paths;
 use self::machine::{CloudHypervisorMachine, Start};
 use self::prepared::PreparedCloudHypervisor;
@@ -61,6 +63,8 @@ pub struct CloudHypervisor {
     state_format: String,
     paging: Paging,
     release: Release,
+    /// With [`Paging::Own`].
+    from_file: FromFile,
     landlock: bool,
     /// How long it may take for one command.
     patience: Duration,

@@ -8,6 +8,7 @@
 //!   Landlock           ─▶ none, if the kernel has none
 //!   an acknowledgement ─▶ a refusal, which lets older versions keep their guest, too
 //!   page requests      ─▶ paging of its own, out of a file
+//!   that in time       ─▶ all of the file before the guest goes on, before version 53
 //! ```
 
 use std::fs;
@@ -24,6 +25,7 @@ use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 use uffd_engine::memory_image::Part;
 
+use super::bodies::FromFile;
 use super::command::Layout as Paths;
 use super::machine::{CloudHypervisorMachine, Start};
 use super::receive::Release;
@@ -85,6 +87,7 @@ impl Probe<'_> {
             },
             paging: Paging::Requested,
             release: Release::Acknowledged,
+            from_file: FromFile::OnDemand,
             landlock: true,
             disk_limits: DiskLimits::default(),
             patience: self.patience,
@@ -157,8 +160,14 @@ impl Probe<'_> {
         };
         if let Err(reason) = requested {
             driver.paging = Paging::Own;
+            let how = if number < WITH_REQUESTS {
+                driver.from_file = FromFile::Before;
+                "it reads all memory out of a file before a guest goes on"
+            } else {
+                "it pages by itself out of a file"
+            };
             self.restore(&driver, &guest).await.map_err(failed)?;
-            without.push(format!("it pages by itself out of a file ({reason})"));
+            without.push(format!("{how} ({reason})"));
             tracing::warn!(
                 program = %self.program.display(), reason,
                 "Guests of this Cloud Hypervisor are not served: it can't ask for pages"

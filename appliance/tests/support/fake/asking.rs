@@ -55,6 +55,17 @@ pub(crate) fn begin(
         .map(|_| ())
 }
 
+/// Is never done bringing memory in.
+pub(crate) fn never_done() {
+    let forever = || {
+        loop {
+            std::thread::park();
+        }
+    };
+    let thread = std::thread::Builder::new().name(THREAD.into());
+    thread.spawn(forever).map(drop).unwrap();
+}
+
 fn bring(guest: &Guest, slots: &[Slot], connection: &UnixStream, uffd: &Uffd) -> io::Result<()> {
     let size = guest.state.memory_size();
     let (pages, page_bytes) = (size.pages().get(), size.page_size.bytes());
