@@ -5,10 +5,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::support::machine::Machine;
-use crate::support::{SLOWER, machine, needs, skip};
+use crate::support::{GUEST_MB, SLOWER, machine, needs, skip};
 
 /// All of it, on a busy host.
 const LIMIT: Duration = Duration::from_secs(1800);
+/// The memory of a guest whose VMM asks for all of it, page by page: two switches of processes for
+/// each, a few milliseconds there, and every pause waits for the last.
+const SMALL_MB: &str = "128";
 /// What the tests may take there, as a multiple.
 const TIMES: &str = "6";
 const QEMU: &str = "/usr/bin/qemu-system-x86_64";
@@ -69,7 +72,10 @@ fn on_a_given_vmm(test: &str, vmm: &str, variable: &str, called: &str) {
         Err(reason) => return skip(test, &reason),
     };
     let _turn = needs::one_at_a_time();
-    let machine = machine_for(vmm, &inputs);
+    let mut machine = machine_for(vmm, &inputs);
+    if vmm == "cloud-hypervisor" {
+        machine = machine.set(GUEST_MB, SMALL_MB);
+    }
     pass(machine.program(program, "/vmm").set(variable, "/vmm"), &ALL);
 }
 

@@ -33,6 +33,14 @@ pub(crate) fn slower() -> u32 {
     std::env::var(SLOWER).map_or(1, |times| times.parse().unwrap())
 }
 
+/// Set where guests have another size than usual: their memory in MiB.
+pub(crate) const GUEST_MB: &str = "THAW_TEST_GUEST_MB";
+
+/// What guests have of memory here, in MiB.
+pub(crate) fn guest_mb() -> u64 {
+    std::env::var(GUEST_MB).map_or(256, |mb| mb.parse().unwrap())
+}
+
 /// Asks again and again until there is an answer; fails with `what` after `patience`.
 pub(crate) fn wait_for<T>(what: &str, patience: Duration, mut ask: impl FnMut() -> Option<T>) -> T {
     let (started, patience) = (Instant::now(), patience * slower());

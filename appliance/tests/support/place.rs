@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use appliance::vmm::cgroup::{Cgroups, end_left_over};
 
 use super::needs::{self, GuestInputs, TestedVmm};
-use super::{procs, slower};
+use super::{guest_mb, procs, slower};
 
 /// One test's own corner of the host.
 #[derive(Debug)]
@@ -106,10 +106,11 @@ impl Place {
                 text += "[engine]\ncheck_writes = true\npin_vcpus = true\n";
                 text += &format!(
                     "[[template]]\nname = \"base\"\nkernel = {}\ninitrd = {}\ndisk = {}\n\
-                     memory_mb = 256\n",
+                     memory_mb = {}\n",
                     quoted(&inputs.dir.join("vmlinuz")),
                     quoted(&inputs.dir.join("initrd.img")),
                     quoted(&inputs.dir.join("base.ext4")),
+                    guest_mb(),
                 );
             }
         }
