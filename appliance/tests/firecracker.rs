@@ -22,6 +22,9 @@ use support::{needs, restored, skip, wait_for};
 /// The test that a stand-in's process runs as.
 const STAND_IN: &str = "the_guest_adds_up_what_it_has_written";
 const MEMORY_MB: u64 = 64;
+/// Where memory goes on above the gap for devices, and how much of it lies below.
+const HIGH: u64 = 4 << 30;
+const BELOW_GAP: u64 = 3 << 30;
 
 /// The programs, or why there are none.
 fn firecracker() -> Result<PathBuf, String> {
@@ -289,4 +292,68 @@ fn guest_of_a_jailed_firecracker_finds_one_that_waits() {
         Some(jailer) => live(&place("tfjawa", 174, &program, Some(&jailer)), true),
         None => skip(NAME, "no jailer given (THAW_JAILER)"),
     }
+}
+
+/// Counts for ever in the first page above 4 GiB, which lies in the second of two regions, and copies
+/// the count to where the small guests have theirs.
+fn high_counter() -> Vec<u8> {
+    let mut code = vec![0x48, 0xB8]; // mov rax, HIGH | present, writable, 2 MiB
+    code.extend_from_slice(&(HIGH | 0x83).to_le_bytes());
+    code.extend_from_slice(&[
+        0x48, 0x89, 0x04, 0x25, 0x00, 0xC0, 0x00, 0x00, // mov [0xc000], rax: a directory
+        // mov qword [0xa020], 0xc003: the fifth GiB is in it
+        0x48, 0xC7, 0x04, 0x25, 0x20, 0xA0, 0x00, 0x00, 0x03, 0xC0, 0x00, 0x00, //
+        0x48, 0xBB, // mov rbx, HIGH
+    ]);
+    code.extend_from_slice(&HIGH.to_le_bytes());
+    code.extend_from_slice(&[0x66, 0xBA, 0xF8, 0x03]); // mov dx, 0x3f8
+    let round = code.len();
+    code.extend_from_slice(&[
+        0x48, 0xFF, 0x03, // round: inc qword [rbx]
+        0x48, 0x8B, 0x03, // mov rax, [rbx]
+        0x48, 0x89, 0x04, 0x25, 0x00, 0x00, 0x20, 0x00, // mov [COUNTER], rax
+        0xB0, b'o', 0xEE, 0xB0, b'k', 0xEE, 0xB0, b'\n', 0xEE, // say "ok\n"
+        0xB9, 0x00, 0x10, 0x00, 0x00, // mov ecx, 0x1000
+        0xFF, 0xC9, // wait: dec ecx
+        0x75, 0xFC, // jne wait
+        0xE9, // jmp round
+    ]);
+    let back = round as i32 - (code.len() as i32 + 4);
+    code.extend_from_slice(&back.to_le_bytes());
+    code
+}
+
+/// 1.14.0 and 1.14.1 write the pages of the second region to wrong places when only those in memory
+/// are asked for.
+#[test]
+fn guest_of_a_real_firecracker_with_two_regions_keeps_its_pages() {
+    const NAME: &str = "guest_of_a_real_firecracker_with_two_regions_keeps_its_pages";
+    let program = match firecracker() {
+        Ok(program) => program,
+        Err(reason) => return skip(NAME, &reason),
+    };
+    let place = place("tfhigh", 175, &program, None);
+    let small = format!("memory_mb = {MEMORY_MB}");
+    place.reconfigure(&[(&small, "memory_mb = 3200")]);
+    fs::write(place.root.join("kernel"), elf_around(&high_counter())).unwrap();
+    let daemon = Daemon::start(&place);
+    let stand_ins = StandIns::watch(&place.instance, STAND_IN);
+    let api = &daemon.api;
+    api.create("one", "base");
+    let mut before = 0;
+    for cycle in 0..3 {
+        run();
+        let paused = api.pause("one").expect(200);
+        let high = adder::word(&place, &paused, BELOW_GAP);
+        let copied = adder::word(&place, &paused, adder::COUNTER);
+        println!("cycle {cycle}: {high} above, {copied} below");
+        assert!(high > before, "cycle {cycle}: {high} after {before}");
+        assert!(high - copied <= 1, "cycle {cycle}: {copied} of {high}");
+        before = high;
+        api.resume("one").expect(200);
+    }
+    api.delete_all();
+    drop(stand_ins);
+    assert_eq!(place.leftovers(), Vec::<String>::new());
+    daemon.stop();
 }

@@ -156,6 +156,16 @@ pub(crate) fn written(place: &Place, paused: &Value) -> Written {
     }
 }
 
+/// The word at a place of a build's memory.
+pub(crate) fn word(place: &Place, paused: &Value, at: u64) -> u64 {
+    let store = BuildStore::open_or_create(&place.data.join("builds")).unwrap();
+    let build = store.open(&paused["build"].as_str().unwrap().parse().unwrap());
+    let mut bytes = vec![0; PAGE as usize];
+    let page = PageIndex::new(at / PAGE);
+    build.unwrap().read_page(page, &mut bytes).unwrap();
+    u64::from_le_bytes(bytes[..8].try_into().unwrap())
+}
+
 /// Lets it run for some rounds: there are KVMs that take a microsecond for an instruction.
 pub(crate) fn run() {
     std::thread::sleep(Duration::from_millis(300));
