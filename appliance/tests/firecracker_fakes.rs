@@ -55,6 +55,33 @@ fn every_guest_has_a_vsock_of_its_own_and_clones_do() {
 }
 
 #[test]
+fn an_old_one_is_sent_what_it_knows_and_says_what_it_lacks() {
+    if let Err(reason) = needs::for_fakes() {
+        return skip(
+            "an_old_one_is_sent_what_it_knows_and_says_what_it_lacks",
+            &reason,
+        );
+    }
+    let old = Kind {
+        version: "1.13.2",
+        state_format: "8.0.0",
+        ..Kind::FIRECRACKER
+    };
+    let subject = Subject::start("tfold", 169, old, PLAYER);
+    let api = &subject.daemon.api;
+    let host = api.get("/v1/host").expect(200);
+    let reason = host["vmm"]["reason"].as_str().unwrap();
+    assert!(reason.contains("older than 1.14"), "{reason}");
+    let inside = Inside::of(&api.create("one", "base"));
+    inside.fill(64, 128, 1);
+    let hash = inside.hash();
+    api.pause("one").expect(200);
+    api.resume("one").expect(200);
+    assert_eq!(inside.hash(), hash);
+    subject.end();
+}
+
+#[test]
 fn a_guest_that_does_not_go_on_after_its_snapshot_fails_and_the_snapshot_counts() {
     if let Err(reason) = needs::for_fakes() {
         return skip(

@@ -97,8 +97,21 @@ impl Probe<'_> {
             Some(_) => "in a jail",
             None => "without a jailer, as root",
         };
+        let lacking: String = [
+            (
+                !firecracker.free_page_reporting,
+                "; pages that guests free stay theirs (it is older than 1.14)",
+            ),
+            (
+                firecracker.misplaces,
+                "; guests of more than 3 GiB are first saved whole (it misplaces pages)",
+            ),
+        ]
+        .into_iter()
+        .filter_map(|(lacks, text)| lacks.then_some(text))
+        .collect();
         firecracker.info.reason =
-            format!("a guest ran {jail} and was saved and loaded in {took:.1?}; {memory}");
+            format!("a guest ran {jail} and was saved and loaded in {took:.1?}; {memory}{lacking}");
         Ok(firecracker)
     }
 

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::guest::{Guest, State};
 use super::http::{self, Request};
-use super::{Fault, inside, memory_comes_first};
+use super::{Fault, inside, knows_reporting, memory_comes_first};
 
 type Refusal = String;
 
@@ -164,7 +164,8 @@ fn check_members(call: &str, body: &Value) -> Result<(), Refusal> {
     }
     let is_known = |name: &&String| {
         let name = name.as_str();
-        required.contains(&name) || others.contains(&name)
+        let is_new = name == "free_page_reporting" && !knows_reporting();
+        !is_new && (required.contains(&name) || others.contains(&name))
     };
     match members.keys().find(|name| !is_known(name)) {
         Some(unknown) => Err(format!("unknown field `{unknown}`")),

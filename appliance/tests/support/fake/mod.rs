@@ -39,6 +39,9 @@ const MEMORY_FIRST: &str = "THAW_TEST_FAKE_MEMORY_FIRST";
 /// Set for one that knows no page requests, and doesn't keep a guest that was taken.
 const OLD: &str = "THAW_TEST_FAKE_OLD";
 
+/// Set for all of them: the version, as it says.
+const VERSION: &str = "THAW_TEST_FAKE_VERSION";
+
 /// Which VMM it plays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Vmm {
@@ -134,7 +137,7 @@ impl Fake {
              --version) echo '{} v{version}'; exit 0;;\n\
              --snapshot-version) echo 'v{state_format}'; exit 0;;\n\
              esac\n\
-             {unable}{ARGUMENTS}=\"$*\" {FAULTS}='{}' \
+             {unable}{VERSION}={version} {ARGUMENTS}=\"$*\" {FAULTS}='{}' \
              exec '{}' --nocapture --exact {test} \"$2\"\n",
             vmm.name(),
             faults.display(),
@@ -201,6 +204,12 @@ impl Fault {
 
 fn memory_comes_first() -> bool {
     std::env::var_os(MEMORY_FIRST).is_some()
+}
+
+/// Whether this version knows what came with 1.14 of Firecracker.
+fn knows_reporting() -> bool {
+    let version = std::env::var(VERSION).unwrap_or_default();
+    !version.starts_with("1.13.")
 }
 
 fn is_old() -> bool {
