@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -180,6 +181,7 @@ async fn assemble(config: &Config) -> Result<(Arc<Host>, Vec<Cell>)> {
         .call(|connection| templates::remove_transient(connection))
         .await?;
     let events = Events::open(&config.catalogue()).context("Opening the catalogue for events")?;
+    keep_private(&config.data_dir)?;
     let store = BuildStore::open_or_create(&config.data_dir.join("builds"))
         .context("Opening the store of builds")?;
     let drivers = choice::choose(config).await.context("No VMM can be used")?;
@@ -314,6 +316,16 @@ fn check_writable(dir: &Path) -> Result<()> {
     let probe = dir.join(".probe");
     fs::write(&probe, b"").with_context(what_to_do)?;
     fs::remove_file(&probe).with_context(what_to_do)
+}
+
+/// Memory and disks of guests are nobody's but ours; VMMs are shown theirs.
+fn keep_private(data_dir: &Path) -> Result<()> {
+    for dir in ["builds", "sandboxes", "bases"].map(|name| data_dir.join(name)) {
+        let kept = fs::create_dir_all(&dir)
+            .and_then(|()| fs::set_permissions(&dir, PermissionsExt::from_mode(0o700)));
+        kept.with_context(|| format!("Keeping {} to ourselves", dir.display()))?;
+    }
+    Ok(())
 }
 
 fn check_userfaultfd() -> Result<()> {
@@ -453,7 +465,7 @@ fn bind_unix(path: &Path) -> Result<std::os::unix::net::UnixListener> {
     let listener = std::os::unix::net::UnixListener::bind(path)
         .with_context(|| format!("Socket {} can't be made; set api.socket", path.display()))?;
     // Anybody may connect; who may do something is decided by who the kernel says it is.
-    fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o666))?;
+    fs::set_permissions(path, PermissionsExt::from_mode(0o666))?;
     listener.set_nonblocking(true)?;
     Ok(listener)
 }

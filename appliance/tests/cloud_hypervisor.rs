@@ -203,6 +203,10 @@ fn live(test: &str, (instance, pool): (&str, u16), changes: &[(&str, &str)]) {
         }
         api.resume("one").expect(200);
         assert!(is_confined(&place), "{}", host["vmm"]);
+        let vmm = restored::vmm(&place);
+        assert_eq!(vmm.status("Uid:"), ["200000"; 4], "{}", host["vmm"]);
+        assert_eq!(vmm.status("CapEff:"), ["0000000000000000"]);
+        assert_eq!(vmm.status("NoNewPrivs:"), ["1"]);
         if cycle % 2 == 1 {
             // While it asks for its memory: a successor answers what this one has not.
             procs::engine(&place).expect("an engine").kill();

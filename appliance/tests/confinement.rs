@@ -45,6 +45,7 @@ fn launch(program: &str, args: &[&str], cgroup: &Cgroup) -> Launch {
         mounts: Vec::new(),
         tap_owner: None,
         cgroup: Some(cgroup.clone()),
+        user: None,
     }
 }
 

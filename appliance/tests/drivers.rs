@@ -87,6 +87,28 @@ fn a_fake_refuses_what_firecracker_refuses() {
     process.wait().unwrap();
 }
 
+#[test]
+fn a_vmm_is_the_daemons_user_where_that_is_configured() {
+    needs_fakes!("a_vmm_is_the_daemons_user_where_that_is_configured");
+    let place = place("tcown", 221, Vmm::CloudHypervisor);
+    let subject = Subject::start_in(place, Kind::CLOUD_HYPERVISOR, PLAYER);
+    let api = &subject.daemon.api;
+    let host = api.get("/v1/host").expect(200);
+    let reason = host["vmm"]["reason"].as_str().unwrap();
+    let said = "as the daemon's user (vmm.own_users is false)";
+    assert!(reason.contains(said), "{reason}");
+    let inside = Inside::of(&api.create("one", "base"));
+    let vmm = procs::vmm(&subject.place, "one").expect("a VMM");
+    assert_eq!(vmm.status("Uid:"), ["0"; 4]);
+    // What it was saved by doesn't matter.
+    inside.fill(64, 128, 1);
+    let hash = inside.hash();
+    api.pause("one").expect(200);
+    api.resume("one").expect(200);
+    assert_eq!(inside.hash(), hash);
+    subject.end();
+}
+
 fn a_sandbox_lives_a_whole_life(instance: &str, pool: u16, vmm: Vmm) {
     let subject = start(instance, pool, Kind::usual(vmm));
     let api = &subject.daemon.api;

@@ -37,9 +37,9 @@ fn start(instance: &str, pool: u16, vmm: Vmm) -> Subject {
 
 /// The VMMs that wait.
 fn waiting(subject: &Subject) -> Vec<Process> {
-    let of_sandbox = |process: &Process| process.command.contains("/ready/");
+    let waits = format!("/{}/ready/", subject.place.instance);
     let all = procs::of(&subject.place).into_iter();
-    all.filter(|process| process.is_vmm() && of_sandbox(process))
+    all.filter(|process| process.is_vmm() && process.sees(&waits))
         .collect()
 }
 

@@ -240,6 +240,9 @@ pub(crate) struct RestoreArgs {
     /// The Cloud Hypervisor to bring back, instead.
     #[arg(long, value_name = "PROGRAM")]
     pub(crate) cloud_hypervisor: Option<PathBuf>,
+    /// The guest's memory is of huge pages (2 MiB); the host needs 128 of them.
+    #[arg(long)]
+    pub(crate) huge_pages: bool,
 }
 
 /// `disks`.

@@ -217,6 +217,7 @@ pub(crate) struct Restore {
     /// Per round and way.
     pub(crate) restores: u32,
     pub(crate) vmm: Vmm,
+    pub(crate) huge_pages: bool,
 }
 
 /// What is brought back.
@@ -243,6 +244,7 @@ impl Restore {
             rounds: args.rounds,
             restores: args.restores,
             vmm,
+            huge_pages: args.huge_pages,
         })
     }
 }

@@ -295,6 +295,7 @@ mod tests {
             ("[vmm]\ncpu_weight = 0", "vmm.cpu_weight"),
             ("[vmm]\ncpu_max_percent = 0", "vmm.cpu_max_percent"),
             ("[vmm]\npids_max = 1", "vmm.pids_max"),
+            ("[vmm]\njail_user = 0", "vmm.jail_user"),
             ("[disks]\nbackend = \"zfs\"", "device-mapper"),
             ("[disks]\ncow_mb = 0", "disks.cow_mb"),
             ("[disks]\nmib_per_s = 0", "disks.mib_per_s"),

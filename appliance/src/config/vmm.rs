@@ -45,7 +45,10 @@ pub struct VmmConfig {
     pub firecracker: Vec<PathBuf>,
     /// Firecracker's jailer. Without one, Firecracker runs as the daemon's user.
     pub jailer: Option<PathBuf>,
-    /// The user and group of the first slot's jailed VMM; each slot has its own.
+    /// Whether Cloud Hypervisors and QEMUs run as users of their own, where the daemon is root.
+    pub own_users: bool,
+    /// The user and group of the first slot's VMM, jailed or of a user of its own; each slot has
+    /// others.
     pub jail_user: u32,
     /// VMMs that wait, started, in slots that wait for new sandboxes, and as many in those that
     /// paused ones gave back; as many as slots wait when absent.
@@ -83,6 +86,7 @@ impl Default for VmmConfig {
             driver: DriverChoice::Auto,
             firecracker: vec!["firecracker".into()],
             jailer: None,
+            own_users: true,
             jail_user: 200_000,
             ready_processes: None,
             vsock: false,
@@ -146,7 +150,7 @@ impl VmmConfig {
         }
         // Every slot's VMM has a number of its own from there on.
         let last = u32::MAX - (1 << 24);
-        if self.jailer.is_some() && !(1..=last).contains(&self.jail_user) {
+        if !(1..=last).contains(&self.jail_user) {
             let problem = format!("is {}; 1 to {last} are possible", self.jail_user);
             return Err(("vmm.jail_user".into(), problem));
         }

@@ -20,6 +20,7 @@ use super::cloud_hypervisor::{self, CloudHypervisor};
 use super::drivers::Drivers;
 use super::firecracker::probe::Probe;
 use super::firecracker::{Firecracker, Jailer, Options};
+use super::own_user::{self, Users};
 use super::probing::ProbeError;
 use super::qemu::{self, Qemu};
 use crate::config::{Config, DriverChoice};
@@ -162,6 +163,7 @@ fn cloud_probe<'a>(
         run_dir,
         kernels: config.data_dir.join("kernels"),
         patience: Duration::from_secs(config.vmm.command_timeout_s),
+        users: users(config),
     }
 }
 
@@ -211,9 +213,39 @@ async fn qemu(config: &Config, reason: &str) -> Result<Qemu, ChoiceError> {
     let (choice, boot_time) = (vmm.accelerator, Duration::from_secs(vmm.boot_timeout_s));
     let probing = qemu::probe::probe(&vmm.qemu, &preload, choice, &kernel, &cache, boot_time);
     let mut found = probing.await?;
-    found.info.reason = format!("{}; {reason}", found.info.reason);
     found.disk_limits = config.disks.limits();
+    let who = match users(config) {
+        Ok(users) => match qemu::probe::try_users(&found, users).await {
+            Ok(()) => {
+                found.users = Some(users);
+                users.to_string()
+            }
+            Err(error) => {
+                let reason = error.to_string();
+                tracing::warn!(reason, "QEMUs run as the daemon's user");
+                format!("as the daemon's user ({reason})")
+            }
+        },
+        Err(reason) => format!("as the daemon's user ({reason})"),
+    };
+    found.info.reason = format!("{}; {who}; {reason}", found.info.reason);
     Ok(found)
+}
+
+/// Who VMMs without a jailer are to be, or why no other than the daemon's user.
+fn users(config: &Config) -> Result<Users, String> {
+    if !config.vmm.own_users {
+        return Err("vmm.own_users is false".to_owned());
+    }
+    if !nix::unistd::geteuid().is_root() {
+        return Err("the daemon is not root".to_owned());
+    }
+    let templates = config.templates.iter();
+    let files = templates.flat_map(|of| [of.kernel.as_path(), of.initrd.as_path()]);
+    if let Some(path) = own_user::unreadable(files) {
+        return Err(format!("{} can't be read by others", path.display()));
+    }
+    Ok(Users::new(config.vmm.jail_user))
 }
 
 /// A jailer wants a path, not a name.

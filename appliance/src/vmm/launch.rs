@@ -3,7 +3,7 @@
 //! The daemon starts it with `posix_spawn` (cheap from a big process), and sends it what
 //! to become, with descriptors, over the socket on its standard input. It enters the
 //! sandbox's network namespace, takes a private mount namespace in which the sandbox's
-//! disk lies under the path that every VMM uses, and executes the VMM. Until then every
+//! disk lies under the path that every VMM uses, becomes the VMM's user, and executes the VMM. Until then every
 //! failure goes back over that socket; its silent end means that the VMM runs. What it mounts
 //! is seen by the VMM alone and goes with it.
 
@@ -23,10 +23,17 @@ use uffd_engine::control;
 use uffd_engine::sys::process::die_with_parent;
 
 use super::cgroup::Cgroup;
+use super::own_user::OwnUser;
 use crate::sys::{spawn, tap};
 
 /// Where every VMM finds its disk.
 pub const DISK_PATH: &str = "/run/thaw-disk";
+/// Where every VMM finds the directory of its own that it shares with the daemon.
+pub const DIR_PATH: &str = "/run/thaw-vmm";
+/// Where it finds the kernel that it boots, and the initial RAM disk.
+pub const KERNEL_PATH: &str = "/run/thaw-kernel";
+/// See there.
+pub const INITRD_PATH: &str = "/run/thaw-initrd";
 
 /// Written for descriptor `n` of the message in arguments and environment: `{fd:n}`
 /// becomes its number in the VMM.
@@ -74,15 +81,23 @@ pub struct Launch {
     pub tap_owner: Option<(String, u32)>,
     /// The control group to be in, for a launcher that wasn't born there.
     pub cgroup: Option<Cgroup>,
+    /// Who to be, if not the daemon's user.
+    pub user: Option<OwnUser>,
 }
 
 impl Mount {
     /// The disk at the path that all VMMs find it under.
     #[must_use]
     pub fn disk(from: &Path) -> Self {
+        Self::at(DISK_PATH, from)
+    }
+
+    /// A file or directory at one of the paths that are the same for all VMMs.
+    #[must_use]
+    pub fn at(at: &str, from: &Path) -> Self {
         Self::Bind {
             from: from.to_owned(),
-            at: DISK_PATH.into(),
+            at: at.into(),
         }
     }
 
@@ -194,12 +209,23 @@ fn prepare(launch: &Launch, fds: &[OwnedFd]) -> Result<(), (String, io::Error)> 
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)
         .map_err(|error| at("detaching our mounts from the host's")(error.into()))?;
+    if let Some(user) = &launch.user {
+        let shown = user.show_devices();
+        shown.map_err(at("making devices that are its user's"))?;
+    }
     for mount in &launch.mounts {
         mount.make().map_err(at(&format!("mounting {mount:?}")))?;
     }
     for fd in fds {
         fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty()))
             .map_err(|error| at("passing descriptors on")(error.into()))?;
+    }
+    if let Some(user) = &launch.user {
+        user.become_it(fds)?;
+        if launch.namespace.is_none() {
+            // The kernel forgets it when the user changes.
+            die_with_parent().map_err(at("tying it to the daemon"))?;
+        }
     }
     Ok(())
 }

@@ -21,6 +21,7 @@ pub mod kernel_image;
 pub mod launch;
 pub mod memory;
 mod opening;
+pub mod own_user;
 pub mod prepared;
 pub mod probing;
 pub mod process;

@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::confined::GROUPS;
 use crate::support::machine::Machine;
 use crate::support::{GUEST_MB, SLOWER, machine, needs, skip};
 
@@ -43,6 +44,7 @@ fn machine_for<'a>(vmm: &str, inputs: &'a Path) -> Machine<'a> {
         .set("THAW_INPUTS", "/inputs")
         .set("THAW_BIN", "/thaw")
         .set("THAW_TEST_VMM", vmm)
+        .set(GROUPS, "1")
         .set(SLOWER, TIMES)
 }
 

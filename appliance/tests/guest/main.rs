@@ -1,5 +1,6 @@
 //! A daemon and real guests, seen from outside: what HTTP says, what runs, what is on disk.
 
+mod confined;
 mod damage;
 mod elsewhere;
 #[path = "../support/mod.rs"]
@@ -38,8 +39,11 @@ fn text(value: &Value) -> String {
 fn guest_lives_a_whole_life() {
     let inputs = inputs_or_skip!("guest_lives_a_whole_life");
     let _turn = needs::one_at_a_time();
-    let (place, daemon) = start("tlife", 1, &inputs);
+    let place = Place::new("tlife", 1, Some(&inputs));
+    confined::configure(&place);
+    let daemon = Daemon::start(&place);
     let api = &daemon.api;
+    let host = api.get("/v1/host").expect(200);
 
     let body = json!({
         "id": "one", "template": "base",
@@ -55,6 +59,7 @@ fn guest_lives_a_whole_life() {
         (&json!(1), &json!(guest_mb()))
     );
     assert!(made.get("build").is_none(), "{made}");
+    confined::check(&place, &host, "one");
 
     // A name is taken, a name is unknown.
     // The same request again is answered with what it made; another one is refused.
@@ -104,6 +109,7 @@ fn guest_lives_a_whole_life() {
     assert_eq!(resumed["address"], made["address"]);
     assert_eq!(resumed["labels"], made["labels"]);
     assert_eq!(resumed["network"], network, "{resumed}");
+    confined::check(&place, &host, "one");
     let changed = api.call("PUT", path, Some(&json!({}))).expect(200);
     assert_eq!(changed["network"], json!({ "allow_internet_access": true }));
     let refused = api.resume("one");
@@ -134,7 +140,7 @@ fn guest_lives_a_whole_life() {
     work.check(api, "one");
     assert_eq!(api.shell("one", "echo $COLOUR"), "blue");
 
-    clones_outlive_their_template(&place, &daemon, &work);
+    clones_outlive_their_template(&place, &daemon, &work, &host);
 
     api.destroy("one");
     api.sandbox("one").expect(404);
@@ -213,7 +219,7 @@ fn memory_was_faulted_in_lazily(daemon: &Daemon) {
     assert!(number("fault_us_p99") <= number("fault_us_max"), "{memory}");
 }
 
-fn clones_outlive_their_template(place: &Place, daemon: &Daemon, work: &Workload) {
+fn clones_outlive_their_template(place: &Place, daemon: &Daemon, work: &Workload, host: &Value) {
     let api = &daemon.api;
     let template = api.snapshot("one", "tpl").expect(201);
     assert_eq!(template["kind"], "memory", "{template}");
@@ -233,6 +239,9 @@ fn clones_outlive_their_template(place: &Place, daemon: &Daemon, work: &Workload
 
     let clone = api.create("clone", "tpl");
     assert_ne!(clone["address"], api.sandbox("one").body["address"]);
+    for id in ["one", "clone"] {
+        confined::check(place, host, id);
+    }
     let mut cloned = work.clone();
     cloned.check(api, "clone");
     assert_eq!(api.shell("clone", "hostname"), "clone");

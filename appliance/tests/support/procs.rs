@@ -42,14 +42,21 @@ impl Process {
 
     /// Whether it is the VMM of this sandbox.
     pub(crate) fn is_vmm_of(&self, id: &str) -> bool {
-        let (named, below) = (
-            format!(" -name thaw-{id} "),
-            format!("/sandboxes/{id}/vmm/"),
-        );
-        self.is_vmm()
-            && [named, below]
-                .iter()
-                .any(|part| self.command.contains(part))
+        self.is_vmm() && self.sees(&format!("/sandboxes/{id}/vmm "))
+    }
+
+    /// Whether a mount of its own begins in a directory that is called like this.
+    pub(crate) fn sees(&self, directory: &str) -> bool {
+        let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", self.pid));
+        mounts.unwrap_or_default().contains(directory)
+    }
+
+    /// A line of its status, as numbers or words.
+    pub(crate) fn status(&self, name: &str) -> Vec<String> {
+        let text = fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        let line = line.unwrap_or_else(|| panic!("no {name} in:\n{text}"));
+        line.split_whitespace().map(str::to_owned).collect()
     }
 
     /// Sends a signal.

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, PipeReader};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -29,7 +29,7 @@ use super::bodies::{
     Balloon, Console as ConsoleBody, Cpus, Disk, FromFile, LandlockRule, Memory, Net, Payload,
     ReceiveMigration, RestoreVm, SendMigration, VmConfig, VmInfo,
 };
-use super::command::{Layout as Paths, Where, url};
+use super::command::{Boot, Layout as Paths, Where, url};
 use super::events::Events;
 use super::layout::Layout;
 use super::receive::{Held, Received, Release, receive};
@@ -41,9 +41,10 @@ use crate::vmm::api::{Api, ApiFault, finish, judge};
 use crate::vmm::appearing::Appearing;
 use crate::vmm::console::Console;
 use crate::vmm::exit::Exit;
-use crate::vmm::launch::DISK_PATH;
+use crate::vmm::launch::{DISK_PATH, INITRD_PATH, KERNEL_PATH};
 use crate::vmm::memory::MemorySize;
 use crate::vmm::opening::{self, Open};
+use crate::vmm::own_user::{USERFAULTFD, give, make_dir};
 use crate::vmm::process::VmmProcess;
 use crate::vmm::rate_limiter::RateLimiter;
 use crate::vmm::{
@@ -68,6 +69,8 @@ pub(super) struct CloudHypervisorMachine {
     events: Events,
     api: Api,
     paths: Paths,
+    /// Who it is, if not the daemon's user.
+    user: Option<u32>,
     memory: MemorySize,
     release: Release,
     from_file: FromFile,
@@ -108,6 +111,8 @@ pub(super) struct Start<'a> {
     pub(super) paths: &'a Paths,
     /// Where it is; a probe is nowhere.
     pub(super) place: Option<Where<'a>>,
+    /// What it is to boot, if anything.
+    pub(super) boot: Option<Boot<'a>>,
 }
 
 /// A process whose API is open, and what it says of itself meanwhile.
@@ -115,6 +120,8 @@ pub(super) struct Start<'a> {
 pub(super) struct Waiting {
     open: Open,
     monitor: PipeReader,
+    /// Who it is, if not the daemon's user.
+    user: Option<u32>,
 }
 
 impl Waiting {
@@ -123,21 +130,39 @@ impl Waiting {
         driver: &CloudHypervisor,
         start: Start<'_>,
     ) -> Result<Self, VmmError> {
-        let Start { name, paths, place } = start;
+        let Start {
+            name,
+            paths,
+            place,
+            boot,
+        } = start;
         let failed = |source| VmmError::Start {
             name: name.to_owned(),
             source,
         };
-        fs::create_dir_all(&paths.dir).map_err(failed)?;
-        let launch = paths.launch(&driver.program, place);
+        let user = driver.user(place.map_or(0, |place| place.slot));
+        make_dir(&paths.dir, user).map_err(failed)?;
+        if let (Some(user), Some(disk)) = (user, place.and_then(|place| place.disk)) {
+            give(disk, user).map_err(failed)?;
+        }
+        let launch = paths.launch(&driver.program, place, boot, user);
         let (monitor, events) = io::pipe().map_err(failed)?;
         let fds = [events.as_fd()];
         let open = opening::open(name, (&launch, &fds), &paths.api(), driver.patience).await?;
-        Ok(Self { open, monitor })
+        Ok(Self {
+            open,
+            monitor,
+            user,
+        })
     }
 
     pub(super) fn process(&self) -> BorrowedFd<'_> {
         self.open.process.as_fd()
+    }
+
+    /// Who it is, if not the daemon's user.
+    pub(super) fn user(&self) -> Option<u32> {
+        self.user
     }
 }
 
@@ -169,7 +194,11 @@ impl CloudHypervisorMachine {
             name: name.to_owned(),
             source,
         };
-        let Waiting { open, monitor } = waiting;
+        let Waiting {
+            open,
+            monitor,
+            user,
+        } = waiting;
         let process = open.process.watch().map_err(failed)?;
         let monitor = tokio::net::unix::pipe::Receiver::from_owned_fd(monitor.into());
         let pidfd = process.as_fd().try_clone_to_owned().map_err(failed)?;
@@ -181,6 +210,7 @@ impl CloudHypervisorMachine {
             events,
             api,
             paths: paths.clone(),
+            user,
             memory,
             release: driver.release,
             from_file: driver.from_file,
@@ -211,7 +241,6 @@ impl CloudHypervisorMachine {
     pub(super) async fn boot(
         &mut self,
         shape: &GuestShape,
-        kernel: PathBuf,
         place: Option<&Place>,
         landlock: bool,
     ) -> Result<(), VmmError> {
@@ -231,8 +260,8 @@ impl CloudHypervisorMachine {
                 hugepage_size: self.memory.is_huge().then(|| self.memory.page_size.bytes()),
             },
             payload: Payload {
-                kernel,
-                initramfs: place.map(|_| shape.initrd.clone()),
+                kernel: KERNEL_PATH.into(),
+                initramfs: place.map(|_| INITRD_PATH.into()),
                 cmdline: format!("console=ttyS0 panic=-1{network} {}", shape.cmdline),
             },
             disks: place
@@ -260,11 +289,11 @@ impl CloudHypervisorMachine {
             console: ConsoleBody { mode: "Off" },
             pvpanic: true,
             landlock_enable: landlock,
-            landlock_rules: place
-                .filter(|_| landlock)
-                .map(|_| tap_rule())
-                .into_iter()
-                .collect(),
+            landlock_rules: if landlock {
+                landlock_rules()
+            } else {
+                Vec::new()
+            },
         };
         self.put("vm.create", &config).await?;
         self.order("vm.boot").await
@@ -310,7 +339,7 @@ impl CloudHypervisorMachine {
             sent.map_err(|_| ApiFault::Io(io::ErrorKind::BrokenPipe.into()))
         };
         let body = ReceiveMigration {
-            receiver_url: url(&socket),
+            receiver_url: url(&self.paths.inside(&socket)),
             memory_mode: "Postcopy",
         };
         let exchange = async {
@@ -339,9 +368,10 @@ impl CloudHypervisorMachine {
         let files = own::files(&config, contents, &layout).map_err(|error| self.state(error))?;
         let dir = self.paths.own();
         let written = files.write(&dir);
-        written.map_err(|source| self.io("writing its state", source))?;
+        let given = written.and_then(|()| self.give_files(&dir));
+        given.map_err(|source| self.io("writing its state", source))?;
         let body = RestoreVm {
-            source_url: format!("file://{}", dir.display()),
+            source_url: format!("file://{}", self.paths.inside(&dir).display()),
             memory_restore_mode: self.from_file,
         };
         self.put("vm.restore", &body).await?;
@@ -353,12 +383,24 @@ impl CloudHypervisorMachine {
         Ok(())
     }
 
+    /// Lets it read a directory and what is in it.
+    fn give_files(&self, dir: &Path) -> io::Result<()> {
+        let Some(user) = self.user else { return Ok(()) };
+        for entry in fs::read_dir(dir)? {
+            give(&entry?.path(), user)?;
+        }
+        give(dir, user)
+    }
+
     /// The configuration as it is to be here, and where the memory is by it.
     fn understand(&self, contents: &Contents, landlock: bool) -> Result<(Value, Layout), VmmError> {
         let understood = contents.config().and_then(|mut config| {
             let layout = Layout::of(&config, self.memory)?;
             if let Some(Value::Object(vm)) = config.get_mut("vm_config") {
                 vm.insert("landlock_enable".into(), landlock.into());
+                if landlock {
+                    vm.insert("landlock_rules".into(), json!(landlock_rules()));
+                }
                 limit_disks(vm, self.disk_limits);
             }
             Ok((config, layout))
@@ -374,8 +416,11 @@ impl CloudHypervisorMachine {
         }
         let socket = self.paths.take();
         let _ = fs::remove_file(&socket);
-        let listener = UnixListener::bind(&socket)
-            .map_err(|source| self.io("listening for its guest", source))?;
+        let listener = UnixListener::bind(&socket).and_then(|listener| {
+            self.user.map_or(Ok(()), |user| give(&socket, user))?;
+            Ok(listener)
+        });
+        let listener = listener.map_err(|source| self.io("listening for its guest", source))?;
         let deadline = Instant::now() + self.patience;
         let taken = loop {
             match self.take(&listener).await {
@@ -396,7 +441,7 @@ impl CloudHypervisorMachine {
     async fn take(&mut self, listener: &UnixListener) -> Result<GuestParts, VmmError> {
         let then = self.events.said();
         let body = SendMigration {
-            destination_url: url(&self.paths.take()),
+            destination_url: url(&self.paths.inside(&self.paths.take())),
             local: true,
             preserve_source: true,
         };
@@ -551,12 +596,18 @@ impl CloudHypervisorMachine {
     }
 }
 
-/// What it looks up about its tap device.
-fn tap_rule() -> LandlockRule {
-    LandlockRule {
-        path: "/sys/class/net".into(),
-        access: "r",
-    }
+/// What it looks up about its tap device, and how it gets a userfaultfd without privilege; a path that
+/// is not there would be refused.
+fn landlock_rules() -> Vec<LandlockRule> {
+    let rules = [("/sys/class/net", "r"), (USERFAULTFD, "rw")];
+    let there = rules
+        .into_iter()
+        .filter(|(path, _)| Path::new(path).exists());
+    let rule = |(path, access): (&str, _)| LandlockRule {
+        path: path.into(),
+        access,
+    };
+    there.map(rule).collect()
 }
 
 /// A guest as a build keeps it, and the parts of its memory in their order.

@@ -46,10 +46,11 @@ pub use layout::{Layout, Mapping};
 pub use state::{Contents, StateError};
 
 use self::bodies::FromFile;
-use self::command::Layout as Paths;
+use self::command::{Boot, Layout as Paths};
 use self::machine::{CloudHypervisorMachine, Start};
 use self::prepared::PreparedCloudHypervisor;
 use self::receive::Release;
+use super::own_user::Users;
 use super::prepared::{Berth, Prepared, Prepares};
 use super::{
     DiskLimits, Driver, GuestShape, Machine, Paging, Place, Restore, VmmError, kernel_image,
@@ -66,6 +67,8 @@ pub struct CloudHypervisor {
     /// With [`Paging::Own`].
     from_file: FromFile,
     landlock: bool,
+    /// Who its VMMs are, if not the daemon's user.
+    users: Option<Users>,
     /// How long it may take for one command.
     patience: Duration,
     /// Where unpacked kernels are kept.
@@ -79,6 +82,11 @@ impl CloudHypervisor {
     pub fn with_disk_limits(mut self, limits: DiskLimits) -> Self {
         self.disk_limits = limits;
         self
+    }
+
+    /// Who the VMM of a slot is, if not the daemon's user.
+    fn user(&self, slot: u32) -> Option<u32> {
+        self.users.map(|users| users.of(slot))
     }
 
     /// The same one, with one reason more for its choice.
@@ -132,12 +140,14 @@ impl Driver for CloudHypervisor {
             name: &place.name,
             paths: &Paths::new(&place.run_dir),
             place: Some(place.into()),
+            boot: Some(Boot {
+                kernel: &kernel,
+                initrd: Some(&shape.initrd),
+            }),
         };
         let memory = shape.memory();
         let mut machine = CloudHypervisorMachine::start(self, start, memory).await?;
-        machine
-            .boot(shape, kernel, Some(place), self.landlock)
-            .await?;
+        machine.boot(shape, Some(place), self.landlock).await?;
         Ok(Box::new(machine))
     }
 
@@ -152,6 +162,7 @@ impl Driver for CloudHypervisor {
             name: &place.name,
             paths: &Paths::new(&place.run_dir),
             place: Some(place.into()),
+            boot: None,
         };
         let memory = shape.memory();
         let mut machine = CloudHypervisorMachine::start(self, start, memory).await?;

@@ -16,6 +16,7 @@ use super::machine::{CloudHypervisorMachine, Start, Waiting};
 use super::unpacked;
 use crate::sys::mount_namespace;
 use crate::vmm::launch::DISK_PATH;
+use crate::vmm::own_user::give;
 use crate::vmm::prepared::{Berth, Prepared};
 use crate::vmm::{GuestShape, Machine, Place, Restore, VmmError};
 
@@ -31,6 +32,7 @@ impl PreparedCloudHypervisor {
             name: &berth.name(),
             paths: &Paths::new(&berth.run_dir),
             place: Some(berth.into()),
+            boot: None,
         };
         Ok(Self {
             waiting: Waiting::start(driver, start).await?,
@@ -40,6 +42,9 @@ impl PreparedCloudHypervisor {
 
     /// Shows it its disk.
     fn bring(&self, disk: &Path) -> io::Result<()> {
+        if let Some(user) = self.waiting.user() {
+            give(disk, user)?;
+        }
         let disk = mount_namespace::detached(disk)?;
         mount_namespace::within(self.waiting.process(), || {
             mount_namespace::attach(disk.as_fd(), Path::new(DISK_PATH))

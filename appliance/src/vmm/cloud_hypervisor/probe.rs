@@ -9,6 +9,7 @@
 //!   an acknowledgement ─▶ a refusal, which lets older versions keep their guest, too
 //!   page requests      ─▶ paging of its own, out of a file
 //!   that in time       ─▶ all of the file before the guest goes on, before version 53
+//!   a user of its own  ─▶ the daemon's, if the program can't be run or what it needs not be had
 //! ```
 
 use std::fs;
@@ -26,10 +27,11 @@ use tokio::time::{sleep, timeout};
 use uffd_engine::memory_image::Part;
 
 use super::bodies::FromFile;
-use super::command::Layout as Paths;
+use super::command::{Boot, Layout as Paths};
 use super::machine::{CloudHypervisorMachine, Start};
 use super::receive::Release;
 use super::{CloudHypervisor, probe_guest, protocol, state, unpacked};
+use crate::vmm::own_user::Users;
 use crate::vmm::probing::{self, KERNEL_TIME, MISSES_ITS_ROOT, ProbeError, number_of};
 use crate::vmm::{DiskLimits, GuestShape, Machine, PageRequests, Paging, VmmError, kernel_image};
 
@@ -51,6 +53,8 @@ pub struct Probe<'a> {
     pub kernels: PathBuf,
     /// How long it may take for one command.
     pub patience: Duration,
+    /// Who it is to be, or why not another than the daemon's user.
+    pub users: Result<Users, String>,
 }
 
 /// A guest that was taken.
@@ -89,6 +93,7 @@ impl Probe<'_> {
             release: Release::Acknowledged,
             from_file: FromFile::OnDemand,
             landlock: true,
+            users: self.users.as_ref().ok().copied(),
             disk_limits: DiskLimits::default(),
             patience: self.patience,
             kernels: self.kernels.clone(),
@@ -137,12 +142,18 @@ impl Probe<'_> {
                 source,
             })?;
         let mut without = Vec::new();
+        if let Err(reason) = &self.users {
+            without.push(as_the_daemon(reason));
+        }
         let guest = loop {
             match self.save(&driver, &kernel).await {
                 Ok(guest) => break guest,
                 Err(Tried::Boot(error)) if driver.landlock && is_of_landlock(&error) => {
                     driver.landlock = false;
                     without.push(format!("no Landlock ({})", uffd_engine::chain(&error)));
+                }
+                Err(Tried::Boot(error)) if driver.users.is_some() => {
+                    self.give_up_users(&mut driver, &mut without, &error);
                 }
                 // It ends itself when it hears that its guest was taken.
                 Err(Tried::GoOn(_)) if driver.release == Release::Acknowledged => {
@@ -152,21 +163,37 @@ impl Probe<'_> {
                 Err(Tried::Boot(error) | Tried::GoOn(error)) => return Err(failed(error)),
             }
         };
-        let requested = if number < WITH_REQUESTS {
-            Err("it is older than 53".to_owned())
-        } else {
-            let restored = self.restore(&driver, &guest).await;
-            restored.map_err(|error| uffd_engine::chain(&error))
+        if number < WITH_REQUESTS {
+            driver.paging = Paging::Own;
+            driver.from_file = FromFile::Before;
+        }
+        let mut restored = self.restore(&driver, &guest).await;
+        if let (Err(error), Some(users)) = (&restored, driver.users) {
+            // Both ways want a userfaultfd, which its user may not have.
+            driver.users = None;
+            let again = self.restore(&driver, &guest).await;
+            driver.users = Some(users);
+            if again.is_ok() {
+                self.give_up_users(&mut driver, &mut without, error);
+                restored = again;
+            }
+        }
+        let requested = match (restored, driver.paging) {
+            (Ok(()), Paging::Own) => Err("it is older than 53".to_owned()),
+            (Ok(()), _) => Ok(()),
+            (Err(error), Paging::Own) => return Err(failed(error)),
+            (Err(error), _) => {
+                driver.paging = Paging::Own;
+                self.restore(&driver, &guest).await.map_err(failed)?;
+                Err(uffd_engine::chain(&error))
+            }
         };
         if let Err(reason) = requested {
-            driver.paging = Paging::Own;
             let how = if number < WITH_REQUESTS {
-                driver.from_file = FromFile::Before;
                 "it reads all memory out of a file before a guest goes on"
             } else {
                 "it pages by itself out of a file"
             };
-            self.restore(&driver, &guest).await.map_err(failed)?;
             without.push(format!("{how} ({reason})"));
             tracing::warn!(
                 program = %self.program.display(), reason,
@@ -179,22 +206,41 @@ impl Probe<'_> {
         } else {
             "under its filters"
         };
+        let who = driver.users.map(|users| format!(", {users}"));
+        let who = who.unwrap_or_default();
         let pages = match driver.paging {
             Paging::Own => "",
             Paging::HandedOver | Paging::Requested => "; it asks for pages",
         };
         let without: String = without.iter().map(|text| format!("; {text}")).collect();
         driver.info.reason = format!(
-            "a guest ran {confined}, was taken and given back in {took:.1?}{pages}{without}"
+            "a guest ran {confined}{who}, was taken and given back in {took:.1?}{pages}{without}"
         );
         Ok(driver)
+    }
+
+    /// From now on they run as the daemon's user.
+    fn give_up_users(
+        &self,
+        driver: &mut CloudHypervisor,
+        without: &mut Vec<String>,
+        error: &VmmError,
+    ) {
+        let reason = uffd_engine::chain(error);
+        tracing::warn!(
+            program = %self.program.display(), reason,
+            "Cloud Hypervisors run as the daemon's user"
+        );
+        driver.users = None;
+        without.push(as_the_daemon(&reason));
     }
 
     /// Boots, stops, takes, and lets go on.
     async fn save(&self, driver: &CloudHypervisor, kernel: &Path) -> Result<Guest, Tried> {
         let shape = shape(kernel, PROBE_MEMORY_MB);
-        let mut machine = self.start(driver, &shape).await.map_err(Tried::Boot)?;
-        let booted = machine.boot(&shape, kernel.to_owned(), None, driver.landlock);
+        let started = self.start(driver, &shape, Some(kernel)).await;
+        let mut machine = started.map_err(Tried::Boot)?;
+        let booted = machine.boot(&shape, None, driver.landlock);
         booted.await.map_err(Tried::Boot)?;
         let console = machine.console();
         let said = probing::says(NAME, &console, probe_guest::SAYS, self.patience);
@@ -225,7 +271,7 @@ impl Probe<'_> {
     async fn restore(&self, driver: &CloudHypervisor, guest: &Guest) -> Result<(), VmmError> {
         let shape = shape(Path::new(""), PROBE_MEMORY_MB);
         let contents = unpacked(NAME, &guest.state)?;
-        let mut machine = self.start(driver, &shape).await?;
+        let mut machine = self.start(driver, &shape, None).await?;
         let failed = |source| VmmError::Io {
             name: NAME.into(),
             command: "serving its memory".into(),
@@ -264,11 +310,16 @@ impl Probe<'_> {
         &self,
         driver: &CloudHypervisor,
         shape: &GuestShape,
+        kernel: Option<&Path>,
     ) -> Result<CloudHypervisorMachine, VmmError> {
         let start = Start {
             name: NAME,
             paths: &Paths::new(self.run_dir),
             place: None,
+            boot: kernel.map(|kernel| Boot {
+                kernel,
+                initrd: None,
+            }),
         };
         CloudHypervisorMachine::start(driver, start, shape.memory()).await
     }
@@ -296,12 +347,17 @@ impl Probe<'_> {
     async fn boot_kernel(&self, driver: &CloudHypervisor, kernel: &Path) -> Result<(), VmmError> {
         let shape = shape(kernel, 256);
         let elf = kernel_image::unpacked(NAME, kernel, &driver.kernels).await?;
-        let mut machine = self.start(driver, &shape).await?;
-        machine.boot(&shape, elf, None, driver.landlock).await?;
+        let mut machine = self.start(driver, &shape, Some(&elf)).await?;
+        machine.boot(&shape, None, driver.landlock).await?;
         let said = probing::says(NAME, &machine.console(), MISSES_ITS_ROOT, KERNEL_TIME).await;
         machine.kill().await;
         said
     }
+}
+
+/// What is said of one that is nobody of its own.
+fn as_the_daemon(reason: &str) -> String {
+    format!("as the daemon's user ({reason})")
 }
 
 /// At what a guest failed.

@@ -190,6 +190,7 @@ impl Layout {
             tap_owner: (self.user != 0 && parts.namespace.is_some())
                 .then(|| (TAP.to_owned(), self.user)),
             cgroup: parts.cgroup.cloned(),
+            user: None,
         }
     }
 

@@ -4,10 +4,14 @@
 //! state of a machine that was put together differently.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use super::HANDOFF;
 use crate::network::address::{GATEWAY, GUEST, GUEST_MAC, GUEST_PREFIX, TAP};
-use crate::vmm::launch::{DISK_PATH, Launch, Mount, descriptor};
+use crate::vmm::launch::{
+    DIR_PATH, DISK_PATH, INITRD_PATH, KERNEL_PATH, Launch, Mount, descriptor,
+};
+use crate::vmm::own_user::{KVM, OwnUser, TUN, USERFAULTFD};
 use crate::vmm::{DiskLimits, GuestShape, Place};
 
 /// What executes the guest's instructions.
@@ -37,6 +41,9 @@ impl Accelerator {
     }
 }
 
+/// Where it finds the preload library.
+const PRELOAD_PATH: &str = "/run/thaw-preload.so";
+
 /// Which descriptor of the launch is the RAM file.
 pub const RAM_FD: usize = 0;
 /// Which is the listening control socket.
@@ -51,8 +58,6 @@ pub enum Start<'a> {
     Restore {
         /// The preload library.
         preload: &'a Path,
-        /// Where the engine listens.
-        handoff: &'a Path,
         /// `device:inode` of the RAM file.
         ram_inode: &'a str,
     },
@@ -74,6 +79,25 @@ pub fn with_disk_limits(mut launch: Launch, limits: DiskLimits) -> Launch {
         }
     }
     launch
+}
+
+/// The same launch, by a user of its own.
+#[must_use]
+pub fn as_user(mut launch: Launch, accelerator: Accelerator, user: Option<u32>) -> Launch {
+    launch.user = user.map(|id| own_user(accelerator, id));
+    launch.tap_owner = user.map(|user| (TAP.to_owned(), user));
+    launch
+}
+
+/// Who a QEMU is.
+pub(super) fn own_user(accelerator: Accelerator, id: u32) -> OwnUser {
+    let kvm = (accelerator == Accelerator::Kvm).then_some(KVM);
+    let devices = [TUN, USERFAULTFD].into_iter().chain(kvm);
+    OwnUser {
+        id,
+        devices: devices.map(PathBuf::from).collect(),
+        faults: false,
+    }
 }
 
 /// The launch of one QEMU.
@@ -116,8 +140,7 @@ pub fn launch(
         &format!("socket,id=qmp,fd={qmp},server=on,wait=off"),
     ]);
     add(&["-mon", "chardev=qmp,mode=control"]);
-    add(&["-kernel", &shape.kernel.to_string_lossy()]);
-    add(&["-initrd", &shape.initrd.to_string_lossy()]);
+    add(&["-kernel", KERNEL_PATH, "-initrd", INITRD_PATH]);
     // A kernel that knows no hypervisor counts ticks of the timer for a moment and panics when
     // there are too few, which on a busy host there may be. Under KVM it does not look.
     let fixed = "console=ttyS0 panic=-1 no_timer_check";
@@ -140,21 +163,18 @@ pub fn launch(
         &format!("virtio-net-pci,romfile=,netdev=net,mac={GUEST_MAC}"),
     ]);
     let mut env = BTreeMap::new();
-    if let Start::Restore {
-        preload,
-        handoff,
-        ram_inode,
-    } = start
-    {
+    let mut mounts = vec![
+        Mount::at(DIR_PATH, &super::dir(place)),
+        Mount::at(KERNEL_PATH, &shape.kernel),
+        Mount::at(INITRD_PATH, &shape.initrd),
+        Mount::disk(&place.disk),
+    ];
+    if let Start::Restore { preload, ram_inode } = start {
+        mounts.push(Mount::at(PRELOAD_PATH, preload));
         add(&["-incoming", "defer"]);
-        env.insert(
-            "LD_PRELOAD".to_owned(),
-            preload.to_string_lossy().into_owned(),
-        );
-        env.insert(
-            "THAW_UFFD_SOCKET".to_owned(),
-            handoff.to_string_lossy().into_owned(),
-        );
+        env.insert("LD_PRELOAD".to_owned(), PRELOAD_PATH.to_owned());
+        let handoff = format!("{DIR_PATH}/{HANDOFF}");
+        env.insert("THAW_UFFD_SOCKET".to_owned(), handoff);
         env.insert("THAW_RAM_INODE".to_owned(), ram_inode.to_owned());
     }
     Launch {
@@ -162,9 +182,10 @@ pub fn launch(
         args,
         env,
         namespace: Some(place.namespace.clone()),
-        mounts: vec![Mount::disk(&place.disk)],
+        mounts,
         tap_owner: None,
         cgroup: place.cgroup.clone(),
+        user: None,
     }
 }
 
@@ -201,13 +222,36 @@ mod tests {
         let boot = launch(program, Accelerator::Tcg, &shape(), &place(), Start::Boot);
         let start = Start::Restore {
             preload: Path::new("/p.so"),
-            handoff: Path::new("/h"),
             ram_inode: "1:2",
         };
         let restore = launch(program, Accelerator::Tcg, &shape(), &place(), start);
         assert!(boot.env.is_empty());
         assert_eq!(restore.args[..boot.args.len()], boot.args[..]);
         assert_eq!(restore.args[boot.args.len()..], ["-incoming", "defer"]);
+    }
+
+    #[test]
+    fn a_user_of_its_own_has_its_tap_device_and_no_more_devices_than_it_needs() {
+        let start = Start::Boot;
+        let of = |accelerator, user| {
+            let launch = launch(Path::new("q"), accelerator, &shape(), &place(), start);
+            as_user(launch, accelerator, user)
+        };
+        let emulated = of(Accelerator::Tcg, Some(9));
+        assert_eq!(emulated.tap_owner, Some((TAP.to_owned(), 9)));
+        let devices = |launch: &Launch| launch.user.as_ref().unwrap().devices.clone();
+        assert_eq!(devices(&emulated), [TUN, USERFAULTFD].map(PathBuf::from));
+        let on_kvm = of(Accelerator::Kvm, Some(9));
+        assert!(devices(&on_kvm).contains(&PathBuf::from(KVM)));
+        let daemons = of(Accelerator::Kvm, None);
+        assert_eq!((&daemons.user, &daemons.tap_owner), (&None, &None));
+        // Nothing that it is told leads through a directory that it can't enter.
+        let inside = ["/run/thaw-kernel", "/run/thaw-initrd"];
+        assert!(
+            inside
+                .iter()
+                .all(|path| daemons.args.iter().any(|arg| arg == path))
+        );
     }
 
     #[test]

@@ -6,7 +6,6 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
-use std::path::Path;
 
 use async_trait::async_trait;
 use serde_json::{Value, json};
@@ -17,11 +16,12 @@ use tokio::time::timeout;
 use uffd_engine::memory_image::{MemoryImage, ProcessMemory};
 use uffd_engine::region::{ClaimedRegion, RegionTable};
 
-use super::Qemu;
 use super::command::{self, Start};
 use super::qmp::{Qmp, QmpError};
+use super::{HANDOFF, Qemu};
 use crate::vmm::console::Console;
 use crate::vmm::exit::Exit;
+use crate::vmm::own_user::{give, make_dir};
 use crate::vmm::process::VmmProcess;
 use crate::vmm::{COMMAND_TIMEOUT, GuestShape, Machine, Place, Saved, VmmError};
 
@@ -35,13 +35,13 @@ pub struct QemuMachine {
 }
 
 impl QemuMachine {
-    /// Starts QEMU and connects to it. Without `handoff` the guest boots and runs at once;
-    /// with it, its memory is served by whoever listens there and a device state is awaited.
+    /// Starts QEMU and connects to it. The guest boots and runs at once; or, to be `restored`, its
+    /// memory is served by whoever listens in its directory, and a device state is awaited.
     pub(super) async fn start(
         driver: &Qemu,
         shape: &GuestShape,
         place: &Place,
-        handoff: Option<&Path>,
+        restored: bool,
     ) -> Result<Self, VmmError> {
         let failed = |source| VmmError::Start {
             name: place.name.clone(),
@@ -50,12 +50,24 @@ impl QemuMachine {
         let ram = shape.memory().file().map_err(failed)?;
         let metadata = ram.metadata().map_err(failed)?;
         let ram_inode = format!("{}:{}", metadata.dev(), metadata.ino());
-        let start = handoff.map_or(Start::Boot, |handoff| Start::Restore {
-            preload: &driver.preload,
-            handoff,
-            ram_inode: &ram_inode,
-        });
+        let start = if restored {
+            Start::Restore {
+                preload: &driver.preload,
+                ram_inode: &ram_inode,
+            }
+        } else {
+            Start::Boot
+        };
+        let (dir, user) = (super::dir(place), driver.users);
+        let user = user.map(|users| users.of(place.slot));
+        make_dir(&dir, user).map_err(failed)?;
+        if let Some(user) = user {
+            for path in [&dir.join(HANDOFF), &place.disk] {
+                give(path, user).map_err(failed)?;
+            }
+        }
         let launch = command::launch(&driver.program, driver.accelerator, shape, place, start);
+        let launch = command::as_user(launch, driver.accelerator, user);
         let launch = command::with_disk_limits(launch, driver.disk_limits);
         // Bound before QEMU runs, so that connecting needs no polling.
         let socket = place.run_dir.join("qmp.sock");

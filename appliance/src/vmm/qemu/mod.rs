@@ -6,6 +6,7 @@ pub mod machine;
 pub mod probe;
 pub mod qmp;
 
+use std::fs;
 use std::io;
 use std::path::PathBuf;
 
@@ -13,6 +14,7 @@ use async_trait::async_trait;
 use http_api::wire::VmmInfo;
 use uffd_engine::Tracking;
 
+use super::own_user::Users;
 use super::{DiskLimits, Driver, GuestShape, Machine, Place, Restore, VmmError};
 use command::Accelerator;
 use machine::QemuMachine;
@@ -32,7 +34,17 @@ pub struct Qemu {
     pub state_format: String,
     /// How fast guests' disks are.
     pub disk_limits: DiskLimits,
+    /// Who its VMMs are, if not the daemon's user.
+    pub users: Option<Users>,
 }
+
+/// The directory that host and VMM share, which the VMM finds at [`DIR_PATH`](super::launch::DIR_PATH).
+fn dir(place: &Place) -> PathBuf {
+    place.run_dir.join("vmm")
+}
+
+/// The socket of whoever serves memory, there.
+const HANDOFF: &str = "uffd.sock";
 
 #[async_trait]
 impl Driver for Qemu {
@@ -58,11 +70,13 @@ impl Driver for Qemu {
     }
 
     fn handoff(&self, place: &Place) -> io::Result<PathBuf> {
-        Ok(place.run_dir.join("uffd.sock"))
+        let dir = dir(place);
+        fs::create_dir_all(&dir)?;
+        Ok(dir.join(HANDOFF))
     }
 
     async fn boot(&self, shape: &GuestShape, place: &Place) -> Result<Box<dyn Machine>, VmmError> {
-        let machine = QemuMachine::start(self, shape, place, None).await?;
+        let machine = QemuMachine::start(self, shape, place, false).await?;
         Ok(Box::new(machine))
     }
 
@@ -72,7 +86,7 @@ impl Driver for Qemu {
         place: &Place,
         restore: Restore<'_>,
     ) -> Result<Box<dyn Machine>, VmmError> {
-        let mut machine = QemuMachine::start(self, shape, place, Some(restore.handoff)).await?;
+        let mut machine = QemuMachine::start(self, shape, place, true).await?;
         machine.load(restore.state).await?;
         if restore.run {
             machine.go_on().await?;

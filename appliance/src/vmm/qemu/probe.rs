@@ -19,9 +19,10 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use super::Qemu;
-use super::command::Accelerator;
+use super::command::{self, Accelerator};
 use crate::config::AcceleratorChoice;
 use crate::vmm::DiskLimits;
+use crate::vmm::own_user::{self, OwnUser, Users};
 use crate::vmm::probing::{Finding, KERNEL_TIME, MISSES_ITS_ROOT, cache_key};
 
 /// Why QEMU can't be used.
@@ -101,8 +102,26 @@ pub async fn probe(
         accelerator,
         state_format: super::state_format(&info.version),
         disk_limits: DiskLimits::default(),
+        users: None,
         info,
     })
+}
+
+/// Whether this QEMU starts as a user of its own, who can load the preload library and open a
+/// userfaultfd.
+///
+/// # Errors
+/// At what it fails.
+pub async fn try_users(qemu: &Qemu, users: Users) -> io::Result<()> {
+    if let Some(path) = own_user::unreadable([qemu.preload.as_path()]) {
+        let problem = format!("{} can't be read by others", path.display());
+        return Err(io::Error::other(problem));
+    }
+    let user = OwnUser {
+        faults: true,
+        ..command::own_user(qemu.accelerator, users.of(0))
+    };
+    own_user::try_out(&qemu.program, user).await
 }
 
 async fn version(program: &Path) -> Result<String, ProbeError> {

@@ -24,7 +24,7 @@ pub(crate) struct Subject {
     pub(crate) daemon: Daemon,
 }
 
-/// Where it is configured, without a VMM.
+/// Where it is configured, without a VMM. A fake plays its guest's network, too, which wants privilege.
 pub(crate) fn place(instance: &str, pool: u16, vmm: Vmm) -> Place {
     let place = Place::new(instance, pool, None);
     let file = |name: &str, bytes: &[u8]| {
@@ -36,7 +36,7 @@ pub(crate) fn place(instance: &str, pool: u16, vmm: Vmm) -> Place {
     let disk = file("disk", &vec![0; 1 << 20]);
     let mut text = fs::read_to_string(&place.config).unwrap();
     text += &format!(
-        "driver = \"{}\"\ncommand_timeout_s = {COMMAND_S}\nboot_timeout_s = 20\n{} = []\n\
+        "driver = \"{}\"\nown_users = false\ncommand_timeout_s = {COMMAND_S}\nboot_timeout_s = 20\n{} = []\n\
          [engine]\ncheck_writes = true\n\
          [[template]]\nname = \"base\"\nkernel = {kernel}\ninitrd = {initrd}\ndisk = {disk}\n\
          memory_mb = {MEMORY_MB}\n",

@@ -1,7 +1,7 @@
 //! Cloud Hypervisor brought back by the bare script: it is told to receive a guest, and given one
 //! over its migration socket, with memory that it asks for.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -13,7 +13,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use appliance::vmm::PageRequests;
 use appliance::vmm::cloud_hypervisor::protocol::{self, Command as Say, FAULTS, HEADER_BYTES};
 use appliance::vmm::cloud_hypervisor::{Contents, Layout};
-use nix::sys::memfd::{MFdFlags, memfd_create};
+use appliance::vmm::memory::MemorySize;
 use serde_json::json;
 use uffd_engine::sys::fdpass;
 use uffd_engine::sys::process::pidfd_open;
@@ -37,7 +37,7 @@ impl Bare {
         &self,
         process: &mut Process,
         state: &[u8],
-        memory_bytes: u64,
+        size: MemorySize,
         answer: impl FnOnce(&PageRequests) -> Result<()>,
     ) -> Result<()> {
         let give = self.dir.join("give.sock");
@@ -49,13 +49,12 @@ impl Bare {
         });
         let contents = Contents::unpack(state)?;
         let config = contents.config()?;
-        let layout = Layout::of(&config, memory_bytes)?;
+        let layout = Layout::of(&config, size)?;
         std::thread::scope(|scope| {
             let receiving = scope.spawn(move || put(api, "/api/v1/vm.receive-migration", &receive));
             let mut peer = connect(&give)?;
             say(&mut peer, Say::Start, &[])?;
-            let memory = File::from(memfd_create(c"bare-ram", MFdFlags::MFD_CLOEXEC)?);
-            memory.set_len(memory_bytes)?;
+            let memory = size.file()?;
             for mapping in layout.mappings() {
                 let slot = mapping.slot.to_le_bytes();
                 peer.write_all(&protocol::request(Say::MemoryFd, slot.len() as u64))?;

@@ -20,11 +20,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use appliance::network::{Egress, SlotIndex, Slots};
+use appliance::vmm::own_user::Users;
 use appliance::vmm::ready::{Counts, ReadyVmms};
 use appliance::vmm::{Driver, GuestShape, Paging, Place, cloud_hypervisor, firecracker, launch};
 use http_api::wire::NetworkPolicy;
 use serde::Serialize;
-use snapshot_format::{BuildId, BuildStore, PageCount, PageSize, PublishInfo};
+use snapshot_format::{BuildId, BuildStore, PublishInfo};
 use tokio::runtime::Runtime;
 use uffd_engine::dirty::Capture;
 
@@ -40,6 +41,8 @@ use crate::workload::rounds::interleaved;
 
 const MEMORY_MB: u32 = 64;
 const PATIENCE: Duration = Duration::from_secs(30);
+/// As the daemon's configuration has it.
+const FIRST_USER: u32 = 200_000;
 /// The slot of restores without a process that waits; it is in use all the time.
 const OWN_SLOT: SlotIndex = SlotIndex(0);
 /// The slot of those with one, which is given back after each.
@@ -52,6 +55,7 @@ struct Setup {
     restores: u32,
     vmm: String,
     memory_mb: u32,
+    page_bytes: u64,
     latencies_us: Vec<(String, Percentiles)>,
 }
 
@@ -59,9 +63,13 @@ impl Display for Setup {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "setup    {}, {} MiB; {} restores per round and way, medians of {} rounds after one not \
+            "setup    {}, {} MiB in pages of {} KiB; {} restores per round and way, medians of {} rounds after one not \
              counted, then the range",
-            self.vmm, self.memory_mb, self.restores, self.rounds
+            self.vmm,
+            self.memory_mb,
+            self.page_bytes >> 10,
+            self.restores,
+            self.rounds
         )?;
         let title = "all rounds, ms";
         write!(
@@ -140,6 +148,7 @@ async fn probe(vmm: &Vmm, dir: &Path) -> Result<Arc<dyn Driver>> {
                 run_dir: &run_dir,
                 kernels,
                 patience: PATIENCE,
+                users: Ok(Users::new(FIRST_USER)),
             };
             let driver = probe.run().await.context("Probing Cloud Hypervisor")?;
             ensure!(
@@ -212,6 +221,7 @@ pub(crate) fn run(config: &config::Restore) -> Result<()> {
             restores: config.restores,
             vmm: format!("{} {}", info.name, info.version),
             memory_mb: MEMORY_MB,
+            page_bytes: stage.shape.memory().page_size.bytes(),
             latencies_us: of_all_rounds(ways, &seen)?,
         },
         parts: parts(ways, &seen),
@@ -330,7 +340,7 @@ impl Stage {
         let shape = GuestShape {
             vcpus: 1,
             memory_mb: MEMORY_MB,
-            huge_pages: false,
+            huge_pages: config.huge_pages,
             kernel: file("kernel", &guest(&config.vmm))?,
             initrd: file("initrd", b"none")?,
             cmdline: String::new(),
@@ -346,18 +356,18 @@ impl Stage {
         };
         let store = BuildStore::open_or_create(&dir.join("builds"))?;
         let build = BuildId::from_bytes([9; 16]);
-        let pages = PageCount::new(shape.memory_bytes() / PageSize::Size4K.bytes());
+        let (pages, page_size) = (shape.memory().pages(), shape.memory().page_size);
         let state = runtime.block_on(async {
             let mut machine = driver.boot(&shape, &place).await?;
             tokio::time::sleep(Duration::from_millis(100)).await;
             machine.stop().await?;
             let saved = machine.save(None).await?;
             let mut staging = store.stage(build)?;
-            let mut writer = staging.memory_writer(None, PageSize::Size4K, pages)?;
+            let mut writer = staging.memory_writer(None, page_size, pages)?;
             let capture = Capture {
                 memory: &saved.memory,
                 pages,
-                page_bytes: PageSize::Size4K.bytes(),
+                page_bytes: page_size.bytes(),
                 states: None,
                 unwritten: None,
                 check: None,

@@ -180,7 +180,7 @@ impl Stage {
             shape,
             ..
         } = self;
-        let bytes = shape.memory_bytes();
+        let memory = shape.memory();
         let (Vmm::Firecracker(program) | Vmm::CloudHypervisor(program)) = &config.vmm;
         let script = || {
             let dir = place.run_dir.with_file_name("bare");
@@ -200,7 +200,7 @@ impl Stage {
                 match &config.vmm {
                     Vmm::Firecracker(_) => bare.load(&mut process, state)?,
                     Vmm::CloudHypervisor(_) => {
-                        bare.give(&mut process, state, bytes, |asks| serving.answer(asks))?;
+                        bare.give(&mut process, state, memory, |asks| serving.answer(asks))?;
                     }
                 }
                 let running = started.elapsed();
