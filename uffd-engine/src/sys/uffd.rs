@@ -276,15 +276,7 @@ impl Uffd {
     /// # Errors
     /// As `UFFDIO_REGISTER`: unaligned, not mapped, or of a kind userfaultfd can't serve.
     pub fn register_missing(&self, start: HostAddr, len: u64) -> io::Result<()> {
-        let mut register = UffdioRegister {
-            range: UffdioRange {
-                start: start.get(),
-                len,
-            },
-            mode: REGISTER_MODE_MISSING,
-            ioctls: 0,
-        };
-        self.ioctl(UFFDIO_REGISTER, &mut register)
+        self.register(start, len, REGISTER_MODE_MISSING).map(|_| ())
     }
 
     /// The same for what is missing and for what is in the memory's file and not mapped: nothing is
@@ -293,15 +285,22 @@ impl Uffd {
     /// # Errors
     /// As `UFFDIO_REGISTER`.
     pub fn register_missing_and_minor(&self, start: HostAddr, len: u64) -> io::Result<()> {
+        self.register(start, len, REGISTER_MODE_MISSING | REGISTER_MODE_MINOR)
+            .map(|_| ())
+    }
+
+    /// Says what can be done to the range afterwards.
+    fn register(&self, start: HostAddr, len: u64, mode: u64) -> io::Result<u64> {
         let mut register = UffdioRegister {
             range: UffdioRange {
                 start: start.get(),
                 len,
             },
-            mode: REGISTER_MODE_MISSING | REGISTER_MODE_MINOR,
+            mode,
             ioctls: 0,
         };
-        self.ioctl(UFFDIO_REGISTER, &mut register)
+        self.ioctl(UFFDIO_REGISTER, &mut register)?;
+        Ok(register.ioctls)
     }
 
     /// Maps pages that are in the memory's file and wakes who waits for them.
@@ -327,16 +326,8 @@ impl Uffd {
     /// # Errors
     /// As `UFFDIO_REGISTER`; `Unsupported` for memory that can't be write-protected.
     pub fn register_missing_and_writes(&self, start: HostAddr, len: u64) -> io::Result<()> {
-        let mut register = UffdioRegister {
-            range: UffdioRange {
-                start: start.get(),
-                len,
-            },
-            mode: REGISTER_MODE_MISSING | REGISTER_MODE_WP,
-            ioctls: 0,
-        };
-        self.ioctl(UFFDIO_REGISTER, &mut register)?;
-        if register.ioctls & IOCTL_WRITEPROTECT == 0 {
+        let mode = REGISTER_MODE_MISSING | REGISTER_MODE_WP;
+        if self.register(start, len, mode)? & IOCTL_WRITEPROTECT == 0 {
             return Err(io::Error::new(
                 io::ErrorKind::Unsupported,
                 "the memory can't be write-protected",
