@@ -2,6 +2,7 @@
 //! slot's network namespace, at the guest's address.
 
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -86,7 +87,9 @@ pub(crate) fn run_if_wanted() {
 }
 
 fn serve(path: &Path) -> std::io::Result<()> {
-    setns(std::fs::File::open(path)?, CloneFlags::CLONE_NEWNET)?;
+    let namespace = std::fs::File::open(path)?;
+    let own = namespace.metadata()?.ino();
+    setns(namespace, CloneFlags::CLONE_NEWNET)?;
     Guest::take_address()?;
     let listener = TcpListener::bind(SocketAddr::from((GUEST, envd::protocol::PORT)))?;
     std::thread::spawn(move || {
@@ -100,7 +103,8 @@ fn serve(path: &Path) -> std::io::Result<()> {
             }
         }
     });
-    while path.exists() {
+    // A sandbox that is paused and resumed at once has another one of the same name.
+    while std::fs::metadata(path).is_ok_and(|now| now.ino() == own) {
         std::thread::sleep(Duration::from_millis(5));
     }
     Ok(())

@@ -25,6 +25,8 @@ use crate::vmm::{GuestShape, Machine, VmmError, kernel_image};
 const OLDEST: (u32, u32) = (1, 13);
 /// Free page reporting came with this one.
 pub(super) const WITH_REPORTING: (u32, u32) = (1, 14);
+/// See [`state_format`]. Source: `SNAPSHOT_VERSION` in `src/vmm/src/persist.rs` of both.
+const AMBIGUOUS: &str = "8.0.0";
 const PROBE_MEMORY_MB: u32 = 32;
 const PROBE_MEMORY: &str = "probe-memory";
 const NAME: &str = "the probe";
@@ -59,7 +61,7 @@ impl Probe<'_> {
                 oldest: OLDEST,
             });
         };
-        let state_format = self.ask("--snapshot-version").await?;
+        let state_format = state_format(self.ask("--snapshot-version").await?, number);
         let misplaces = misplaces(&version);
         let mut firecracker = Firecracker {
             program: self.program.to_owned(),
@@ -268,9 +270,27 @@ impl Probe<'_> {
     }
 }
 
+/// The format of device states by what Firecracker says of it. 1.13 and 1.14 say the same, and can't
+/// read each other's.
+fn state_format(said: String, (major, minor): (u32, u32)) -> String {
+    if said == AMBIGUOUS {
+        return format!("{said} of {major}.{minor}");
+    }
+    said
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn formats_are_told_apart_where_firecracker_does_not() {
+        let format =
+            |said: &str, version: &str| state_format(said.to_owned(), number_of(version).unwrap());
+        assert_eq!(format("8.0.0", "1.13.0"), format("8.0.0", "1.13.2"));
+        assert_ne!(format("8.0.0", "1.13.2"), format("8.0.0", "1.14.4"));
+        assert_eq!(format("10.0.0", "1.16.1"), "10.0.0");
+    }
 
     #[test]
     fn versions_are_compared_as_numbers() {
