@@ -375,10 +375,9 @@ impl Machine {
 
     fn restore(&mut self, body: &Value) -> Result<(), Refusal> {
         match text(body, "memory_restore_mode") {
-            "Copy" => {}
             // An old one brings in nothing but what is asked for, and is never done.
             "OnDemand" if is_old() => asking::never_done(),
-            "OnDemand" => {}
+            "Copy" | "OnDemand" => {}
             _ => return Err(refusal("unknown variant")),
         }
         let url = text(body, "source_url");
