@@ -323,8 +323,7 @@ fn high_counter() -> Vec<u8> {
     code
 }
 
-/// 1.14.0 and 1.14.1 write the pages of the second region to wrong places when only those in memory
-/// are asked for.
+/// What is above the gap for devices is served, saved and found again.
 #[test]
 fn guest_of_a_real_firecracker_with_two_regions_keeps_its_pages() {
     const NAME: &str = "guest_of_a_real_firecracker_with_two_regions_keeps_its_pages";

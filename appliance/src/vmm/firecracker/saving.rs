@@ -30,7 +30,8 @@ pub(super) enum Saving {
 pub(super) struct Trust {
     /// It asks the kernel by a call that forgets what is in swap.
     pub(super) swap: bool,
-    /// Pages of the second slot are written over those of the first.
+    /// Pages of the second slot are written over those of the first, unless the last page of the
+    /// first is in memory: an initial RAM disk lies there until the guest gives it back.
     pub(super) misplaces: bool,
 }
 
