@@ -135,8 +135,10 @@ fn guest_lives_a_whole_life() {
     let path_of_now = format!("/v1/sandboxes/one/timeout?{newest}");
     api.post(&path_of_now, &json!({ "timeout_s": null }))
         .expect(200);
-    engines_are_in_the_metrics(&daemon);
-    memory_was_faulted_in_lazily(&daemon);
+    if is_served(&daemon) {
+        engines_are_in_the_metrics(&daemon);
+        memory_was_faulted_in_lazily(&daemon);
+    }
     work.check(api, "one");
     assert_eq!(api.shell("one", "echo $COLOUR"), "blue");
 
@@ -189,6 +191,12 @@ fn commands_are_run_and_judged(daemon: &Daemon) {
     let cut = api.post("/v1/sandboxes/one/exec", &body);
     assert_ne!(cut.body["exit_code"], 0, "{}", cut.body);
     assert_eq!(api.shell("one", "hostname"), "one");
+}
+
+/// Whether engines serve guests; a VMM that can't ask them reads a file by itself, and says so.
+fn is_served(daemon: &Daemon) -> bool {
+    let host = daemon.api.get("/v1/host").expect(200);
+    !text(&host["vmm"]["reason"]).contains("out of a file")
 }
 
 /// Whether the VMM asks for all of a guest's memory sooner or later.
