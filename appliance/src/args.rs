@@ -238,6 +238,12 @@ pub struct CreateArgs {
     /// Let it reach nothing outside.
     #[arg(long)]
     pub no_internet: bool,
+    /// How much it may read and write a second on its disk, in MiB.
+    #[arg(long)]
+    pub disk_mib_per_s: Option<u64>,
+    /// How often it may.
+    #[arg(long)]
+    pub disk_ops_per_s: Option<u64>,
     /// Which daemon.
     #[command(flatten)]
     pub at: At,

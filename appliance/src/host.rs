@@ -22,6 +22,7 @@ use crate::metrics::Metrics;
 use crate::network::Slots;
 use crate::template::Templates;
 use crate::tokens::Tokens;
+use crate::vmm::DiskLimits;
 use crate::vmm::confinement::Confinement;
 use crate::vmm::drivers::Drivers;
 use crate::vmm::ready::ReadyVmms;
@@ -56,6 +57,8 @@ pub struct Host {
     pub slots: Slots,
     /// Disk copies.
     pub disks: Disks,
+    /// How much a sandbox may do with its disk that has no limits of its own.
+    pub disk_limits: DiskLimits,
     /// Builds.
     pub store: BuildStore,
     /// What sandboxes can start from.

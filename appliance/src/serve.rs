@@ -268,6 +268,7 @@ async fn assemble(config: &Config) -> Result<(Arc<Host>, Vec<Cell>)> {
         huge_pages: HugePages::default(),
         slots,
         disks,
+        disk_limits: config.disks.limits(),
         store,
         templates: RwLock::new(all),
         events,

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use http_api::context::{self, Context};
 use http_api::ids::SandboxId;
 use http_api::wire::{
-    ConsoleLine, DiskStats, MemoryStats, NetworkPolicy, ResumeSandbox, Sandbox, SandboxState,
-    SetTimeout, Snapshot,
+    ConsoleLine, DiskLimits, DiskStats, MemoryStats, NetworkPolicy, ResumeSandbox, Sandbox,
+    SandboxState, SetTimeout, Snapshot,
 };
 use http_api::{Aim, ApiError};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
@@ -86,6 +86,8 @@ pub enum Request {
     Disk(SandboxId, Reply<DiskStats>),
     /// Let it reach other networks.
     Network(SandboxId, NetworkPolicy, Reply<Sandbox>),
+    /// Change how much it may do with its disk.
+    LimitDisk(SandboxId, DiskLimits, Reply<Sandbox>),
     /// The way to its guest.
     Route(SandboxId, Reply<Route>),
     /// Away with it.
@@ -197,6 +199,11 @@ impl Shard {
             Request::Network(id, policy, reply) => {
                 self.pass_on(&id.into(), context, reply, |reply| {
                     Job::Network(policy, reply)
+                });
+            }
+            Request::LimitDisk(id, limits, reply) => {
+                self.pass_on(&id.into(), context, reply, |reply| {
+                    Job::LimitDisk(limits, reply)
                 });
             }
             Request::Route(id, reply) => {

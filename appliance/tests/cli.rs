@@ -64,12 +64,17 @@ fn guest_is_handled_from_the_command_line() {
         "COLOUR=blue",
         "-l",
         "owner=me",
+        "--disk-mib-per-s",
+        "512",
     ];
     assert_eq!(thaw.good(&create), "one\n");
     assert_eq!(thaw.good(&create), "one\n", "the same again is the same");
     let listed = thaw.good(&["ls", "--label", "owner=me"]);
     let words: Vec<&str> = listed.lines().last().unwrap().split_whitespace().collect();
     assert_eq!(words[..3], ["one", "running", "base"], "{listed}");
+    let one = thaw.json(&["ls", "--label", "owner=me"]);
+    let limits = serde_json::json!({ "mib_per_s": 512 });
+    assert_eq!(one[0]["disk_limits"], limits, "{one}");
     assert_eq!(
         thaw.json(&["ls", "--state", "paused"]),
         serde_json::json!([])

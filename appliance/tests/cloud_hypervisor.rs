@@ -232,7 +232,11 @@ fn live(test: &str, (instance, pool): (&str, u16), changes: &[(&str, &str)]) {
 
     // Its serial port, at the last: whatever it said is in the reason of its end.
     api.resume("one").expect(200);
-    run();
+    wait_for("it says so", Duration::from_secs(20), || {
+        let console = api.get("/v1/sandboxes/one/console").expect(200);
+        let lines = console.as_array().unwrap().iter();
+        (lines.filter(|line| line["line"] == "ok").count() > 3).then_some(())
+    });
     restored::found_one_waiting(&place, waiting.then_some(10));
     restored::vmm(&place).kill();
     let reason = wait_for("it has failed", Duration::from_secs(20), || {

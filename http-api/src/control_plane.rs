@@ -10,9 +10,9 @@ use crate::auth::{Scope, TokenHash};
 use crate::ids::{SandboxId, TemplateName};
 use crate::problem::ApiError;
 use crate::wire::{
-    ConsoleLine, CreateSandbox, CreateSnapshot, Created, DiskStats, Drained, Event, ExecRequest,
-    ExecResult, ForkSandbox, GuestMetrics, HostInfo, MemoryStats, NetworkPolicy, Reconciled,
-    ResumeSandbox, Sandbox, SandboxState, SetTimeout, Snapshot,
+    ConsoleLine, CreateSandbox, CreateSnapshot, Created, DiskLimits, DiskStats, Drained, Event,
+    ExecRequest, ExecResult, ForkSandbox, GuestMetrics, HostInfo, MemoryStats, NetworkPolicy,
+    Reconciled, ResumeSandbox, Sandbox, SandboxState, SetTimeout, Snapshot,
 };
 
 /// Whether the daemon takes requests.
@@ -151,6 +151,12 @@ pub trait ControlPlane: Clone + Send + Sync + 'static {
         &self,
         id: SandboxId,
         policy: NetworkPolicy,
+    ) -> impl Future<Output = Result<Sandbox, ApiError>> + Send;
+    /// Replaces how much it may do with its disk, at once if it runs.
+    fn limit_disk(
+        &self,
+        id: SandboxId,
+        limits: DiskLimits,
     ) -> impl Future<Output = Result<Sandbox, ApiError>> + Send;
     /// Removes it in whatever state it is.
     fn delete(&self, aim: Aim) -> impl Future<Output = Result<(), ApiError>> + Send;

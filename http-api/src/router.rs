@@ -112,6 +112,11 @@ fn native<C: ControlPlane + Processes>() -> Table<C> {
             "/v1/sandboxes/{id}/network",
             put(sandboxes::set_network::<C>),
         ),
+        (
+            "PUT",
+            "/v1/sandboxes/{id}/disk",
+            put(sandboxes::limit_disk::<C>),
+        ),
         ("GET", "/v1/snapshots", get(snapshots::list::<C>)),
         ("POST", "/v1/snapshots", post(snapshots::create::<C>)),
         ("GET", "/v1/snapshots/{name}", get(snapshots::get::<C>)),

@@ -70,7 +70,7 @@ async fn send(fake: Fake, method: &str, path: &str, body: impl Into<Body>) -> An
 }
 
 /// All routes behind the control plane, each with a body that is good.
-const ROUTES: [(&str, &str, &str); 28] = [
+const ROUTES: [(&str, &str, &str); 29] = [
     ("GET", "/v1/host", ""),
     ("POST", "/v1/host/drain", ""),
     ("DELETE", "/v1/host/drain", ""),
@@ -99,6 +99,7 @@ const ROUTES: [(&str, &str, &str); 28] = [
     ("GET", "/v1/sandboxes/a/disk", ""),
     ("GET", "/v1/sandboxes/a/console", ""),
     ("PUT", "/v1/sandboxes/a/network", "{}"),
+    ("PUT", "/v1/sandboxes/a/disk", "{}"),
     ("GET", "/v1/snapshots", ""),
     ("POST", "/v1/snapshots", r#"{"sandbox":"a","name":"t"}"#),
     ("GET", "/v1/snapshots/t", ""),
@@ -141,7 +142,7 @@ async fn a_created_sandbox_is_what_was_asked_for() {
     let expected = json!({
         "id": "a1", "state": "running", "template": "py-3.12", "vcpus": 2, "memory_mb": 512,
         "address": "10.0.0.1", "created_at_ms": 5, "labels": { "owner": "me" },
-        "disk_mb": 128, "started_at_ms": 5, "time_left_ms": 60_000, "on_timeout": "pause",
+        "huge_pages": false, "disk_mb": 128, "started_at_ms": 5, "time_left_ms": 60_000, "on_timeout": "pause",
         "auto_resume": true,
         "network": { "allow_internet_access": true, "deny": ["192.0.2.0/24"] },
     });
@@ -163,6 +164,21 @@ async fn network_lists_and_rates_have_limits() {
         assert_eq!(refused.status, 400, "{kbit_s}");
         assert_eq!(refused.problem()["field"], "ingress_kbit_s");
     }
+}
+
+#[tokio::test]
+async fn limits_of_a_disk_have_limits() {
+    let put = |body| send(Fake::default(), "PUT", "/v1/sandboxes/a/disk", body);
+    let limited = put(r#"{"mib_per_s":8}"#).await.json();
+    assert_eq!(limited["disk_limits"], json!({ "mib_per_s": 8 }));
+    for body in [r#"{"ops_per_s":0}"#, r#"{"ops_per_s":1073741825}"#] {
+        let refused = put(body).await;
+        assert_eq!(refused.status, 400, "{body}");
+        assert_eq!(refused.problem()["field"], "ops_per_s");
+    }
+    let body = r#"{"template":"t","disk_limits":{"mib_per_s":0}}"#;
+    let refused = send(Fake::default(), "POST", "/v1/sandboxes", body).await;
+    assert_eq!(refused.problem()["field"], "disk_limits.mib_per_s");
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use http_api::ids::{SandboxId, TemplateName};
-use http_api::wire::{NetworkPolicy, SandboxState};
+use http_api::wire::{DiskLimits, NetworkPolicy, SandboxState};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use snapshot_format::BuildId;
 
@@ -52,6 +52,8 @@ pub struct SandboxRow {
     pub started_at_ms: u64,
     /// Size of its disk in MiB.
     pub disk_mb: u64,
+    /// How much it may do with it; what it leaves open, the host decides.
+    pub disk_limits: DiskLimits,
 }
 
 impl SandboxRow {
@@ -68,7 +70,8 @@ impl SandboxRow {
 
 const COLUMNS: &str = "id, template, vcpus, memory_mb, kernel, initrd, cmdline, slot, state, \
                        build, reason, created_at_ms, env, labels, network, lifetime, request, \
-                       access_token, execution_id, started_at_ms, disk_mb, huge_pages";
+                       access_token, execution_id, started_at_ms, disk_mb, huge_pages, \
+                       disk_limits";
 
 /// Stores a sandbox, new or changed.
 ///
@@ -98,14 +101,16 @@ pub fn put(connection: &Connection, row: &SandboxRow) -> Result<(), CatalogueErr
         row.started_at_ms as i64,
         row.disk_mb as i64,
         row.shape.huge_pages,
+        to_json(&row.disk_limits),
     ];
     connection.execute(
         &format!(
             "INSERT INTO sandboxes ({COLUMNS}) VALUES
-               (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19,?20,?21,?22)
+               (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19,?20,?21,?22,
+                ?23)
              ON CONFLICT (id) DO UPDATE SET
                state = excluded.state, build = excluded.build, reason = excluded.reason,
-               network = excluded.network, lifetime = excluded.lifetime,
+               network = excluded.network, disk_limits = excluded.disk_limits, lifetime = excluded.lifetime,
                execution_id = excluded.execution_id, started_at_ms = excluded.started_at_ms"
         ),
         values,
@@ -206,6 +211,7 @@ fn decode(row: &Row<'_>) -> Result<SandboxRow, CatalogueError> {
         execution_id: row.get(18)?,
         started_at_ms: row.get::<_, i64>(19)? as u64,
         disk_mb: row.get::<_, i64>(20)? as u64,
+        disk_limits: from_json("sandboxes.disk_limits", &text(22)?)?,
     })
 }
 
@@ -239,6 +245,7 @@ impl SandboxRow {
             execution_id: None,
             started_at_ms: 0,
             disk_mb: 0,
+            disk_limits: DiskLimits::default(),
         }
     }
 }
@@ -253,6 +260,10 @@ mod tests {
             request: "{}".into(),
             access_token: Some("t".into()),
             disk_mb: 128,
+            disk_limits: DiskLimits {
+                mib_per_s: Some(8),
+                ops_per_s: None,
+            },
             ..SandboxRow::example(id, SandboxState::Creating)
         }
     }

@@ -7,7 +7,7 @@ use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 
 use super::CatalogueError;
 
-const VERSION: i64 = 4;
+const VERSION: i64 = 5;
 
 /// How long another program may be at a new file; SQLite's wrapper waits as long for its locks.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -35,7 +35,8 @@ CREATE TABLE sandboxes (
     execution_id  TEXT,
     started_at_ms INTEGER NOT NULL DEFAULT 0,
     disk_mb       INTEGER NOT NULL DEFAULT 0,
-    huge_pages    INTEGER NOT NULL DEFAULT 0
+    huge_pages    INTEGER NOT NULL DEFAULT 0,
+    disk_limits   TEXT NOT NULL DEFAULT '{}'
 ) STRICT;
 CREATE TABLE templates (
     name          TEXT PRIMARY KEY,
@@ -119,8 +120,11 @@ ALTER TABLE sandboxes ADD COLUMN huge_pages INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE templates ADD COLUMN huge_pages INTEGER NOT NULL DEFAULT 0;
 ";
 
+/// From version 4: disks of sandboxes have limits of their own.
+const FIFTH: &str = "ALTER TABLE sandboxes ADD COLUMN disk_limits TEXT NOT NULL DEFAULT '{}'";
+
 /// What each version but the newest lacks, the first one's first.
-const STEPS: [&str; VERSION as usize - 1] = [SECOND, THIRD, FOURTH];
+const STEPS: [&str; VERSION as usize - 1] = [SECOND, THIRD, FOURTH, FIFTH];
 
 /// Sets the connection up and makes the tables if they aren't there.
 pub(super) fn prepare(connection: &mut Connection) -> Result<(), CatalogueError> {

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use http_api::wire::{Drained, HostInfo, Sandbox, Snapshot};
+use http_api::wire::{DiskLimits, Drained, HostInfo, Sandbox, Snapshot};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -133,6 +133,10 @@ pub async fn create(args: &CreateArgs) -> Result<ExitCode> {
             request[name] = value;
         }
     }
+    request["disk_limits"] = json!(DiskLimits {
+        mib_per_s: args.disk_mib_per_s,
+        ops_per_s: args.disk_ops_per_s,
+    });
     show(
         &args.at,
         &client(&args.at)?.post("/v1/sandboxes", &request).await?,

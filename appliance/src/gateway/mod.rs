@@ -15,9 +15,10 @@ use std::time::Duration;
 use http_api::auth::{Scope, TokenHash};
 use http_api::ids::{SandboxId, TemplateName};
 use http_api::wire::{
-    ConsoleLine, CreateSandbox, CreateSnapshot, Created, DiskStats, Drained, ExecRequest,
-    ExecResult, ForkSandbox, GuestMetrics, HostInfo, HostStatus, Left, MemoryStats, NetworkPolicy,
-    Reconciled, ResumeSandbox, Sandbox, SandboxState, SetTimeout, Snapshot, SnapshotKind,
+    ConsoleLine, CreateSandbox, CreateSnapshot, Created, DiskLimits, DiskStats, Drained,
+    ExecRequest, ExecResult, ForkSandbox, GuestMetrics, HostInfo, HostStatus, Left, MemoryStats,
+    NetworkPolicy, Reconciled, ResumeSandbox, Sandbox, SandboxState, SetTimeout, Snapshot,
+    SnapshotKind,
 };
 use http_api::{Aim, ApiError, ControlPlane, EventStream, Readiness, context};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -417,6 +418,11 @@ impl ControlPlane for Gateway {
 
     async fn set_network(&self, id: SandboxId, policy: NetworkPolicy) -> Result<Sandbox, ApiError> {
         self.ask(&id, |reply| Request::Network(id.clone(), policy, reply))
+            .await
+    }
+
+    async fn limit_disk(&self, id: SandboxId, limits: DiskLimits) -> Result<Sandbox, ApiError> {
+        self.ask(&id, |reply| Request::LimitDisk(id.clone(), limits, reply))
             .await
     }
 

@@ -168,6 +168,7 @@ impl Cell {
             huge_pages: row.shape.huge_pages,
             address: self.inner.address.to_string(),
             network: row.network,
+            disk_limits: row.disk_limits,
             created_at_ms: row.created_at_ms,
             build: row.build.map(|build| build.to_string()),
             generation: *self.inner.generation.lock(),

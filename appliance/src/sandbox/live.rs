@@ -132,6 +132,7 @@ pub(super) async fn make_place(
         run_dir: run,
         namespace: slot.namespace.clone(),
         disk,
+        disk_limits: host.disk_limits.with(row.disk_limits),
         cgroup: None,
     };
     Ok((place, slot))

@@ -15,6 +15,7 @@ pub mod owner;
 pub mod state;
 
 mod boot;
+mod disk_limits;
 mod error;
 mod expiry;
 mod live;

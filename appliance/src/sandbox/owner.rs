@@ -9,8 +9,8 @@ use std::sync::Arc;
 use http_api::ApiError;
 use http_api::context::{Context, within};
 use http_api::wire::{
-    ConsoleLine, DiskStats, MemoryStats, NetworkPolicy, ResumeSandbox, Sandbox, SandboxState,
-    SetTimeout, Snapshot,
+    ConsoleLine, DiskLimits, DiskStats, MemoryStats, NetworkPolicy, ResumeSandbox, Sandbox,
+    SandboxState, SetTimeout, Snapshot,
 };
 use tokio::sync::{mpsc, oneshot};
 
@@ -49,6 +49,8 @@ pub enum Job {
     Disk(Reply<DiskStats>),
     /// Replace what it may reach.
     Network(NetworkPolicy, Reply<Sandbox>),
+    /// Change how much it may do with its disk.
+    LimitDisk(DiskLimits, Reply<Sandbox>),
     /// Remove it.
     Destroy(Reply<()>),
 }
@@ -201,6 +203,10 @@ impl Owner {
                 }
                 Job::Network(policy, reply) => {
                     let result = within(context, self.set_network(policy)).await;
+                    let _ = reply.send(result);
+                }
+                Job::LimitDisk(limits, reply) => {
+                    let result = within(context, self.limit_disk(limits)).await;
                     let _ = reply.send(result);
                 }
                 Job::Destroy(reply) => {
@@ -521,7 +527,8 @@ fn refuse_all(mut jobs: mpsc::Receiver<Given>, id: &http_api::ids::SandboxId) {
             Job::Pause(reply)
             | Job::Resume(_, reply)
             | Job::Timeout(_, reply)
-            | Job::Network(_, reply) => drop(reply.send(Err(error()))),
+            | Job::Network(_, reply)
+            | Job::LimitDisk(_, reply) => drop(reply.send(Err(error()))),
             Job::Snapshot(_, reply) => drop(reply.send(Err(error()))),
             Job::Memory(reply) => drop(reply.send(Err(error()))),
             Job::Console(reply) => drop(reply.send(Err(error()))),

@@ -120,7 +120,6 @@ async fn firecracker(config: &Config) -> Result<Firecracker, ProbeError> {
 fn options(config: &Config) -> Options {
     Options {
         vsock: config.vmm.vsock,
-        disk: config.disks.limits(),
     }
 }
 
@@ -172,7 +171,7 @@ async fn cloud_hypervisor(config: &Config) -> Result<CloudHypervisor, ProbeError
     let found = cloud_probe(config, &program, &run_dir(config))
         .run()
         .await?;
-    Ok(found.with_disk_limits(config.disks.limits()))
+    Ok(found)
 }
 
 async fn cloud_hypervisor_if_it_boots(config: &Config) -> Result<CloudHypervisor, ProbeError> {
@@ -195,7 +194,7 @@ async fn older_cloud_hypervisors(config: &Config) -> Vec<Arc<dyn Driver>> {
         let program = found_in_path(program);
         let probe = cloud_probe(config, &program, &run_dir(config)).run().await;
         match probe {
-            Ok(driver) => found.push(Arc::new(driver.with_disk_limits(config.disks.limits()))),
+            Ok(driver) => found.push(Arc::new(driver)),
             Err(error) => {
                 let error = uffd_engine::chain(&error);
                 tracing::warn!(program = %program.display(), error, "No VMM for its builds");
@@ -213,7 +212,6 @@ async fn qemu(config: &Config, reason: &str) -> Result<Qemu, ChoiceError> {
     let (choice, boot_time) = (vmm.accelerator, Duration::from_secs(vmm.boot_timeout_s));
     let probing = qemu::probe::probe(&vmm.qemu, &preload, choice, &kernel, &cache, boot_time);
     let mut found = probing.await?;
-    found.disk_limits = config.disks.limits();
     let who = match users(config) {
         Ok(users) => match qemu::probe::try_users(&found, users).await {
             Ok(()) => {

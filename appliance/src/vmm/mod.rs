@@ -37,7 +37,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use http_api::wire::VmmInfo;
+use http_api::wire::{self, VmmInfo};
 use snapshot_format::PageSize;
 use thiserror::Error;
 use tokio::sync::oneshot;
@@ -101,6 +101,8 @@ pub struct Place {
     pub namespace: PathBuf,
     /// Its disk image; the VMM sees it under a path that is the same for all.
     pub disk: PathBuf,
+    /// How much it may do with its disk.
+    pub disk_limits: DiskLimits,
     /// The control group that its process is born in, if there is one.
     pub cgroup: Option<cgroup::Cgroup>,
 }
@@ -112,6 +114,18 @@ pub struct DiskLimits {
     pub bytes_per_s: Option<u64>,
     /// Reads and writes a second.
     pub ops_per_s: Option<u64>,
+}
+
+impl DiskLimits {
+    /// These, where a sandbox has none of its own.
+    #[must_use]
+    pub fn with(self, own: wire::DiskLimits) -> Self {
+        let bytes_per_s = own.mib_per_s.map(|mib| mib << 20);
+        Self {
+            bytes_per_s: bytes_per_s.or(self.bytes_per_s),
+            ops_per_s: own.ops_per_s.or(self.ops_per_s),
+        }
+    }
 }
 
 /// Why a VMM did not do what it was told.
@@ -153,6 +167,14 @@ pub enum VmmError {
         command: String,
         /// How long it had.
         seconds: u64,
+    },
+    /// It can't do that to a guest that runs.
+    #[error("The VMM of {name} does no {command} while its guest runs; pause it first")]
+    NotWhileRunning {
+        /// Which sandbox.
+        name: String,
+        /// What it was told.
+        command: String,
     },
     /// The kernel can't be given to it.
     #[error("Preparing the kernel of {name}")]
@@ -305,6 +327,12 @@ pub trait Machine: Send + Sync {
     /// # Errors
     /// They may be stopped still.
     async fn go_on(&mut self) -> Result<(), VmmError>;
+
+    /// Limits what its running guest may do with its disk, from now on.
+    ///
+    /// # Errors
+    /// The limits are what they were; [`VmmError::NotWhileRunning`] if this VMM never can.
+    async fn limit_disk(&mut self, limits: DiskLimits) -> Result<(), VmmError>;
 
     /// The threads that are its vCPUs.
     ///

@@ -38,6 +38,25 @@ impl RateLimiter {
     }
 }
 
+impl RateLimiter {
+    /// As a change of whatever limits there are: what isn't named there stays, and a bucket without
+    /// a size is none.
+    ///
+    /// Source: `get_bucket_update` in Firecracker's `src/vmm/src/vmm_config/mod.rs`.
+    pub(crate) fn instead(limits: DiskLimits) -> Self {
+        const NONE: TokenBucket = TokenBucket {
+            size: 0,
+            refill_time: 0,
+        };
+        let limiter = Self::of(limits);
+        let of = |bucket: fn(Self) -> Option<TokenBucket>| limiter.and_then(bucket).or(Some(NONE));
+        Self {
+            bandwidth: of(|limiter| limiter.bandwidth),
+            ops: of(|limiter| limiter.ops),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -59,6 +78,14 @@ mod tests {
         assert_eq!(
             limits(Some(8), None),
             r#"{"bandwidth":{"size":8,"refill_time":1000}}"#
+        );
+        let ops = DiskLimits {
+            bytes_per_s: None,
+            ops_per_s: Some(70),
+        };
+        assert_eq!(
+            serde_json::to_string(&RateLimiter::instead(ops)).unwrap(),
+            r#"{"bandwidth":{"size":0,"refill_time":0},"ops":{"size":70,"refill_time":1000}}"#
         );
     }
 }

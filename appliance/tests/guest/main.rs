@@ -103,6 +103,7 @@ fn guest_lives_a_whole_life() {
     let unknown = "/v1/sandboxes/two/network";
     api.call("PUT", unknown, Some(&network)).expect(404);
 
+    disk_is_limited(&daemon, "paused");
     // Back: the same address, memory and process.
     let resumed = api.resume("one").expect(200);
     assert_eq!(resumed["state"], "running", "{resumed}");
@@ -112,6 +113,9 @@ fn guest_lives_a_whole_life() {
     confined::check(&place, &host, "one");
     let changed = api.call("PUT", path, Some(&json!({}))).expect(200);
     assert_eq!(changed["network"], json!({ "allow_internet_access": true }));
+    api.shell("one", "echo limited > /root/limited && sync");
+    disk_is_limited(&daemon, "running");
+    assert_eq!(api.shell("one", "cat /root/limited"), "limited");
     let refused = api.resume("one");
     assert_eq!(refused.body["state"], "running", "{}", refused.body);
     refused.expect(409);
@@ -150,6 +154,29 @@ fn guest_lives_a_whole_life() {
     assert_eq!(place.leftovers(), Vec::<String>::new());
     daemon.stop();
     assert_eq!(place.leftovers_of_the_daemon(), Vec::<String>::new());
+}
+
+/// Its VMM takes limits of the disk in this state, and takes them back.
+fn disk_is_limited(daemon: &Daemon, state: &str) {
+    let host = daemon.api.get("/v1/host").expect(200);
+    let put = |limits: &Value| {
+        let path = "/v1/sandboxes/one/disk";
+        daemon.api.call("PUT", path, Some(limits))
+    };
+    let limits = json!({ "mib_per_s": 512, "ops_per_s": 100_000 });
+    let answer = put(&limits);
+    if state == "running" && host["vmm"]["name"] == "cloud-hypervisor" {
+        answer.expect(409);
+        return;
+    }
+    assert_eq!(answer.expect(200)["disk_limits"], limits);
+    if state == "running" {
+        daemon
+            .api
+            .shell("one", "cp /bin/busybox /root/copy && sync && rm /root/copy");
+        let none = put(&json!({})).expect(200);
+        assert!(none.get("disk_limits").is_none(), "{none}");
+    }
 }
 
 fn engines_are_in_the_metrics(daemon: &Daemon) {

@@ -13,7 +13,7 @@ use crate::clock::now_ms;
 use crate::control_plane::ControlPlane;
 use crate::ids::{SandboxId, TemplateName};
 use crate::problem::ApiError;
-use crate::wire::{CreateSandbox, MAX_TIMEOUT_S, OnTimeout, SandboxState};
+use crate::wire::{CreateSandbox, DiskLimits, MAX_TIMEOUT_S, OnTimeout, SandboxState};
 
 pub(super) async fn create<C: ControlPlane>(
     State(control): State<C>,
@@ -61,6 +61,7 @@ fn translate(request: NewSandbox) -> Result<CreateSandbox, ApiError> {
         env: request.env_vars.unwrap_or_default(),
         labels: request.metadata.unwrap_or_default(),
         network,
+        disk_limits: DiskLimits::default(),
         timeout_s: Some(timeout("timeout", request.timeout)?),
         on_timeout: if pauses {
             OnTimeout::Pause

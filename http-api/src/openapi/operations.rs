@@ -7,9 +7,9 @@ use super::{Content, Operation, reference};
 use crate::routes::sandboxes::Forks;
 use crate::wire::process::{FileEntry, ProcessInfo, SendSignal, WrittenFile};
 use crate::wire::{
-    ConsoleLine, CreateSandbox, CreateSnapshot, DiskStats, Drained, ExecRequest, ExecResult,
-    ForkSandbox, GuestMetrics, HostInfo, MemoryStats, NetworkPolicy, Reconciled, ResumeSandbox,
-    Sandbox, SetTimeout, Snapshot,
+    ConsoleLine, CreateSandbox, CreateSnapshot, DiskLimits, DiskStats, Drained, ExecRequest,
+    ExecResult, ForkSandbox, GuestMetrics, HostInfo, MemoryStats, NetworkPolicy, Reconciled,
+    ResumeSandbox, Sandbox, SetTimeout, Snapshot,
 };
 
 fn operation(method: &'static str, path: &'static str, summary: &'static str) -> Operation {
@@ -258,6 +258,12 @@ pub(crate) fn operations() -> Vec<Operation> {
             "Change what it may reach",
         )
         .takes::<NetworkPolicy>(),
+        sandbox(
+            "PUT",
+            "/v1/sandboxes/{id}/disk",
+            "Change how much it may do with its disk",
+        )
+        .takes::<DiskLimits>(),
         operation("GET", "/v1/snapshots", "All templates, by name").gives::<Vec<Snapshot>>(200),
         operation(
             "POST",

@@ -16,8 +16,9 @@ use crate::control_plane::ControlPlane;
 use crate::options::Place;
 use crate::problem::{ApiError, Problem};
 use crate::wire::{
-    ConsoleLine, CreateSandbox, DiskStats, ExecRequest, ExecResult, ForkSandbox, GuestMetrics,
-    MAX_FORKS, MAX_TIMEOUT_S, MemoryStats, NetworkPolicy, ResumeSandbox, Sandbox, SetTimeout,
+    ConsoleLine, CreateSandbox, DiskLimits, DiskStats, ExecRequest, ExecResult, ForkSandbox,
+    GuestMetrics, MAX_FORKS, MAX_TIMEOUT_S, MemoryStats, NetworkPolicy, ResumeSandbox, Sandbox,
+    SetTimeout,
 };
 
 pub(crate) async fn list<C: ControlPlane>(
@@ -34,6 +35,7 @@ pub(crate) async fn create<C: ControlPlane>(
     JsonBody(request): JsonBody<CreateSandbox>,
 ) -> Result<(StatusCode, Json<Sandbox>), ApiError> {
     request.network.check("network.")?;
+    request.disk_limits.check("disk_limits.")?;
     check_timeout(request.timeout_s)?;
     let created = control.create(request).await?;
     let status = if created.existed {
@@ -207,6 +209,16 @@ pub(crate) async fn set_network<C: ControlPlane>(
     let id = name("id", &id)?;
     policy.check("")?;
     control.set_network(id, policy).await.map(Json)
+}
+
+pub(crate) async fn limit_disk<C: ControlPlane>(
+    State(control): State<C>,
+    Segment(id): Segment,
+    JsonBody(limits): JsonBody<DiskLimits>,
+) -> Result<Json<Sandbox>, ApiError> {
+    let id = name("id", &id)?;
+    limits.check("")?;
+    control.limit_disk(id, limits).await.map(Json)
 }
 
 pub(crate) async fn delete<C: ControlPlane>(

@@ -1,6 +1,7 @@
 //! What travels: requests refuse unknown fields (a typo is an error, not a default),
 //! answers may gain fields.
 
+pub mod disk_limits;
 pub mod event;
 pub mod exec;
 pub mod host;
@@ -9,6 +10,7 @@ pub mod process;
 pub mod sandbox;
 pub mod snapshot;
 
+pub use disk_limits::{DISK_LIMITS, DiskLimits};
 pub use event::{Event, EventKind};
 pub use exec::{ExecRequest, ExecResult};
 pub use host::{

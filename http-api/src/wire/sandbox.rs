@@ -6,7 +6,7 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::NetworkPolicy;
+use super::{DiskLimits, NetworkPolicy};
 use crate::ids::{SandboxId, TemplateName};
 
 /// Where a sandbox is in its life.
@@ -100,6 +100,9 @@ pub struct CreateSandbox {
     /// What it may reach; everything that the host leaves open when absent.
     #[serde(default)]
     pub network: NetworkPolicy,
+    /// How much it may do with its disk; what the host lets all when absent.
+    #[serde(default, skip_serializing_if = "DiskLimits::is_empty")]
+    pub disk_limits: DiskLimits,
     /// How long it may run, in seconds; for ever when absent. Time that it is paused doesn't count.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_s: Option<u64>,
@@ -207,6 +210,9 @@ pub struct Sandbox {
     /// What it may reach.
     #[serde(default)]
     pub network: NetworkPolicy,
+    /// How much it may do with its disk.
+    #[serde(default, skip_serializing_if = "DiskLimits::is_empty")]
+    pub disk_limits: DiskLimits,
     /// Unix milliseconds.
     pub created_at_ms: u64,
     /// The newest build of its memory, once it was paused or restored.

@@ -17,8 +17,8 @@ use crate::control_plane::ControlPlane;
 use crate::ids::SandboxId;
 use crate::problem::ApiError;
 use crate::wire::{
-    CreateSandbox, MAX_TIMEOUT_S, NetworkPolicy, OnTimeout, ResumeSandbox, Sandbox, SandboxState,
-    SetTimeout,
+    CreateSandbox, DiskLimits, MAX_TIMEOUT_S, NetworkPolicy, OnTimeout, ResumeSandbox, Sandbox,
+    SandboxState, SetTimeout,
 };
 
 /// What is started when a request doesn't say. Source: Wrenn's API.
@@ -65,6 +65,7 @@ pub(super) async fn create<C: ControlPlane>(
         env: [].into(),
         labels,
         network: NetworkPolicy::default(),
+        disk_limits: DiskLimits::default(),
         timeout_s: limit_s,
         on_timeout: OnTimeout::Pause,
         auto_resume: false,

@@ -14,10 +14,10 @@ use http_api::wire::process::{
     WrittenFile,
 };
 use http_api::wire::{
-    Capacity, ConsoleLine, CpuInfo, CreateSandbox, CreateSnapshot, Created, DiskStats, Drained,
-    Event, EventKind, ExecRequest, ExecResult, ForkSandbox, GuestMetrics, HostInfo, HostStatus,
-    MemoryStats, NetworkPolicy, OnTimeout, Reconciled, ResumeSandbox, Sandbox, SandboxState,
-    SetTimeout, Snapshot, SnapshotKind, VmmInfo,
+    Capacity, ConsoleLine, CpuInfo, CreateSandbox, CreateSnapshot, Created, DiskLimits, DiskStats,
+    Drained, Event, EventKind, ExecRequest, ExecResult, ForkSandbox, GuestMetrics, HostInfo,
+    HostStatus, MemoryStats, NetworkPolicy, OnTimeout, Reconciled, ResumeSandbox, Sandbox,
+    SandboxState, SetTimeout, Snapshot, SnapshotKind, VmmInfo,
 };
 use http_api::{
     Aim, ApiError, ControlPlane, EventStream, FileContent, ProcessStream, Processes, Readiness,
@@ -74,6 +74,7 @@ pub(crate) fn sandbox(id: SandboxId, state: SandboxState) -> Sandbox {
         labels: BTreeMap::new(),
         network: NetworkPolicy::default(),
         disk_mb: 128,
+        disk_limits: DiskLimits::default(),
         started_at_ms: 5,
         expires_at_ms: None,
         time_left_ms: None,
@@ -255,6 +256,12 @@ impl ControlPlane for Fake {
             line(2000, "second"),
             line(2000, "third"),
         ])
+    }
+    async fn limit_disk(&self, id: SandboxId, limits: DiskLimits) -> Result<Sandbox, ApiError> {
+        self.answer(Sandbox {
+            disk_limits: limits,
+            ..sandbox(id, SandboxState::Running)
+        })
     }
     async fn disk(&self, _: SandboxId) -> Result<DiskStats, ApiError> {
         self.answer(DiskStats {

@@ -18,11 +18,11 @@
 use std::path::{Path, PathBuf};
 
 use crate::network::address::TAP;
-use crate::vmm::Place;
 use crate::vmm::cgroup::Cgroup;
 use crate::vmm::launch::{DIR_PATH, INITRD_PATH, KERNEL_PATH, Launch, Mount, descriptor};
 use crate::vmm::own_user::{KVM, OwnUser, TUN, USERFAULTFD};
 use crate::vmm::prepared::Berth;
+use crate::vmm::{DiskLimits, Place};
 
 /// Which descriptor of the launch is the event monitor's.
 const EVENTS_FD: usize = 0;
@@ -119,6 +119,7 @@ pub(super) struct Where<'a> {
     pub(super) cgroup: Option<&'a Cgroup>,
     /// Its number, which says who the VMM is.
     pub(super) slot: u32,
+    pub(super) disk_limits: DiskLimits,
 }
 
 impl<'a> From<&'a Place> for Where<'a> {
@@ -128,6 +129,7 @@ impl<'a> From<&'a Place> for Where<'a> {
             disk: Some(&place.disk),
             cgroup: place.cgroup.as_ref(),
             slot: place.slot,
+            disk_limits: place.disk_limits,
         }
     }
 }
@@ -139,6 +141,7 @@ impl<'a> From<&'a Berth> for Where<'a> {
             disk: None,
             cgroup: berth.cgroup.as_ref(),
             slot: berth.slot,
+            disk_limits: DiskLimits::default(),
         }
     }
 }
@@ -179,6 +182,7 @@ mod tests {
                 run_dir: run.into(),
                 namespace: "/run/netns/x".into(),
                 disk: disk.into(),
+                disk_limits: DiskLimits::default(),
                 cgroup: None,
             };
             let boot = Boot {

@@ -175,7 +175,9 @@ impl CloudHypervisorMachine {
     ) -> Result<Self, VmmError> {
         let waiting = Waiting::start(driver, start).await?;
         let vmm_time = waiting.open.took;
-        let machine = Self::over(driver, start.name, start.paths, memory, waiting).await;
+        let limits = start.place.map(|place| place.disk_limits);
+        let sizes = (memory, limits.unwrap_or_default());
+        let machine = Self::over(driver, start.name, start.paths, sizes, waiting).await;
         machine.map(|machine| Self {
             vmm_time,
             ..machine
@@ -187,7 +189,7 @@ impl CloudHypervisorMachine {
         driver: &CloudHypervisor,
         name: &str,
         paths: &Paths,
-        memory: MemorySize,
+        (memory, disk_limits): (MemorySize, DiskLimits),
         waiting: Waiting,
     ) -> Result<Self, VmmError> {
         let failed = |source| VmmError::Start {
@@ -217,7 +219,7 @@ impl CloudHypervisorMachine {
             patience: driver.patience,
             taken: None,
             vmm_time: Duration::ZERO,
-            disk_limits: driver.disk_limits,
+            disk_limits,
         })
     }
 
@@ -684,6 +686,14 @@ impl Machine for CloudHypervisorMachine {
                 done => return done,
             }
         }
+    }
+
+    /// Its API has no way to.
+    async fn limit_disk(&mut self, _limits: DiskLimits) -> Result<(), VmmError> {
+        Err(VmmError::NotWhileRunning {
+            name: self.name.clone(),
+            command: "change of its disk's limits".into(),
+        })
     }
 
     async fn vcpu_threads(&mut self) -> Result<Vec<i32>, VmmError> {

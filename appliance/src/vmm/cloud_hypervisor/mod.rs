@@ -52,9 +52,7 @@ use self::prepared::PreparedCloudHypervisor;
 use self::receive::Release;
 use super::own_user::Users;
 use super::prepared::{Berth, Prepared, Prepares};
-use super::{
-    DiskLimits, Driver, GuestShape, Machine, Paging, Place, Restore, VmmError, kernel_image,
-};
+use super::{Driver, GuestShape, Machine, Paging, Place, Restore, VmmError, kernel_image};
 
 /// The driver.
 #[derive(Clone, Debug)]
@@ -73,17 +71,9 @@ pub struct CloudHypervisor {
     patience: Duration,
     /// Where unpacked kernels are kept.
     kernels: PathBuf,
-    disk_limits: DiskLimits,
 }
 
 impl CloudHypervisor {
-    /// The same one, its guests' disks as fast as this.
-    #[must_use]
-    pub fn with_disk_limits(mut self, limits: DiskLimits) -> Self {
-        self.disk_limits = limits;
-        self
-    }
-
     /// Who the VMM of a slot is, if not the daemon's user.
     fn user(&self, slot: u32) -> Option<u32> {
         self.users.map(|users| users.of(slot))

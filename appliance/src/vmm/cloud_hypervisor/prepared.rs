@@ -72,9 +72,9 @@ impl Prepared for PreparedCloudHypervisor {
         })?;
         let Self { driver, waiting } = *self;
         let paths = Paths::new(&place.run_dir);
-        let memory = shape.memory();
+        let sizes = (shape.memory(), place.disk_limits);
         let mut machine =
-            CloudHypervisorMachine::over(&driver, name, &paths, memory, waiting).await?;
+            CloudHypervisorMachine::over(&driver, name, &paths, sizes, waiting).await?;
         machine.restore(&driver, &contents, restore).await?;
         Ok(Box::new(machine))
     }

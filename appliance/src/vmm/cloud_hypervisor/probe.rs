@@ -33,7 +33,7 @@ use super::receive::Release;
 use super::{CloudHypervisor, probe_guest, protocol, state, unpacked};
 use crate::vmm::own_user::Users;
 use crate::vmm::probing::{self, KERNEL_TIME, MISSES_ITS_ROOT, ProbeError, number_of};
-use crate::vmm::{DiskLimits, GuestShape, Machine, PageRequests, Paging, VmmError, kernel_image};
+use crate::vmm::{GuestShape, Machine, PageRequests, Paging, VmmError, kernel_image};
 
 /// The oldest whose migrations are understood.
 const OLDEST: (u32, u32) = (52, 0);
@@ -94,7 +94,6 @@ impl Probe<'_> {
             from_file: FromFile::OnDemand,
             landlock: true,
             users: self.users.as_ref().ok().copied(),
-            disk_limits: DiskLimits::default(),
             patience: self.patience,
             kernels: self.kernels.clone(),
         };

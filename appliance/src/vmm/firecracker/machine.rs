@@ -53,7 +53,6 @@ pub(super) struct FirecrackerMachine {
     /// More memory than its control group had before, for what it saves to memory.
     lent_bytes: i64,
     vmm_time: Duration,
-    disk_limits: DiskLimits,
 }
 
 /// Starts the process and waits for its API.
@@ -119,7 +118,6 @@ impl FirecrackerMachine {
             patience: driver.patience,
             lent_bytes: 0,
             vmm_time: Duration::ZERO,
-            disk_limits: driver.options.disk,
         })
     }
 
@@ -172,7 +170,7 @@ impl FirecrackerMachine {
             is_read_only: false,
             cache_type: "Writeback",
             io_engine: "Sync",
-            rate_limiter: RateLimiter::of(options.disk),
+            rate_limiter: RateLimiter::of(place.disk_limits),
         };
         self.put(&format!("/drives/{DISK}"), &drive).await?;
         let link = NetworkInterface {
@@ -241,17 +239,19 @@ impl FirecrackerMachine {
             network_overrides: network.into_iter().collect(),
         };
         self.put("/snapshot/load", &load).await?;
-        // Its state has those that it was booted with.
-        match (place, RateLimiter::of(self.disk_limits)) {
-            (Some(_), Some(rate_limiter)) => {
-                let drive = PartialDrive {
-                    drive_id: DISK,
-                    rate_limiter,
-                };
-                self.patch(&format!("/drives/{DISK}"), &drive).await
-            }
-            _ => Ok(()),
+        // Its state has those that it ran with before.
+        match place {
+            Some(place) => self.set_disk_limits(place.disk_limits).await,
+            None => Ok(()),
         }
+    }
+
+    async fn set_disk_limits(&mut self, limits: DiskLimits) -> Result<(), VmmError> {
+        let drive = PartialDrive {
+            drive_id: DISK,
+            rate_limiter: RateLimiter::instead(limits),
+        };
+        self.patch(&format!("/drives/{DISK}"), &drive).await
     }
 
     /// The device state alone: it is written before the memory's file is opened, so a memory
@@ -410,6 +410,10 @@ impl Machine for FirecrackerMachine {
             tracing::warn!(name = self.name, %error, "Its control group may take more than it should");
         }
         self.change("Resumed").await
+    }
+
+    async fn limit_disk(&mut self, limits: DiskLimits) -> Result<(), VmmError> {
+        self.set_disk_limits(limits).await
     }
 
     async fn vcpu_threads(&mut self) -> Result<Vec<i32>, VmmError> {

@@ -38,7 +38,7 @@ use machine::{FirecrackerMachine, MemorySource, write_state};
 use prepared::PreparedFirecracker;
 
 use super::prepared::{Berth, Prepared, Prepares};
-use super::{DiskLimits, Driver, GuestShape, Machine, Place, Restore, VmmError, kernel_image};
+use super::{Driver, GuestShape, Machine, Place, Restore, VmmError, kernel_image};
 
 /// Whether a device state is had without memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,8 +73,6 @@ pub struct Firecracker {
 pub struct Options {
     /// Booted ones get a vsock device.
     pub vsock: bool,
-    /// How fast their disks are.
-    pub disk: DiskLimits,
 }
 
 impl Firecracker {

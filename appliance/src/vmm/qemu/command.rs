@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::HANDOFF;
+use serde_json::{Value, json};
+
 use crate::network::address::{GATEWAY, GUEST, GUEST_MAC, GUEST_PREFIX, TAP};
 use crate::vmm::launch::{
     DIR_PATH, DISK_PATH, INITRD_PATH, KERNEL_PATH, Launch, Mount, descriptor,
@@ -43,6 +45,9 @@ impl Accelerator {
 
 /// Where it finds the preload library.
 const PRELOAD_PATH: &str = "/run/thaw-preload.so";
+
+/// What it calls the disk.
+const DISK: &str = "disk";
 
 /// Which descriptor of the launch is the RAM file.
 pub const RAM_FD: usize = 0;
@@ -100,6 +105,16 @@ pub(super) fn own_user(accelerator: Accelerator, id: u32) -> OwnUser {
     }
 }
 
+/// What QEMU is told to change the limits of a disk to; none is 0 there.
+#[must_use]
+pub fn throttle(limits: DiskLimits) -> Value {
+    json!({
+        "device": DISK,
+        "bps": limits.bytes_per_s.unwrap_or(0), "bps_rd": 0, "bps_wr": 0,
+        "iops": limits.ops_per_s.unwrap_or(0), "iops_rd": 0, "iops_wr": 0,
+    })
+}
+
 /// The launch of one QEMU.
 #[must_use]
 pub fn launch(
@@ -148,7 +163,7 @@ pub fn launch(
     add(&["-append", &format!("{fixed} {network} {}", shape.cmdline)]);
     add(&[
         "-drive",
-        &format!("if=none,id=disk,file={DISK_PATH},format=raw,cache=writeback,aio=threads"),
+        &format!("if=none,id={DISK},file={DISK_PATH},format=raw,cache=writeback,aio=threads"),
     ]);
     add(&[
         "-device",
@@ -212,6 +227,7 @@ mod tests {
             run_dir: "/run/x".into(),
             namespace: "/run/netns/x".into(),
             disk: "/data/disk".into(),
+            disk_limits: DiskLimits::default(),
             cgroup: None,
         }
     }
@@ -274,6 +290,9 @@ mod tests {
             line.contains("aio=threads,throttling.bps-total=4096,throttling.iops-total=7 "),
             "{line}"
         );
+        let later = throttle(limits);
+        assert_eq!((&later["bps"], &later["iops"]), (&json!(4096), &json!(7)));
+        assert_eq!(throttle(DiskLimits::default())["bps"], 0);
         let unlimited = with_disk_limits(start(), DiskLimits::default());
         assert_eq!(unlimited.args, start().args);
     }

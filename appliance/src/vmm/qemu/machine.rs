@@ -23,7 +23,7 @@ use crate::vmm::console::Console;
 use crate::vmm::exit::Exit;
 use crate::vmm::own_user::{give, make_dir};
 use crate::vmm::process::VmmProcess;
-use crate::vmm::{COMMAND_TIMEOUT, GuestShape, Machine, Place, Saved, VmmError};
+use crate::vmm::{COMMAND_TIMEOUT, DiskLimits, GuestShape, Machine, Place, Saved, VmmError};
 
 /// A running QEMU.
 #[derive(Debug)]
@@ -68,7 +68,7 @@ impl QemuMachine {
         }
         let launch = command::launch(&driver.program, driver.accelerator, shape, place, start);
         let launch = command::as_user(launch, driver.accelerator, user);
-        let launch = command::with_disk_limits(launch, driver.disk_limits);
+        let launch = command::with_disk_limits(launch, place.disk_limits);
         // Bound before QEMU runs, so that connecting needs no polling.
         let socket = place.run_dir.join("qmp.sock");
         let _ = std::fs::remove_file(&socket);
@@ -193,6 +193,11 @@ impl Machine for QemuMachine {
 
     async fn go_on(&mut self) -> Result<(), VmmError> {
         self.run("cont", json!({})).await
+    }
+
+    async fn limit_disk(&mut self, limits: DiskLimits) -> Result<(), VmmError> {
+        self.run("block_set_io_throttle", command::throttle(limits))
+            .await
     }
 
     async fn vcpu_threads(&mut self) -> Result<Vec<i32>, VmmError> {

@@ -15,7 +15,7 @@ use http_api::wire::VmmInfo;
 use uffd_engine::Tracking;
 
 use super::own_user::Users;
-use super::{DiskLimits, Driver, GuestShape, Machine, Place, Restore, VmmError};
+use super::{Driver, GuestShape, Machine, Place, Restore, VmmError};
 use command::Accelerator;
 use machine::QemuMachine;
 
@@ -32,8 +32,6 @@ pub struct Qemu {
     pub info: VmmInfo,
     /// Of which QEMUs it reads device states.
     pub state_format: String,
-    /// How fast guests' disks are.
-    pub disk_limits: DiskLimits,
     /// Who its VMMs are, if not the daemon's user.
     pub users: Option<Users>,
 }

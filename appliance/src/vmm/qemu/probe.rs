@@ -21,7 +21,6 @@ use tokio::time::timeout;
 use super::Qemu;
 use super::command::{self, Accelerator};
 use crate::config::AcceleratorChoice;
-use crate::vmm::DiskLimits;
 use crate::vmm::own_user::{self, OwnUser, Users};
 use crate::vmm::probing::{Finding, KERNEL_TIME, MISSES_ITS_ROOT, cache_key};
 
@@ -101,7 +100,6 @@ pub async fn probe(
         preload: preload.to_owned(),
         accelerator,
         state_format: super::state_format(&info.version),
-        disk_limits: DiskLimits::default(),
         users: None,
         info,
     })

@@ -25,7 +25,7 @@ impl Vmm {
     /// Calls of a resume, and what is said in between.
     pub(crate) const fn restore_calls(self) -> &'static [&'static str] {
         match self {
-            Self::Firecracker => &["PUT /mmds", "PUT /snapshot/load"],
+            Self::Firecracker => &["PUT /mmds", "PUT /snapshot/load", "PATCH /drives/rootfs"],
             Self::CloudHypervisor => &[
                 "vm.receive-migration",
                 "receive Start",

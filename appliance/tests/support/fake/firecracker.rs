@@ -87,6 +87,22 @@ const CALLS: &[(&str, &[&str], &[&str])] = &[
     ),
 ];
 
+/// Limits after a change: what isn't named stays, and a bucket without a size is none.
+fn changed(mut limits: Value, change: &Value) -> Value {
+    for (name, bucket) in change.as_object().into_iter().flatten() {
+        if limits.is_null() {
+            limits = json!({});
+        }
+        let limits = limits.as_object_mut().unwrap();
+        if bucket["size"] == 0 {
+            limits.remove(name);
+        } else {
+            limits.insert(name.clone(), bucket.clone());
+        }
+    }
+    limits
+}
+
 #[derive(Default)]
 struct Machine {
     memory_mib: u64,
@@ -191,7 +207,7 @@ impl Machine {
             "PUT /snapshot/load" => return self.load(&body),
             "PATCH /drives/rootfs" => {
                 let guest = self.guest.as_ref().ok_or("not supported before starting")?;
-                guest.limit_disk(body["rate_limiter"].clone());
+                guest.limit_disk(changed(guest.disk_limits(), &body["rate_limiter"]));
                 return Ok(());
             }
             _ if self.guest.is_some() => {

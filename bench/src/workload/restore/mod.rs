@@ -22,7 +22,9 @@ use anyhow::{Context, Result, ensure};
 use appliance::network::{Egress, SlotIndex, Slots};
 use appliance::vmm::own_user::Users;
 use appliance::vmm::ready::{Counts, ReadyVmms};
-use appliance::vmm::{Driver, GuestShape, Paging, Place, cloud_hypervisor, firecracker, launch};
+use appliance::vmm::{
+    DiskLimits, Driver, GuestShape, Paging, Place, cloud_hypervisor, firecracker, launch,
+};
 use http_api::wire::NetworkPolicy;
 use serde::Serialize;
 use snapshot_format::{BuildId, BuildStore, PublishInfo};
@@ -352,6 +354,7 @@ impl Stage {
             run_dir: dir.join("run"),
             namespace: slot.namespace,
             disk: file("disk", &vec![0; 1 << 20])?,
+            disk_limits: DiskLimits::default(),
             cgroup: None,
         };
         let store = BuildStore::open_or_create(&dir.join("builds"))?;
