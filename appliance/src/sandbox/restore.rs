@@ -16,7 +16,7 @@ use uffd_engine::PageStates;
 use super::OperationError;
 use super::boot::introduce;
 use super::live::{Live, Session, confine, give_back, make_place, promise_memory};
-use super::snapshot::{LABEL_PURPOSE, Purpose};
+use super::snapshot::{LABEL_PURPOSE, Purpose, had_disk_limits};
 use crate::catalogue::{BuildRow, SandboxRow, builds};
 use crate::disks::Source;
 use crate::engines::{Ahead, Order, Wanted};
@@ -116,6 +116,7 @@ async fn try_restore(
         let restore = Restore {
             state: checked.vmstate,
             handoff: &handoff,
+            had_disk_limits: had_disk_limits(checked.build.manifest()),
             run: !pins,
             asks: Some(asks),
         };

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http_api::ids::SandboxId;
-use snapshot_format::{BuildId, PageIndex, PublishInfo, Staging, WriteSummary, file_name};
+use snapshot_format::{
+    BuildId, Manifest, PageIndex, PublishInfo, Staging, WriteSummary, file_name,
+};
 use uffd_engine::dirty::{Capture, Captured};
 use uffd_engine::dirty_set::UnwrittenPages;
 use uffd_engine::memory_image::MemoryImage;
@@ -22,6 +24,7 @@ use crate::engines::EngineError;
 use crate::guest::Guest;
 use crate::host::{Host, Reservation};
 use crate::integrity;
+use crate::vmm::DiskLimits;
 use crate::vmm::compatibility::MadeBy;
 use crate::vmm::memory::MemorySize;
 
@@ -30,6 +33,9 @@ const PREPARE_TIME: Duration = Duration::from_secs(2);
 
 /// The label of a build that names the sandbox it was taken of.
 pub(crate) const LABEL_SANDBOX: &str = "sandbox";
+/// The label that says whether the guest's disk had limits, which its device state has then, too.
+const LABEL_DISK_LIMITS: &str = "disk_limits";
+const NO_DISK_LIMITS: &str = "none";
 /// The label that says how changed pages were told from others.
 const LABEL_CAPTURE: &str = "capture";
 /// The label that says what it was taken for.
@@ -51,6 +57,13 @@ impl Purpose {
             Self::Template => "template",
         }
     }
+}
+
+/// Whether the device state of a build with this manifest may hold limits of the disk: older ones
+/// don't say.
+pub(super) fn had_disk_limits(manifest: &Manifest) -> bool {
+    let said = manifest.labels.get(LABEL_DISK_LIMITS);
+    said.is_none_or(|said| said != NO_DISK_LIMITS)
 }
 
 /// A build that was published and is in nobody's row yet.
@@ -105,7 +118,7 @@ pub(super) async fn take(
         vmm: host.drivers.made_by(live.driver.as_ref()),
         sandbox: row.id.clone(),
         purpose,
-        labels: labels(row, purpose),
+        labels: labels(row, host.disk_limits.with(row.disk_limits), purpose),
     };
     let written = tokio::task::spawn_blocking(move || work.write());
     let row = written.await.map_err(|_| OperationError::Worker)??;
@@ -127,9 +140,15 @@ fn all_written(row: &SandboxRow) -> Result<Option<Arc<PageStates>>, OperationErr
     Ok(Some(Arc::new(states)))
 }
 
-fn labels(row: &SandboxRow, purpose: Purpose) -> BTreeMap<String, String> {
+fn labels(row: &SandboxRow, limits: DiskLimits, purpose: Purpose) -> BTreeMap<String, String> {
+    let limits = if limits == DiskLimits::default() {
+        NO_DISK_LIMITS
+    } else {
+        "some"
+    };
     BTreeMap::from([
         (LABEL_SANDBOX.to_owned(), row.id.to_string()),
+        (LABEL_DISK_LIMITS.to_owned(), limits.to_owned()),
         (LABEL_PURPOSE.to_owned(), purpose.name().to_owned()),
         ("template".to_owned(), row.template.to_string()),
         ("vcpus".to_owned(), row.shape.vcpus.to_string()),

@@ -214,6 +214,8 @@ pub struct Restore<'a> {
     pub state: Vec<u8>,
     /// Where whoever serves its memory listens.
     pub handoff: &'a Path,
+    /// Whether the device state may hold limits of the disk, which have to be changed to today's.
+    pub had_disk_limits: bool,
     /// Whether it runs as soon as it is there; else it is stopped until [`Machine::go_on`].
     pub run: bool,
     /// Where a VMM that asks for pages says how; others drop it.

@@ -238,12 +238,19 @@ impl FirecrackerMachine {
             resume_vm: run,
             network_overrides: network.into_iter().collect(),
         };
-        self.put("/snapshot/load", &load).await?;
-        // Its state has those that it ran with before.
-        match place {
-            Some(place) => self.set_disk_limits(place.disk_limits).await,
-            None => Ok(()),
+        self.put("/snapshot/load", &load).await
+    }
+
+    /// Gives the disk of a guest that was loaded today's limits; its state has those that it ran with.
+    pub(super) async fn limit_restored_disk(
+        &mut self,
+        place: &Place,
+        had_some: bool,
+    ) -> Result<(), VmmError> {
+        if !had_some && place.disk_limits == DiskLimits::default() {
+            return Ok(());
         }
+        self.set_disk_limits(place.disk_limits).await
     }
 
     async fn set_disk_limits(&mut self, limits: DiskLimits) -> Result<(), VmmError> {

@@ -168,6 +168,9 @@ impl Driver for Firecracker {
         machine
             .load(MemorySource::Served, Some(place), restore.run)
             .await?;
+        machine
+            .limit_restored_disk(place, restore.had_disk_limits)
+            .await?;
         let _ = fs::remove_file(&state);
         Ok(Box::new(machine))
     }

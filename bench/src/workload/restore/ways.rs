@@ -89,6 +89,7 @@ impl Stage {
             let requested = driver.paging() == Paging::Requested;
             let restore = |asks| {
                 let restore = Restore {
+                    had_disk_limits: false,
                     state: state.clone(),
                     handoff: &handoff,
                     run: true,
@@ -131,6 +132,7 @@ impl Stage {
             let requested = driver.paging() == Paging::Requested;
             let restore = |asks| {
                 let restore = Restore {
+                    had_disk_limits: false,
                     state: state.clone(),
                     handoff: &handoff,
                     run: true,
