@@ -468,6 +468,7 @@ fn a_resume_that_fails_at_any_call_leaves_it_paused(instance: &str, pool: u16, v
     inside.fill(64, 128, 1);
     let hash = inside.hash();
     let build = api.pause("one").expect(200)["build"].clone();
+    subject.limit_disk("one");
     for call in vmm.restore_calls() {
         for fault in Fault::ALL {
             subject.fake.fail_at(call, fault);

@@ -155,6 +155,7 @@ fn one_that_fails_its_restore_leaves_the_sandbox_paused(instance: &str, pool: u1
     inside.fill(64, 128, 1);
     let hash = inside.hash();
     api.pause("one").expect(200);
+    subject.limit_disk("one");
     for call in vmm.restore_calls() {
         for fault in Fault::ALL {
             wait_until_ready(&subject, 3);

@@ -148,6 +148,15 @@ impl Subject {
         }
     }
 
+    /// Limits the disk of a sandbox, so that its restore is all the calls that there can be.
+    #[track_caller]
+    pub(crate) fn limit_disk(&self, id: &str) {
+        let limits = serde_json::json!({ "ops_per_s": 5000 });
+        let path = format!("/v1/sandboxes/{id}/disk");
+        let limited = self.daemon.api.call("PUT", &path, Some(&limits));
+        limited.expect(200);
+    }
+
     /// Waits until all of a guest's memory is there.
     #[track_caller]
     pub(crate) fn has_all_of(&self, id: &str) {
