@@ -193,6 +193,11 @@ impl Postcopy {
     }
 }
 
+fn is_hang_up(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset};
+    matches!(error.kind(), BrokenPipe | ConnectionReset)
+}
+
 impl AsFd for Postcopy {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.connection.as_fd()
@@ -309,7 +314,14 @@ impl FaultSource for Postcopy {
             }
             let filled = &state.filled;
             state.requests.take_done(|page| filled[page as usize]);
-            self.respond(STATUS_OK)?;
+            match self.respond(STATUS_OK) {
+                // It has ended, or let go of the guest, while it waited: no failure of ours.
+                Err(error) if is_hang_up(&error) => {
+                    state.over = true;
+                    break;
+                }
+                responded => responded?,
+            }
             self.take_request()?;
         }
         Ok(if state.over {
@@ -402,6 +414,21 @@ mod tests {
         drop(vmm);
         assert_eq!(asked(&second).len(), 0);
         assert_eq!(second.settle().unwrap(), Settled::Over);
+    }
+
+    #[test]
+    fn a_vmm_that_ends_while_it_waits_for_an_answer_has_ended_and_not_failed() {
+        let (mut vmm, socket) = UnixStream::pair().unwrap();
+        let memory = File::from(memfd_create(c"guest", MFdFlags::MFD_CLOEXEC).unwrap());
+        memory.set_len(PAGES * PAGE).unwrap();
+        let states = PageStates::create(PageCount::new(PAGES)).unwrap();
+        let engine = engine(&socket, &memory, &states);
+        drop(socket);
+        ask(&mut vmm, 3);
+        assert_eq!(asked(&engine), [3]);
+        drop(vmm);
+        assert_eq!(engine.zero(HostAddr::new(3 * PAGE), PAGE).bytes, PAGE);
+        assert_eq!(engine.settle().unwrap(), Settled::Over);
     }
 
     /// A successor of an engine that had all pages of a request installed.
