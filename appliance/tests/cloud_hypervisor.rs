@@ -122,7 +122,7 @@ fn guest_of_a_real_cloud_hypervisor_has_huge_pages() {
         Ok(_allowed) => {
             let memory = format!("memory_mb = {MEMORY_MB}\n");
             let huge = format!("{memory}huge_pages = true\n");
-            live(NAME, ("tchuge", 233), &[(&memory, &huge)]);
+            live(NAME, ("tcrhug", 233), &[(&memory, &huge)]);
         }
         Err(reason) => skip(NAME, &reason),
     }

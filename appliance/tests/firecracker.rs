@@ -222,7 +222,7 @@ fn guest_of_a_real_firecracker_has_huge_pages() {
     });
     match allowed {
         Ok((program, _allowed)) => {
-            let place = place("tfhuge", 175, &program, None);
+            let place = place("tfrhug", 175, &program, None);
             let memory = format!("memory_mb = {MEMORY_MB}\n");
             place.reconfigure(&[(&memory, &format!("{memory}huge_pages = true\n"))]);
             live(&place, false);
@@ -331,7 +331,7 @@ fn guest_of_a_real_firecracker_with_two_regions_keeps_its_pages() {
         Ok(program) => program,
         Err(reason) => return skip(NAME, &reason),
     };
-    let place = place("tfhigh", 175, &program, None);
+    let place = place("tfhigh", 176, &program, None);
     let small = format!("memory_mb = {MEMORY_MB}");
     place.reconfigure(&[(&small, "memory_mb = 3200")]);
     fs::write(place.root.join("kernel"), elf_around(&high_counter())).unwrap();

@@ -5,7 +5,6 @@ use http_api::wire::{DiskLimits, Sandbox, SandboxState};
 
 use super::owner::Owner;
 use super::state::Denied;
-use crate::catalogue::sandboxes;
 use crate::vmm::VmmError;
 
 impl Owner {
@@ -16,7 +15,7 @@ impl Owner {
             return Err(Denied::Failed.into());
         }
         let before = self.cell.row().disk_limits;
-        self.store_disk_limits(limits).await?;
+        self.store_change(|row| row.disk_limits = limits).await?;
         let Some(live) = self.live.as_mut() else {
             return Ok(self.cell.view());
         };
@@ -24,20 +23,10 @@ impl Owner {
         match live.machine.limit_disk(of_both).await {
             Ok(()) => Ok(self.cell.view()),
             Err(error) => {
-                self.store_disk_limits(before).await?;
+                self.store_change(|row| row.disk_limits = before).await?;
                 Err(refusal(&error, state))
             }
         }
-    }
-
-    async fn store_disk_limits(&self, limits: DiskLimits) -> Result<(), ApiError> {
-        let mut row = self.cell.row();
-        row.disk_limits = limits;
-        let put = move |connection: &mut rusqlite::Connection| sandboxes::put(connection, &row);
-        let stored = self.host.catalogue.call(put).await;
-        stored.map_err(|error| ApiError::failed("catalogue_failed", &error))?;
-        self.cell.update(|row| row.disk_limits = limits);
-        Ok(())
     }
 }
 

@@ -322,24 +322,30 @@ impl Owner {
             return Err(Denied::Failed.into());
         }
         let before = self.cell.row().network;
-        self.store_network(policy.clone()).await?;
+        self.store_change(|row| row.network = policy.clone())
+            .await?;
         if self.live.is_some() {
             let slot = self.cell.row().slot;
             if let Err(error) = self.host.slots.set_policy(slot, policy).await {
-                self.store_network(before).await?;
+                self.store_change(|row| row.network = before.clone())
+                    .await?;
                 return Err(ApiError::failed("network_failed", &error));
             }
         }
         Ok(self.cell.view())
     }
 
-    async fn store_network(&self, policy: NetworkPolicy) -> Result<(), ApiError> {
+    /// Changes the row, stored first.
+    pub(super) async fn store_change(
+        &self,
+        change: impl Fn(&mut SandboxRow),
+    ) -> Result<(), ApiError> {
         let mut row = self.cell.row();
-        row.network = policy.clone();
+        change(&mut row);
         let put = move |connection: &mut rusqlite::Connection| sandboxes::put(connection, &row);
         let stored = self.host.catalogue.call(put).await;
         stored.map_err(|error| ApiError::failed("catalogue_failed", &error))?;
-        self.cell.update(|row| row.network = policy);
+        self.cell.update(change);
         Ok(())
     }
 
