@@ -281,6 +281,16 @@ pub(crate) fn wait_for_slots(instance: &str, expected: &[u32]) {
     });
 }
 
+/// Waits until these are the slots that wait, complete. A slot that is being built is among
+/// [`built_slots`] as soon as its namespace has a name.
+pub(crate) fn wait_until_ready(slots: &Slots, expected: &[u32]) {
+    super::wait_for(&format!("ready slots {expected:?}"), 50 * PATIENCE, || {
+        let waiting = slots.waiting(usize::MAX);
+        let waiting = waiting.iter().map(|slot| slot.index.0);
+        waiting.eq(expected.iter().copied()).then_some(())
+    });
+}
+
 /// Replaces the policy of a slot, from the host.
 pub(crate) fn set_policy(host: &Net, slots: &Slots, slot: &Slot, policy: NetworkPolicy) {
     let (slots, index) = (slots.clone(), slot.index);
