@@ -234,12 +234,31 @@ pub(crate) struct RestoreArgs {
         long,
         value_name = "PROGRAM",
         env = "THAW_FIRECRACKER",
-        required_unless_present = "cloud_hypervisor"
+        required_unless_present_any = ["cloud_hypervisor", "qemu"]
     )]
     pub(crate) firecracker: Option<PathBuf>,
     /// The Cloud Hypervisor to bring back, instead.
     #[arg(long, value_name = "PROGRAM")]
     pub(crate) cloud_hypervisor: Option<PathBuf>,
+    /// The QEMU to bring back, instead; it has no processes that wait.
+    #[arg(
+        long,
+        value_name = "PROGRAM",
+        num_args = 0..=1,
+        default_missing_value = "qemu-system-x86_64",
+        requires = "inputs"
+    )]
+    pub(crate) qemu: Option<PathBuf>,
+    /// QEMU's preload library; beside this binary by default.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) preload: Option<PathBuf>,
+    /// The directory of the kernel, initial RAM disk and root of a Linux guest with envd, as
+    /// `image-build inputs` makes it; the guest is a few instructions when absent.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) inputs: Option<PathBuf>,
+    /// In an emulated machine with Debian's kernel, whose KVM brings up stock guests.
+    #[arg(long, requires = "inputs", conflicts_with_all = ["json", "huge_pages", "qemu"])]
+    pub(crate) emulated: bool,
     /// The guest's memory is of huge pages (2 MiB); the host needs 128 of them.
     #[arg(long)]
     pub(crate) huge_pages: bool,

@@ -218,6 +218,10 @@ pub(crate) struct Restore {
     pub(crate) restores: u32,
     pub(crate) vmm: Vmm,
     pub(crate) huge_pages: bool,
+    /// What a Linux guest is made of; a hand-made one when absent.
+    pub(crate) inputs: Option<PathBuf>,
+    /// In an emulated machine.
+    pub(crate) emulated: bool,
 }
 
 /// What is brought back.
@@ -225,28 +229,45 @@ pub(crate) struct Restore {
 pub(crate) enum Vmm {
     Firecracker(PathBuf),
     CloudHypervisor(PathBuf),
+    Qemu { program: PathBuf, preload: PathBuf },
 }
 
 impl Restore {
     pub(crate) fn new(args: RestoreArgs) -> Result<Self> {
         ensure!(args.rounds > 0, "--rounds must be at least 1");
         ensure!(
-            (10..=10_000).contains(&args.restores),
-            "--restores must be 10 to 10000"
+            (1..=10_000).contains(&args.restores),
+            "--restores must be 1 to 10000"
         );
-        let vmm = match (args.cloud_hypervisor, args.firecracker) {
-            (Some(program), _) => Vmm::CloudHypervisor(program),
-            (None, Some(program)) => Vmm::Firecracker(program),
-            (None, None) => bail!("--firecracker or --cloud-hypervisor is needed"),
+        let vmm = match (args.qemu, args.cloud_hypervisor, args.firecracker) {
+            (Some(program), ..) => Vmm::Qemu {
+                program,
+                preload: args.preload.map_or_else(preload_beside_this, Ok)?,
+            },
+            (None, Some(program), _) => Vmm::CloudHypervisor(program),
+            (None, None, Some(program)) => Vmm::Firecracker(program),
+            (None, None, None) => bail!("--firecracker, --cloud-hypervisor or --qemu is needed"),
         };
+        let qemu = matches!(vmm, Vmm::Qemu { .. });
+        ensure!(
+            !qemu || args.inputs.is_some(),
+            "--qemu needs --inputs: its guest is a Linux"
+        );
         Ok(Self {
             json: args.json,
             rounds: args.rounds,
             restores: args.restores,
             vmm,
             huge_pages: args.huge_pages,
+            inputs: args.inputs,
+            emulated: args.emulated,
         })
     }
+}
+
+fn preload_beside_this() -> Result<PathBuf> {
+    let program = std::env::current_exe()?;
+    Ok(program.with_file_name("libuffd_preload.so"))
 }
 
 /// One `disks` run.

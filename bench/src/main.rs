@@ -30,6 +30,8 @@ mod placement;
 mod source;
 
 mod host;
+#[path = "../../appliance/tests/support/machine.rs"]
+mod machine;
 mod report;
 
 mod sys;

@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use serde_json::{Value, json};
@@ -32,6 +33,8 @@ pub struct QemuMachine {
     process: VmmProcess,
     qmp: Qmp,
     ram: File,
+    /// What it was waited for so far.
+    vmm_time: Duration,
 }
 
 impl QemuMachine {
@@ -76,6 +79,7 @@ impl QemuMachine {
         let fds = [ram.as_fd(), listener.as_fd()];
         let process = VmmProcess::start(&launch, &fds).await.map_err(failed)?;
         drop(listener);
+        let began = Instant::now();
         let greeting = async {
             let stream = UnixStream::connect(&socket).await?;
             Qmp::greet(stream).await
@@ -86,6 +90,7 @@ impl QemuMachine {
             process,
             qmp,
             ram,
+            vmm_time: began.elapsed(),
         };
         machine.configure_migration().await?;
         Ok(machine)
@@ -122,7 +127,10 @@ impl QemuMachine {
             let (result, ()) = tokio::join!(migration_end(&mut self.qmp), feeding);
             result
         };
-        finish(&name, "loading its state", &console, loading).await
+        let began = Instant::now();
+        let loaded = finish(&name, "loading its state", &console, loading).await;
+        self.vmm_time += began.elapsed();
+        loaded
     }
 
     /// Its RAM file, if that tells what is in it and what never was. One of huge pages has no holes
@@ -152,10 +160,11 @@ impl QemuMachine {
 
     async fn run(&mut self, command: &str, arguments: Value) -> Result<(), VmmError> {
         let console = self.process.console().clone();
+        let began = Instant::now();
         let executed = self.qmp.execute(command, arguments);
-        finish(&self.name, command, &console, executed)
-            .await
-            .map(|_| ())
+        let executed = finish(&self.name, command, &console, executed).await;
+        self.vmm_time += began.elapsed();
+        executed.map(|_| ())
     }
 }
 
@@ -227,6 +236,10 @@ impl Machine for QemuMachine {
 
     fn console(&self) -> Console {
         self.process.console().clone()
+    }
+
+    fn vmm_time(&self) -> Duration {
+        self.vmm_time
     }
 
     async fn kill(&mut self) {

@@ -9,13 +9,9 @@ use appliance::config::DiskBackend;
 
 use super::Subject;
 use crate::args::DisksInsideArgs;
-use crate::config;
 use crate::report::parts::{Bound, Part};
 use crate::workload::rounds::interleaved;
-
-#[path = "../../../../appliance/tests/support/machine.rs"]
-#[expect(dead_code, reason = "only the tests want more of a machine")]
-mod machine;
+use crate::{config, machine};
 
 /// Boot, and a few hundred clones.
 const LIMIT: Duration = Duration::from_secs(600);

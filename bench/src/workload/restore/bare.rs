@@ -1,6 +1,6 @@
 //! The same VMM brought back by a bare script: its namespaces are made beforehand, on a thread of
 //! its own; then one process, one socket, and the same calls, blocking. Here with Firecracker's
-//! calls; Cloud Hypervisor's are in `bare_cloud`.
+//! calls; the others' are in `bare_cloud` and `bare_qemu`.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -12,9 +12,20 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use appliance::network::address::TAP;
 use appliance::vmm::launch::DISK_PATH;
+use appliance::vmm::qemu::Qemu;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use serde_json::{Value, json};
+
+use super::guest::FIRST_WORD;
+
+/// What it says.
+pub(super) enum Calls {
+    Firecracker,
+    CloudHypervisor,
+    /// To this QEMU, put together in the same way.
+    Qemu(Qemu),
+}
 
 /// The script.
 pub(super) struct Bare {
@@ -44,6 +55,15 @@ impl Bare {
 
     pub(super) fn handoff(&self) -> PathBuf {
         self.dir.join("uffd.sock")
+    }
+
+    /// A process that waits for a guest. A QEMU would have to know which.
+    pub(super) fn ahead(&self, calls: &Calls) -> Result<Option<Process>> {
+        match calls {
+            Calls::Firecracker => self.start().map(Some),
+            Calls::CloudHypervisor => self.start_receiver().map(Some),
+            Calls::Qemu(_) => Ok(None),
+        }
     }
 
     /// A process whose API is open.
@@ -84,14 +104,19 @@ impl Process {
     /// Waits for the guest's first word.
     pub(super) fn answer(&mut self) -> Result<()> {
         let output = self.child.stdout.as_mut().context("It is piped")?;
-        output.read_exact(&mut [0])?;
+        let mut said = [0];
+        while said != *FIRST_WORD.as_bytes() {
+            output.read_exact(&mut said)?;
+        }
         Ok(())
     }
+}
 
-    pub(super) fn end(mut self) -> Result<()> {
-        self.child.kill()?;
-        self.child.wait()?;
-        Ok(())
+impl Drop for Process {
+    /// It has nothing to do after what was measured, or after a failure.
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 

@@ -42,7 +42,7 @@ impl Bare {
     ) -> Result<()> {
         let give = self.dir.join("give.sock");
         let _ = fs::remove_file(&give);
-        let Process { child, api } = process;
+        let (pid, api) = (process.child.id(), &mut process.api);
         let receive = json!({
             "receiver_url": format!("unix:{}", give.display()),
             "memory_mode": "Postcopy",
@@ -67,7 +67,7 @@ impl Bare {
             answer(&PageRequests {
                 connection: connection.into(),
                 memory: memory.into(),
-                pidfd: pidfd_open(child.id() as i32)?,
+                pidfd: pidfd_open(pid as i32)?,
                 regions: layout.regions(),
             })?;
             say(&mut peer, Say::State, &contents.state)?;

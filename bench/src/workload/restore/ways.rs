@@ -1,7 +1,9 @@
 //! The ways to bring the guest back, and what each restore took.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::Path;
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -9,13 +11,12 @@ use appliance::vmm::{Machine, PageRequests, Paging, Place, Restore, VmmError};
 use http_api::wire::NetworkPolicy;
 use tokio::sync::oneshot;
 
-use super::bare::Bare;
+use super::bare::{Bare, Calls};
+use super::guest::{Guest, ask};
 use super::serving::Serving;
-use super::{PATIENCE, POOLED_SLOT, Stage};
+use super::stage::Stage;
+use super::{PATIENCE, POOLED_SLOT};
 use crate::config::{self, Vmm};
-
-/// What the guest says first.
-const FIRST_WORD: &str = "o";
 
 /// What one restore took, from the request on.
 #[derive(Clone, Copy, Debug)]
@@ -24,7 +25,7 @@ pub(super) struct Took {
     pub(super) running: Duration,
     /// Of that, what the VMM was not waited for.
     pub(super) own: Duration,
-    /// Until the guest's first word.
+    /// Until the guest's first word, or envd's first answer.
     pub(super) answered: Duration,
 }
 
@@ -61,6 +62,10 @@ impl Way {
     pub(super) const fn is_ours(self) -> bool {
         matches!(self, Self::DriverWaiting | Self::Driver)
     }
+
+    pub(super) const fn waits(self) -> bool {
+        matches!(self, Self::DriverWaiting | Self::ScriptWaiting)
+    }
 }
 
 impl Stage {
@@ -77,12 +82,14 @@ impl Stage {
         let Self {
             runtime,
             driver,
-            shape,
+            guest,
             place,
+            address,
             state,
             serving,
             ..
         } = self;
+        guest.lay_disk(&place.disk)?;
         let (machine, took) = runtime.block_on(async {
             let started = Instant::now();
             let handoff = driver.handoff(place)?;
@@ -95,10 +102,10 @@ impl Stage {
                     run: true,
                     asks: Some(asks),
                 };
-                driver.restore(shape, place, restore)
+                driver.restore(&guest.shape, place, restore)
             };
             let machine = served(serving, requested, &handoff, restore).await?;
-            observed(machine, started).await
+            observed(machine, guest, *address, started).await
         })?;
         self.end(machine)?;
         Ok(took)
@@ -110,12 +117,14 @@ impl Stage {
             runtime,
             driver,
             ready,
-            shape,
+            guest,
             place,
             slots,
             state,
             serving,
+            ..
         } = self;
+        guest.lay_disk(&place.disk)?;
         let (machine, took) = runtime.block_on(async {
             let started = Instant::now();
             let slot = slots.take(POOLED_SLOT, NetworkPolicy::default()).await?;
@@ -138,10 +147,10 @@ impl Stage {
                     run: true,
                     asks: Some(asks),
                 };
-                claimed.prepared.restore(shape, &place, restore)
+                claimed.prepared.restore(&guest.shape, &place, restore)
             };
             let machine = served(serving, requested, &handoff, restore).await?;
-            let observed = observed(machine, started).await?;
+            let observed = observed(machine, guest, slot.address, started).await?;
             fs::remove_dir_all(&place.run_dir)?;
             anyhow::Ok(observed)
         })?;
@@ -175,51 +184,69 @@ impl Stage {
 
     /// On a thread of its own, whose namespaces end with it.
     fn by_script(&mut self, config: &config::Restore, waiting: bool) -> Result<Vec<Took>> {
-        let Self {
-            place,
-            state,
-            serving,
-            shape,
-            ..
-        } = self;
-        let memory = shape.memory();
-        let (Vmm::Firecracker(program) | Vmm::CloudHypervisor(program)) = &config.vmm;
-        let script = || {
+        let (Vmm::Firecracker(program) | Vmm::CloudHypervisor(program) | Vmm::Qemu { program, .. }) =
+            &config.vmm;
+        // A guest is reached from the host, in whose namespace the script's thread no longer is.
+        let (questions, asked) = mpsc::channel();
+        let (answered, answers) = mpsc::channel();
+        let address = self.address;
+        let asking = move || {
+            while asked.recv().is_ok() && answered.send(ask(address)).is_ok() {}
+        };
+        let script = move || {
+            let place = &self.place;
             let dir = place.run_dir.with_file_name("bare");
             let bare = Bare::on_this_thread(program, &dir, &place.namespace, &place.disk)?;
             let mut all = Vec::new();
             for _ in 0..config.restores {
-                let start = || match &config.vmm {
-                    Vmm::Firecracker(_) => bare.start(),
-                    Vmm::CloudHypervisor(_) => bare.start_receiver(),
+                self.guest.lay_disk(&place.disk)?;
+                let ahead = if waiting {
+                    bare.ahead(&self.calls)?
+                } else {
+                    None
                 };
-                let ahead = waiting.then(start).transpose()?;
                 let started = Instant::now();
-                if matches!(config.vmm, Vmm::Firecracker(_)) {
-                    serving.expect(&bare.handoff())?;
+                if !matches!(self.calls, Calls::CloudHypervisor) {
+                    self.serving.expect(&bare.handoff())?;
                 }
-                let mut process = ahead.map_or_else(start, Ok)?;
-                match &config.vmm {
-                    Vmm::Firecracker(_) => bare.load(&mut process, state)?,
-                    Vmm::CloudHypervisor(_) => {
-                        bare.give(&mut process, state, memory, |asks| serving.answer(asks))?;
+                let (state, shape, serving) = (&self.state, &self.guest.shape, &mut self.serving);
+                let mut process = match &self.calls {
+                    Calls::Firecracker => {
+                        let mut process = ahead.map_or_else(|| bare.start(), Ok)?;
+                        bare.load(&mut process, state)?;
+                        process
                     }
-                }
+                    Calls::CloudHypervisor => {
+                        let mut process = ahead.map_or_else(|| bare.start_receiver(), Ok)?;
+                        let size = shape.memory();
+                        bare.give(&mut process, state, size, |asks| serving.answer(asks))?;
+                        process
+                    }
+                    Calls::Qemu(qemu) => bare.bring_back(qemu, shape, place, state)?,
+                };
                 let running = started.elapsed();
-                process.answer()?;
+                if self.guest.is_linux() {
+                    questions.send(())?;
+                    answers.recv()??;
+                } else {
+                    process.answer()?;
+                }
                 all.push(Took {
                     running,
                     own: Duration::ZERO,
                     answered: started.elapsed(),
                 });
-                serving.attached()?;
-                process.end()?;
-                serving.detach()?;
+                self.serving.attached()?;
+                drop(process);
+                self.serving.detach()?;
             }
             Ok(all)
         };
-        std::thread::scope(|scope| scope.spawn(script).join())
-            .unwrap_or_else(|_| Err(anyhow!("The script's thread panicked")))
+        let ended = std::thread::scope(|scope| {
+            scope.spawn(asking);
+            scope.spawn(script).join()
+        });
+        ended.unwrap_or_else(|_| Err(anyhow!("The script's thread panicked")))
     }
 }
 
@@ -250,11 +277,15 @@ where
 }
 
 /// What it took until now, and what it takes until the guest has said something.
-async fn observed(machine: Box<dyn Machine>, started: Instant) -> Result<(Box<dyn Machine>, Took)> {
+async fn observed(
+    machine: Box<dyn Machine>,
+    guest: &Guest,
+    address: Ipv4Addr,
+    started: Instant,
+) -> Result<(Box<dyn Machine>, Took)> {
     let running = started.elapsed();
     let own = running.saturating_sub(machine.vmm_time());
-    let console = machine.console();
-    ensure!(console.wait_for(FIRST_WORD).await, "The guest says nothing");
+    guest.answered(machine.as_ref(), address).await?;
     let took = Took {
         running,
         own,
