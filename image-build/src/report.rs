@@ -16,6 +16,8 @@ pub(crate) struct Report {
     pub(crate) failed: Vec<String>,
     /// Reasons by name.
     pub(crate) skipped: BTreeMap<String, String>,
+    /// Names of tests that failed first and passed when they were run again: of those that passed.
+    pub(crate) flaky: Vec<String>,
 }
 
 impl Report {
@@ -24,6 +26,7 @@ impl Report {
         self.passed += other.passed;
         self.failed.extend(other.failed);
         self.skipped.extend(other.skipped);
+        self.flaky.extend(other.flaky);
     }
 
     /// The last line of `cargo verify`.
@@ -63,6 +66,9 @@ pub(crate) fn from_junit(xml: &str) -> Result<Report> {
                 .and_then(|node| node.text())
                 .unwrap_or_default();
             report.ended_well(&name, output);
+            if child("flakyFailure").is_some() || child("flakyError").is_some() {
+                report.flaky.push(name);
+            }
         }
     }
     Ok(report)
@@ -126,6 +132,9 @@ test a::good ... ok
             <system-out>skipped: a::bad: never mind, it failed</system-out>
         </testcase>
         <testcase name="quiet" classname="envd::daemon" time="0.1"/>
+        <testcase name="late" classname="envd::daemon" time="0.1">
+            <flakyFailure timestamp="x" time="0.2" message="panicked" type="test failure">not yet</flakyFailure>
+        </testcase>
     </testsuite>
     <testsuite name="guest">
         <testcase name="guest_boots" classname="image-build::guest" time="0.005">
@@ -141,11 +150,12 @@ test guest_boots ... ok
     #[test]
     fn junit_is_tallied_with_its_skips() {
         let report = from_junit(JUNIT).unwrap();
-        assert_eq!(report.passed, 2);
+        assert_eq!(report.passed, 3);
         assert_eq!(report.failed, ["envd a::bad"]);
+        assert_eq!(report.flaky, ["envd::daemon late"]);
         let reason = &report.skipped["image-build::guest guest_boots"];
         assert_eq!(reason, "no qemu-system-x86_64: install it");
-        assert_eq!(report.summary(), "2 passed, 1 failed, 1 skipped");
+        assert_eq!(report.summary(), "3 passed, 1 failed, 1 skipped");
         assert!(from_junit("<testsuites").is_err());
     }
 

@@ -52,6 +52,9 @@ pub(crate) fn run(workspace: &Workspace) -> Result<ExitCode> {
     check("docs", &mut docs, &mut report)?;
 
     println!();
+    for name in &report.flaky {
+        println!("flaky: {name}: failed, and passed when it was run again");
+    }
     for (name, reason) in &report.skipped {
         println!("skipped: {name}: {reason}");
     }
