@@ -42,7 +42,15 @@ fn guest_restores_are_measured_until_envd_answers() {
     let dir = tempfile::tempdir().unwrap();
     let json = dir.path().join("report.json");
     let output = Command::new(env!("CARGO_BIN_EXE_bench"))
-        .args(["restore", "--qemu", QEMU, "--rounds", "1", "--restores", "2"])
+        .args([
+            "restore",
+            "--qemu",
+            QEMU,
+            "--rounds",
+            "1",
+            "--restores",
+            "2",
+        ])
         .arg("--inputs")
         .arg(inputs)
         .arg("--preload")

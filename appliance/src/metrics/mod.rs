@@ -9,7 +9,7 @@ mod faults;
 use std::fmt::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http_api::ApiError;
 use http_api::wire::{HostInfo, HostStatus};
@@ -67,6 +67,37 @@ struct Operation {
     outcome: &'static str,
 }
 
+/// How far a restore has got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Milestone {
+    /// Its build was checked.
+    Checked,
+    /// It has claimed its slot, its disk and, where one waits, its VMM.
+    Claimed,
+    /// Its VMM has let the guest run.
+    Running,
+    /// `envd` has answered.
+    Answered,
+}
+
+impl EncodeLabelValue for Milestone {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        encoder.write_str(match self {
+            Self::Checked => "checked",
+            Self::Claimed => "claimed",
+            Self::Running => "running",
+            Self::Answered => "answered",
+        })
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Until {
+    until: Milestone,
+    /// `waiting` if it found a VMM that waited, `started` if it had to start one.
+    vmm: &'static str,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Waiting {
     /// `anybody` or `paused`.
@@ -83,6 +114,7 @@ struct State {
 pub struct Metrics {
     registry: Registry,
     operations: Family<Operation, Histogram>,
+    restores: Family<Until, Histogram>,
     sandboxes: Family<State, Gauge>,
     templates: Gauge,
     draining: Gauge,
@@ -112,9 +144,12 @@ impl Default for Metrics {
     fn default() -> Self {
         // From a request that touches nothing to a boot under emulation.
         let seconds = || Histogram::new(exponential_buckets(0.001, 2.0, 16));
+        // From the claim of what waits to a first answer under emulation.
+        let fine_seconds = || Histogram::new(exponential_buckets(0.0001, 2.0, 18));
         let mut metrics = Self {
             registry: Registry::with_prefix("thaw"),
             operations: Family::new_with_constructor(seconds),
+            restores: Family::new_with_constructor(fine_seconds),
             sandboxes: Family::default(),
             templates: Gauge::default(),
             draining: Gauge::default(),
@@ -147,6 +182,12 @@ impl Metrics {
             "How long operations took, by outcome",
             Unit::Seconds,
             self.operations.clone(),
+        );
+        r.register_with_unit(
+            "restore",
+            "How long restores took from their beginning until they had got so far",
+            Unit::Seconds,
+            self.restores.clone(),
         );
         let sandboxes = self.sandboxes.clone();
         r.register("sandboxes", "Sandboxes by state", sandboxes);
@@ -245,6 +286,20 @@ impl Metrics {
         let seconds = began.elapsed().as_secs_f64();
         self.operations.get_or_create(&labels).observe(seconds);
         done
+    }
+
+    /// Writes down how long a restore took until each.
+    pub fn restored(
+        &self,
+        was_waiting: bool,
+        took: impl IntoIterator<Item = (Milestone, Duration)>,
+    ) {
+        let vmm = if was_waiting { "waiting" } else { "started" };
+        for (until, took) in took {
+            let labels = Until { until, vmm };
+            let histogram = self.restores.get_or_create(&labels);
+            histogram.observe(took.as_secs_f64());
+        }
     }
 
     /// All of them as text, with what the host is like now. Source: OpenMetrics 1.0.
@@ -365,9 +420,23 @@ mod tests {
         assert!(!text.contains("state=\"running\""), "{text}");
     }
 
+    #[test]
+    fn restores_are_timed_until_each_milestone() {
+        let metrics = Metrics::default();
+        metrics.restored(true, [(Milestone::Claimed, Duration::from_micros(150))]);
+        let text = metrics.text(&host(&[]), Depth::default(), 0).unwrap();
+        for line in [
+            "thaw_restore_seconds_bucket{le=\"0.0001\",until=\"claimed\",vmm=\"waiting\"} 0",
+            "thaw_restore_seconds_bucket{le=\"0.0002\",until=\"claimed\",vmm=\"waiting\"} 1",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}:\n{text}");
+        }
+    }
+
     #[tokio::test]
     async fn the_dashboard_shows_what_there_is() {
         let metrics = Metrics::default();
+        metrics.restored(false, [(Milestone::Answered, Duration::ZERO)]);
         let _ = metrics.time(Timed::Create, async { Ok(()) }).await;
         let text = metrics
             .text(&host(&[("running", 1)]), Depth::default(), 0)

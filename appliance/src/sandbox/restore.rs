@@ -23,6 +23,7 @@ use crate::engines::{Ahead, Order, Wanted};
 use crate::guest::Guest;
 use crate::host::Host;
 use crate::integrity::{self, Checked};
+use crate::metrics::Milestone;
 use crate::vmm::{Driver, Machine, Paging, Restore};
 
 #[derive(Default)]
@@ -159,6 +160,16 @@ async fn try_restore(
     }
     let running_at = started.elapsed();
     introduce(host, row, &Guest::at(slot.address), machine.as_ref()).await?;
+    let answered_at = started.elapsed();
+    host.metrics.restored(
+        was_waiting,
+        [
+            (Milestone::Checked, checked_at),
+            (Milestone::Claimed, placed_at),
+            (Milestone::Running, running_at),
+            (Milestone::Answered, answered_at),
+        ],
+    );
     tracing::info!(
         sandbox_id = %row.id,
         build_id = %build,
@@ -169,7 +180,7 @@ async fn try_restore(
         placed_us = placed_at.as_micros() as u64,
         running_us = running_at.as_micros() as u64,
         vmm_us = machine.vmm_time().as_micros() as u64,
-        answered_us = started.elapsed().as_micros() as u64,
+        answered_us = answered_at.as_micros() as u64,
         "Restored"
     );
     Ok(())

@@ -489,6 +489,11 @@ fn guest_host_is_drained_and_says_what_happened_across_restarts() {
         resumed["execution_id"], first["execution_id"],
         "another run"
     );
+    let numbers = text(&api.get("/metrics").expect(200));
+    for until in ["checked", "claimed", "running", "answered"] {
+        let counted = format!("thaw_restore_seconds_count{{until=\"{until}\"");
+        assert!(numbers.contains(&counted), "{until}: {numbers}");
+    }
 
     // Stopped and started again: who was away is told what he missed.
     let last = api.events(2, 4);
