@@ -113,11 +113,9 @@ impl<S: FaultSource> Session<S> {
                 Some(InstallError::Retry) if done.bytes > 0 => {}
                 Some(InstallError::AlreadyPresent) => {
                     let page = PageIndex::new(at);
-                    let state = self.parts.states.get(page);
-                    if !state.is_installed() {
-                        self.parts
-                            .states
-                            .set(page, self.state_of_a_found_page(state));
+                    if !self.parts.states.get(page).is_installed() {
+                        let found = self.state_of_a_found_page();
+                        self.parts.states.set(page, found);
                     }
                     self.counters.already_present += 1;
                     self.wake(page);
@@ -150,6 +148,24 @@ impl<S: FaultSource> Session<S> {
             }
         }
         end
+    }
+
+    /// Installs zeros where something was, if it is there no more.
+    ///
+    /// Where writes are tracked, the table calls the page given back beforehand: were this engine to
+    /// die between the zeros and the table, their page would pass for one with the build's content,
+    /// and unwritten, and the guest would find that content there after its next pause.
+    pub(crate) fn zero_again(&mut self, demand: Demand, state: PageState) {
+        let (page, zeroed) = (demand.page, self.counters.pages_zeroed);
+        let may_pass = self.tracks() && state.is_installed();
+        if may_pass {
+            self.parts.states.set(page, PageState::Removed);
+        }
+        self.install(page.get(), page.get() + 1, None, Some(demand));
+        if may_pass && self.counters.pages_zeroed == zeroed {
+            // There it is, or can't be had now.
+            self.parts.states.set(page, state);
+        }
     }
 
     /// Records what an install achieved; returns the first page it did not reach.

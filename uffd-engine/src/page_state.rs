@@ -12,8 +12,9 @@
 //!
 //! Invariants: only the worker that owns the session writes; a state says *installed*
 //! (`Clean`, `Zero`, `Dirty`) only after the kernel confirmed it, so an engine that
-//! died between the two merely installs again. `Reading` in a table inherited from a
-//! dead engine means `Missing`.
+//! died between the two merely installs again; and where writes are tracked, it says
+//! `Removed` before zeros are installed where something else was, so that they never pass
+//! for that. `Reading` in a table inherited from a dead engine means `Missing`.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -7,6 +7,9 @@
 //! read yet, or a hole punched in shared memory, which sends no event) and reads as
 //! zero now. The kernel knows which: it refuses to install over a present page
 //! (`EEXIST`), and then waking the waiters is all there is to do.
+//!
+//! A page that was never installed has the build's content, though a hole was punched there: who
+//! gave it back and takes it again may find zeros or what it had left, and that is the build's.
 
 use snapshot_format::{Extent, Origin};
 

@@ -247,10 +247,7 @@ impl<S: FaultSource> Session<S> {
                 let run = self.window(extent, demand);
                 self.install(run.start, run.end, None, Some(demand));
             }
-            Resolution::Zero => {
-                let page = demand.page.get();
-                self.install(page, page + 1, None, Some(demand));
-            }
+            Resolution::Zero => self.zero_again(demand, state),
             Resolution::Fill(extent) => self.fill(extent, demand, reads),
         }
         if self.parts.tracking == Tracking::Events && kind == FaultKind::Write {

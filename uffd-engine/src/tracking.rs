@@ -112,9 +112,10 @@ impl<S: FaultSource> Session<S> {
     }
 
     /// What to call a page that the kernel says is there and the table says is not: its engine
-    /// died before it could say so, or it was installed again after it was given back.
-    pub(crate) fn state_of_a_found_page(&self, known: PageState) -> PageState {
-        if self.tracks() && known == PageState::Removed {
+    /// died before it could say so. The guest may have written it since, or it may be zero after
+    /// it was given back.
+    pub(crate) fn state_of_a_found_page(&self) -> PageState {
+        if self.tracks() {
             PageState::Dirty
         } else {
             PageState::Clean

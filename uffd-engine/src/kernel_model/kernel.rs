@@ -7,6 +7,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
+use std::rc::Rc;
 
 use super::PAGES;
 use crate::address::HostAddr;
@@ -45,6 +46,8 @@ pub(super) struct State {
     protected: BTreeSet<u64>,
     /// Whether a page was ever given back, completely.
     pub(super) removed: Vec<bool>,
+    /// Whether a page was given back that a dead engine had installed without saying so.
+    either: Vec<bool>,
     /// Threads that wait for a page, and whether they would write; several may wait for one.
     pub(super) waiting: Vec<(u64, bool)>,
     queue: VecDeque<Event>,
@@ -57,19 +60,27 @@ pub(super) struct State {
     pub(super) poisoned: Vec<u64>,
     /// The most events that the next read gets.
     pub(super) most_events: usize,
+    /// The engine dies with its next install, after the pages are there.
+    pub(super) deadly: bool,
     /// Where the build's content begins in our memory.
     source_base: u64,
 }
 
+/// Of all engines that serve its userfaultfd, one after the other.
+#[derive(Clone, Debug)]
+pub(super) struct Kernel(pub(super) Rc<RefCell<State>>);
+
+/// What unwinds from an engine that dies.
 #[derive(Debug)]
-pub(super) struct Kernel(pub(super) RefCell<State>);
+pub(super) struct Death;
 
 impl Kernel {
     pub(super) fn new(source_base: u64) -> Self {
-        Self(RefCell::new(State {
+        Self(Rc::new(RefCell::new(State {
             present: BTreeMap::new(),
             protected: BTreeSet::new(),
             removed: vec![false; PAGES as usize],
+            either: vec![false; PAGES as usize],
             waiting: Vec::new(),
             queue: VecDeque::new(),
             giving_back: Vec::new(),
@@ -78,8 +89,9 @@ impl Kernel {
             dead: false,
             poisoned: Vec::new(),
             most_events: usize::MAX,
+            deadly: false,
             source_base,
-        }))
+        })))
     }
 }
 
@@ -147,10 +159,33 @@ impl State {
         }
     }
 
-    /// Whether a page is in the middle of being given back, so that both contents are right.
+    /// A hole in the file behind shared memory: its pages go at once, and nobody is told. One that
+    /// the table calls installed is zero from now on; any other may have the build's content again.
+    pub(super) fn punch(&mut self, first: u64, end: u64, is_installed: impl Fn(u64) -> bool) {
+        for page in first..end {
+            if self.present.remove(&page).is_some() {
+                self.protected.remove(&page);
+                let known = is_installed(page);
+                self.removed[page as usize] |= known;
+                self.either[page as usize] |= !known;
+            }
+        }
+    }
+
+    /// Lets all go on that wait: whatever they wait for is asked for again.
+    pub(super) fn wake_all(&mut self) {
+        self.wake_range(0, PAGES);
+    }
+
+    /// Whether both contents are right, as in the middle of being given back.
     pub(super) fn in_between(&self, page: u64) -> bool {
         let covers = |call: &GivingBack| (call.first..call.end).contains(&page);
-        self.giving_back.iter().any(covers)
+        self.giving_back.iter().any(covers) || self.may_be_either(page)
+    }
+
+    /// Whether both contents stay right, after all calls.
+    pub(super) fn may_be_either(&self, page: u64) -> bool {
+        self.either[page as usize]
     }
 
     fn may_install(&mut self) -> Result<(), InstallError> {
@@ -169,6 +204,21 @@ impl State {
     }
 
     fn install(
+        &mut self,
+        dst: HostAddr,
+        len: u64,
+        protect: bool,
+        content: impl Fn(u64) -> Content,
+    ) -> Installed {
+        let installed = self.install_pages(dst, len, protect, content);
+        if self.deadly && installed.bytes > 0 {
+            self.deadly = false;
+            std::panic::resume_unwind(Box::new(Death));
+        }
+        installed
+    }
+
+    fn install_pages(
         &mut self,
         dst: HostAddr,
         len: u64,

@@ -2,14 +2,16 @@
 
 use std::collections::VecDeque;
 use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use snapshot_format::{PageCount, PageIndex};
 
 use super::PAGES;
-use super::kernel::{BASE, Content, Kernel, PAGE, check_content, is_zero};
+use super::kernel::{BASE, Content, Death, Kernel, PAGE, check_content, is_zero};
 use crate::page_state::{PageState, PageStates};
 use crate::region::{ClaimedRegion, RegionTable};
 use crate::session::{ReadRequest, Reads, Session, SessionParts};
@@ -24,6 +26,10 @@ pub(super) enum Step {
     Touch { page: u64, write: bool },
     /// The VMM calls `madvise`.
     GiveBack { page: u64, pages: u64 },
+    /// The VMM punches a hole.
+    Punch { page: u64, pages: u64 },
+    /// The engine dies at its next install, and has a successor.
+    Die,
     /// One such call gets a step further.
     FinishGivingBack { which: u16 },
     /// The session reads this many events.
@@ -66,6 +72,31 @@ impl Reads for Backing {
     }
 }
 
+/// What a session of this kernel's is made of.
+fn parts(
+    guest: Kernel,
+    states: &PageStates,
+    source: &Arc<PageSource>,
+    pidfd: OwnedFd,
+) -> SessionParts<Kernel> {
+    let claim = ClaimedRegion {
+        base: BASE,
+        size: PAGES * PAGE,
+        offset: 0,
+        page_size: PAGE,
+    };
+    let memory = PageCount::new(PAGES);
+    SessionParts {
+        guest,
+        pidfd,
+        handoff: None,
+        regions: RegionTable::new(&[claim], PAGE, memory).unwrap(),
+        states: states.share().unwrap(),
+        source: source.clone(),
+        tracking: Tracking::Off,
+    }
+}
+
 pub(super) struct Run {
     session: Session<Kernel>,
     source: Arc<PageSource>,
@@ -75,7 +106,9 @@ pub(super) struct Run {
     now: Instant,
     failed_reads: bool,
     tracks: bool,
-    _file: tempfile::NamedTempFile,
+    died: bool,
+    window: u64,
+    file: tempfile::NamedTempFile,
 }
 
 impl Run {
@@ -93,23 +126,9 @@ impl Run {
         let base = source.address(start, PAGES * PAGE).get();
         let memory = PageCount::new(PAGES);
         let states = PageStates::create(memory).unwrap();
-        let theirs = states.share().unwrap();
-        let claim = ClaimedRegion {
-            base: BASE,
-            size: PAGES * PAGE,
-            offset: 0,
-            page_size: PAGE,
-        };
-        let parts = SessionParts {
-            guest: Kernel::new(base),
-            // Any descriptor: only a worker looks at it.
-            pidfd: file.as_file().try_clone().unwrap().into(),
-            handoff: None,
-            regions: RegionTable::new(&[claim], PAGE, memory).unwrap(),
-            states: theirs,
-            source: source.clone(),
-            tracking: Tracking::Off,
-        };
+        // Any descriptor: only a worker looks at it.
+        let pidfd = file.as_file().try_clone().unwrap().into();
+        let parts = parts(Kernel::new(base), &states, &source, pidfd);
         Self {
             session: Session::new(parts, window),
             source,
@@ -123,7 +142,9 @@ impl Run {
             now: Instant::now(),
             failed_reads: false,
             tracks: false,
-            _file: file,
+            died: false,
+            window,
+            file,
         }
     }
 
@@ -136,6 +157,35 @@ impl Run {
     }
 
     pub(super) fn step(&mut self, step: Step) {
+        let done = std::panic::catch_unwind(AssertUnwindSafe(|| self.try_step(step)));
+        if let Err(payload) = done {
+            match payload.downcast::<Death>() {
+                Ok(_) => self.succeed(),
+                Err(payload) => std::panic::resume_unwind(payload),
+            }
+        }
+    }
+
+    /// Another engine takes over: it has the table and the userfaultfd, and no read, no parked
+    /// fault, and no event that was read.
+    fn succeed(&mut self) {
+        self.died = true;
+        // Nobody heard of what failed.
+        self.failed_reads = false;
+        let kernel = self.session.guest().clone();
+        self.states.forget_reads();
+        self.backing.reads.clear();
+        let pidfd = self.file.as_file().try_clone().unwrap().into();
+        let parts = parts(kernel, &self.states, &self.source, pidfd);
+        self.session = Session::new(parts, self.window);
+        if self.tracks {
+            self.session.parts.tracking = Tracking::Events;
+        }
+        self.events = EventBuffer::default();
+        self.session.guest().0.borrow_mut().wake_all();
+    }
+
+    fn try_step(&mut self, step: Step) {
         let kernel = &self.session.guest().0;
         match step {
             Step::Touch { page, write } => {
@@ -149,6 +199,13 @@ impl Run {
                 let end = (page + pages).min(PAGES);
                 kernel.borrow_mut().give_back(page, end);
             }
+            Step::Punch { page, pages } => {
+                let end = (page + pages).min(PAGES);
+                let states = &self.states;
+                let is_installed = |page| states.get(PageIndex::new(page)).is_installed();
+                kernel.borrow_mut().punch(page, end, is_installed);
+            }
+            Step::Die => kernel.borrow_mut().deadly = true,
             Step::FinishGivingBack { which } => {
                 let calls = kernel.borrow().giving_back.len();
                 if calls > 0 {
@@ -210,6 +267,7 @@ impl Run {
             let state = &mut *self.session.guest().0.borrow_mut();
             state.refusals = 0;
             state.short = None;
+            state.deadly = false;
         }
         self.backing.slots = true;
         for _ in 0..200 {
@@ -251,13 +309,21 @@ impl Run {
             let removed = state.removed[page as usize];
             assert_ne!(known, PageState::Reading, "page {page}");
             if let Some(content) = state.present.get(&page) {
-                check_content(page, *content, removed, false);
-                let differs = *content == Content::Written || (removed && !is_zero(page));
+                check_content(page, *content, removed, state.may_be_either(page));
+                let differs = match content {
+                    Content::Written => true,
+                    Content::Zero => !is_zero(page),
+                    Content::Build(_) => false,
+                };
+                let is_unwritten = matches!(known, PageState::Clean | PageState::Zero);
                 assert!(
-                    !self.tracks || !differs || known == PageState::Dirty,
+                    !self.tracks || !differs || !is_unwritten,
                     "page {page} is {content:?} and {known:?}"
                 );
-                assert!(known.is_installed(), "page {page} is there and {known:?}");
+                assert!(
+                    self.died || known.is_installed(),
+                    "page {page} is there and {known:?}"
+                );
             } else if removed {
                 assert_ne!(known, PageState::Missing, "page {page} was given back");
             }
