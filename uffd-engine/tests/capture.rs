@@ -3,136 +3,17 @@
 
 mod support;
 
-use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use nix::fcntl::{FallocateFlags, fallocate};
-use nix::sys::memfd::{MFdFlags, memfd_create};
-use snapshot_format::{Build, BuildId, MemoryWriter, PageCount, PageIndex, PageSize, PublishInfo};
-use support::{Guest, Host, PAGE, content, has_uffd, skip};
+use snapshot_format::{PageCount, PageIndex};
+use support::shared::{PAGES, Shared, ram, start, table, write_build};
+use support::{Host, PAGE, content, has_uffd};
 use uffd_engine::control::{Report, Request};
-use uffd_engine::dirty::{Capture, CaptureError, Captured};
+use uffd_engine::dirty::{Capture, CaptureError};
 use uffd_engine::dirty_set::{DirtySource, UnwrittenPages};
 use uffd_engine::memory_image::{MemoryImage, ProcessMemory};
 use uffd_engine::region::RegionTable;
-use uffd_engine::sys::uffd::{
-    FEATURE_EVENT_REMOVE, FEATURE_MISSING_SHMEM, FEATURE_WP_ASYNC, FEATURE_WP_SHARED, Uffd,
-};
-use uffd_engine::vmm_side::GuestMemory;
-use uffd_engine::{PageState, PageStates, Tracking};
-
-const PAGES: u64 = 512;
-
-struct Shared {
-    host: Host,
-    guest: Guest,
-    ram: File,
-    states: PageStates,
-}
-
-fn ram() -> File {
-    let ram = File::from(memfd_create(c"ram", MFdFlags::MFD_CLOEXEC).unwrap());
-    ram.set_len(PAGES * PAGE).unwrap();
-    ram
-}
-
-/// A guest on a shared file whose writes the kernel remembers; `None` where it can't.
-fn start(test: &str) -> Option<Shared> {
-    if !has_uffd(test) {
-        return None;
-    }
-    let features =
-        FEATURE_EVENT_REMOVE | FEATURE_MISSING_SHMEM | FEATURE_WP_ASYNC | FEATURE_WP_SHARED;
-    let uffd = match Uffd::create(features) {
-        Ok(uffd) => uffd,
-        Err(error) => {
-            skip(test, &format!("no asynchronous write-protection: {error}"));
-            return None;
-        }
-    };
-    let mut host = Host::start(PAGES);
-    let (ram, states) = (ram(), table());
-    let memory = GuestMemory::shared(&ram, PAGES * PAGE).unwrap();
-    let guest = host.attach_uffd("s1", &states, memory, &uffd);
-    let tracking = Tracking::Kernel;
-    let track = |request| Request::Track {
-        request,
-        session: "s1".to_owned(),
-        tracking,
-    };
-    let (report, _) = host.ask(track);
-    assert!(matches!(report, Report::Stats { .. }), "{report:?}");
-    Some(Shared {
-        host,
-        guest,
-        ram,
-        states,
-    })
-}
-
-fn table() -> PageStates {
-    PageStates::create(PageCount::new(PAGES)).unwrap()
-}
-
-impl Shared {
-    fn unwritten(&self) -> UnwrittenPages {
-        let region = self.guest.memory.as_region();
-        let regions = RegionTable::new(&[region], PAGE, PageCount::new(PAGES)).unwrap();
-        let pid = std::process::id() as i32;
-        UnwrittenPages::of_pagemap(pid, &regions, PageCount::new(PAGES)).unwrap()
-    }
-
-    /// Captures into a build of its own.
-    fn capture(
-        &self,
-        unwritten: Option<&UnwrittenPages>,
-        check: bool,
-    ) -> Result<(Captured, Build), CaptureError> {
-        let parent = self.host.store.open(&self.host.build).unwrap();
-        let memory = MemoryImage::File(self.ram.try_clone().unwrap());
-        let capture = Capture {
-            memory: &memory,
-            pages: PageCount::new(PAGES),
-            page_bytes: PAGE,
-            states: Some(&self.states),
-            unwritten,
-            check: check.then_some(&parent),
-        };
-        write_build(&self.host, |writer| capture.write(writer))
-    }
-
-    /// That a build is what the guest sees: all of it is read through the guest's mapping.
-    fn assert_is_the_memory(&self, build: &Build) {
-        let mut bytes = vec![0; PAGE as usize];
-        for page in 0..PAGES {
-            build.read_page(PageIndex::new(page), &mut bytes).unwrap();
-            for (index, word) in bytes.as_chunks::<8>().0.iter().enumerate() {
-                let ours = self.guest.memory.read(page * PAGE + index as u64 * 8);
-                assert_eq!(u64::from_le_bytes(*word), ours, "page {page}, word {index}");
-            }
-        }
-    }
-}
-
-fn write_build<T, E>(
-    host: &Host,
-    write: impl FnOnce(&mut MemoryWriter) -> Result<T, E>,
-) -> Result<(T, Build), E> {
-    let parent = host.store.open(&host.build).unwrap();
-    let number = host.store.list().unwrap().len() as u128;
-    let id = BuildId::from_bytes((number << 64).to_le_bytes());
-    let mut staging = host.store.stage(id).unwrap();
-    let pages = PageCount::new(PAGES);
-    let mut writer = staging
-        .memory_writer(Some(&parent), PageSize::Size4K, pages)
-        .unwrap();
-    let value = write(&mut writer)?;
-    writer.finish().unwrap();
-    std::fs::write(staging.file_path("vmstate"), b"state").unwrap();
-    staging.add_file("vmstate").unwrap();
-    staging.publish(PublishInfo::default()).unwrap();
-    Ok((value, host.store.open(&id).unwrap()))
-}
+use uffd_engine::{PageState, Tracking};
 
 /// Reads four pages of five; writes some of them, and some that it has not read.
 fn work(shared: &Shared) -> u64 {
@@ -146,21 +27,13 @@ fn work(shared: &Shared) -> u64 {
     written.len() as u64
 }
 
-/// As QEMU gives memory back: a hole in the file, and an event for the engine.
-fn give_back(shared: &Shared, page: u64, pages: u64) {
-    let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-    let (at, len) = (page * PAGE, pages * PAGE);
-    fallocate(&shared.ram, punch, at as i64, len as i64).unwrap();
-    shared.guest.memory.give_back(at, len).unwrap();
-}
-
 #[test]
 fn only_written_pages_are_read_and_the_build_is_the_memory() {
     let Some(mut shared) = start("only_written_pages_are_read_and_the_build_is_the_memory") else {
         return;
     };
     let written = work(&shared);
-    give_back(&shared, 200, 8);
+    shared.give_back(200, 8);
     shared.host.stats("s1");
     let unwritten = shared.unwritten();
     let (captured, build) = shared.capture(Some(&unwritten), true).unwrap();

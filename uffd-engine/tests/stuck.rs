@@ -3,6 +3,7 @@
 mod support;
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -15,11 +16,13 @@ use fuser::{
     Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
     LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEntry, ReplyOpen, Request as FuseRequest,
 };
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use snapshot_format::PageCount;
+use support::shared::punch;
 use support::{Host, PAGE, evict, has_uffd, skip};
 use uffd_engine::PageStates;
 use uffd_engine::control::{Report, Request};
-use uffd_engine::sys::uffd::{FEATURE_EVENT_REMOVE, Uffd};
+use uffd_engine::sys::uffd::{FEATURE_EVENT_REMOVE, FEATURE_MISSING_SHMEM, Uffd};
 use uffd_engine::vmm_side::{self, GuestMemory};
 
 /// Pages of the memory file that nobody serves, and threads that wait for one each: more than a
@@ -123,6 +126,14 @@ impl Filesystem for StuckFile {
 
 /// Has a session serve the stuck file.
 fn attach_file(host: &mut Host, file: &Path) -> (GuestMemory, Uffd, UnixStream) {
+    let memory = GuestMemory::anonymous(STUCK_PAGES * PAGE).unwrap();
+    let uffd = Uffd::create(FEATURE_EVENT_REMOVE).unwrap();
+    let connection = attach_memory(host, file, &memory, &uffd);
+    (memory, uffd, connection)
+}
+
+/// The same for memory of the caller's.
+fn attach_memory(host: &mut Host, file: &Path, memory: &GuestMemory, uffd: &Uffd) -> UnixStream {
     let states = PageStates::create(PageCount::new(STUCK_PAGES)).unwrap();
     let make = |request| Request::ExpectFile {
         request,
@@ -131,13 +142,11 @@ fn attach_file(host: &mut Host, file: &Path) -> (GuestMemory, Uffd, UnixStream) 
         deadline_ms: 5000,
     };
     let socket = host.expect_by("stuck", &states, make);
-    let memory = GuestMemory::anonymous(STUCK_PAGES * PAGE).unwrap();
-    let uffd = Uffd::create(FEATURE_EVENT_REMOVE).unwrap();
-    memory.register(&uffd).unwrap();
-    let connection = vmm_side::hand_off(&socket, &uffd, &[memory.as_region()]).unwrap();
+    memory.register(uffd).unwrap();
+    let connection = vmm_side::hand_off(&socket, uffd, &[memory.as_region()]).unwrap();
     let (report, _) = host.report();
     assert!(matches!(report, Report::Attached { .. }), "{report:?}");
-    (memory, uffd, connection)
+    connection
 }
 
 #[test]
@@ -185,6 +194,61 @@ fn a_source_that_is_stuck_stalls_no_other_session() {
         "nothing came from the disk: {stats:?}"
     );
     assert!(host.stats("stuck").pages_read >= WAITING);
+    drop(host);
+    stuck.unmount();
+}
+
+/// A guest's threads wait for pages that are being read, and its VMM gives them back meanwhile, as
+/// QEMU does; of some, the engine never hears.
+#[test]
+fn pages_given_back_while_they_are_read_are_zero_or_what_was_read() {
+    const NAME: &str = "pages_given_back_while_they_are_read_are_zero_or_what_was_read";
+    if !has_uffd(NAME) {
+        return;
+    }
+    let Some(stuck) = Mounted::new(NAME, true) else {
+        return;
+    };
+    let mut host = Host::start(PAGES);
+    let ram = File::from(memfd_create(c"ram", MFdFlags::MFD_CLOEXEC).unwrap());
+    ram.set_len(STUCK_PAGES * PAGE).unwrap();
+    let memory = GuestMemory::shared(&ram, STUCK_PAGES * PAGE).unwrap();
+    let uffd = Uffd::create(FEATURE_EVENT_REMOVE | FEATURE_MISSING_SHMEM).unwrap();
+    let _connection = attach_memory(&mut host, &stuck.file(), &memory, &uffd);
+    // Far from each other, so that each is a read of its own.
+    let (told, untold) = (100, 2000);
+    std::thread::scope(|scope| {
+        let memory = &memory;
+        let read = |page: u64| {
+            let thread = scope.spawn(move || memory.read(page * PAGE));
+            stuck
+                .asked
+                .recv_timeout(Duration::from_secs(30))
+                .expect("the stuck file was never read");
+            thread
+        };
+        let (told_reader, untold_reader) = (read(told), read(untold));
+        punch(&ram, untold, 1);
+        punch(&ram, told, 1);
+        memory.give_back(told * PAGE, PAGE).unwrap();
+        // Its event was read; an answer comes after it was heeded.
+        assert_eq!(host.stats("stuck").removes, 1);
+        stuck.let_go.store(true, Ordering::Release);
+        assert_eq!(told_reader.join().unwrap(), 0);
+        // It was never there: what it would have been is what it is.
+        assert_eq!(untold_reader.join().unwrap(), untold + 1);
+    });
+    // From now on they are pages like any other.
+    memory.write(told * PAGE + 8, 5);
+    assert_eq!(memory.read(told * PAGE + 8), 5);
+    punch(&ram, told, 1);
+    punch(&ram, untold, 1);
+    for page in [told, untold] {
+        assert_eq!(memory.read(page * PAGE), 0, "page {page}");
+        assert_eq!(memory.read(page * PAGE + 8), 0, "page {page}");
+    }
+    let stats = host.stats("stuck");
+    assert_eq!((stats.poisoned, stats.pages_zeroed), (0, 3), "{stats:?}");
     drop(host);
     stuck.unmount();
 }

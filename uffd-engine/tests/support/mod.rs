@@ -5,6 +5,8 @@
     reason = "each test binary uses its own part"
 )]
 
+pub mod shared;
+
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
