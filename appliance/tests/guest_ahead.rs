@@ -135,7 +135,7 @@ fn guest_is_loaded_behind_its_faults_and_a_pause_ends_that() {
     let paused = api.pause("one").expect(200);
     daemon.stop();
 
-    // To its end: all that the build doesn't call zero.
+    // To its end: all that the build doesn't call zero, but what the guest gives back meanwhile.
     let stored = stored_pages(&place, &paused["build"]);
     assert!(stored > 4096, "{stored}");
     place.reconfigure(&[("load_mib_per_s = 4\n", "load_mib_per_s = 4000\n")]);
@@ -143,7 +143,7 @@ fn guest_is_loaded_behind_its_faults_and_a_pause_ends_that() {
     let api = &daemon.api;
     api.resume("one").expect(200);
     wait_for("all is loaded", PATIENCE, || {
-        (memory(api, "one", "resident_pages") >= stored).then_some(())
+        (memory(api, "one", "resident_pages") >= stored * 3 / 4).then_some(())
     });
     work.check(api, "one");
     api.destroy("one");

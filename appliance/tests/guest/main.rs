@@ -1,5 +1,6 @@
 //! A daemon and real guests, seen from outside: what HTTP says, what runs, what is on disk.
 
+mod balloon;
 mod confined;
 mod damage;
 mod elsewhere;
@@ -237,9 +238,10 @@ fn memory_was_faulted_in_lazily(daemon: &Daemon) {
     assert_eq!(number("guest_pages"), (guest_mb() << 8) as f64);
     assert_eq!(number("page_bytes"), 4096.0);
     assert!(number("faults") > 0.0, "{memory}");
-    // Twice for a page at the most: before Linux 6.7, its first write is a fault as well.
+    // Twice for a page at the most, because before Linux 6.7 its first write is a fault as well; but
+    // the guest may have given some back, and asked for them again.
     assert!(
-        2.0 * number("resident_pages") >= number("faults"),
+        4.0 * number("resident_pages") >= number("faults"),
         "{memory}"
     );
     // The data alone is 4096 pages that nobody has asked for since, unless the VMM asks for all.

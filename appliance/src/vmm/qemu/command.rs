@@ -115,6 +115,23 @@ pub fn throttle(limits: DiskLimits) -> Value {
     })
 }
 
+/// The device by which a guest says which memory it has freed, in blocks of megabytes. QEMU punches
+/// them out of the RAM file, and then drops its mapping of them: the event by which an engine hears
+/// of it, and on which all of QEMU but the vCPUs waits. A guest that expects to find anything but
+/// zeros there says so, and QEMU leaves its memory alone.
+///
+/// Huge pages are kept: their mapping holds a right to each, and a hole gives that back with the
+/// page. The host's pool may be empty when the guest touches it again, which ends its VMM, however
+/// many pages it was promised.
+///
+/// Source: `virtio_balloon_handle_report` in `hw/virtio/virtio-balloon.c` and
+/// `ram_block_discard_range` in `softmmu/physmem.c` of QEMU 7.2; `hugetlb_unreserve_pages` in
+/// `mm/hugetlb.c` of the kernel.
+fn balloon(shape: &GuestShape) -> String {
+    let reports = if shape.huge_pages { "off" } else { "on" };
+    format!("virtio-balloon-pci,deflate-on-oom=on,free-page-reporting={reports}")
+}
+
 /// The launch of one QEMU.
 #[must_use]
 pub fn launch(
@@ -177,6 +194,7 @@ pub fn launch(
         "-device",
         &format!("virtio-net-pci,romfile=,netdev=net,mac={GUEST_MAC}"),
     ]);
+    add(&["-device", &balloon(shape)]);
     let mut env = BTreeMap::new();
     let mut mounts = vec![
         Mount::at(DIR_PATH, &super::dir(place)),
@@ -295,6 +313,25 @@ mod tests {
         assert_eq!(throttle(DiskLimits::default())["bps"], 0);
         let unlimited = with_disk_limits(start(), DiskLimits::default());
         assert_eq!(unlimited.args, start().args);
+    }
+
+    #[test]
+    fn what_a_guest_frees_is_reported_unless_its_pages_are_huge() {
+        let line = |huge_pages| {
+            let shape = GuestShape {
+                huge_pages,
+                ..shape()
+            };
+            let qemu = Path::new("q");
+            launch(qemu, Accelerator::Tcg, &shape, &place(), Start::Boot).args
+        };
+        let small = line(false);
+        let device = "virtio-balloon-pci,deflate-on-oom=on,free-page-reporting=on";
+        // Behind the others, which stay at the addresses that they have without it.
+        assert_eq!(small[small.len() - 2..], ["-device", device]);
+        let huge = line(true).join(" ");
+        assert!(huge.contains("virtio-balloon-pci"), "{huge}");
+        assert!(huge.ends_with("free-page-reporting=off"), "{huge}");
     }
 
     #[test]

@@ -93,9 +93,43 @@ impl Driver for Qemu {
     }
 }
 
+/// What its guests have that those of older builds don't: a state with it is read by no machine
+/// without it, nor the other way round.
+const DEVICES: &str = "balloon";
+
 /// QEMU's machine types change with its minor versions: a state is read by no other.
 fn state_format(version: &str) -> String {
     let mut parts = version.split('.');
     let mut part = || parts.next().unwrap_or("0");
-    format!("{}.{}", part(), part())
+    format!("{}.{}+{DEVICES}", part(), part())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vmm::compatibility::{Fit, MadeBy, fit};
+
+    #[test]
+    fn a_state_of_a_machine_without_a_balloon_is_not_read() {
+        let here = VmmInfo {
+            name: "qemu".into(),
+            version: "7.2.22".into(),
+            accelerator: "tcg".into(),
+            reason: String::new(),
+        };
+        let made = |version: &str, format: &str| {
+            MadeBy::from([
+                ("name".to_owned(), "qemu".to_owned()),
+                ("version".to_owned(), version.to_owned()),
+                ("state_format".to_owned(), format.to_owned()),
+            ])
+        };
+        let format = state_format(&here.version);
+        assert_eq!(format, "7.2+balloon");
+        assert_eq!(fit(&made("7.2.22", "7.2"), &here, &format), Fit::None);
+        assert_eq!(fit(&made("7.2.22", &format), &here, &format), Fit::Same);
+        assert_eq!(fit(&made("7.2.9", &format), &here, &format), Fit::Readable);
+        let newer = state_format("8.0.2");
+        assert_eq!(fit(&made("8.0.2", &newer), &here, &format), Fit::None);
+    }
 }
