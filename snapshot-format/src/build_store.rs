@@ -16,13 +16,13 @@ use std::sync::Arc;
 use crate::build::Build;
 use crate::build_id::BuildId;
 use crate::error::FormatError;
-use crate::manifest::file_name;
 use crate::staging::Staging;
 use crate::storage::{DiskStorage, Storage};
 
 const STAGING_PREFIX: &str = ".staging-";
 const TRASH_PREFIX: &str = ".trash-";
 const MERGE_PREFIX: &str = ".merge-";
+const WORKING_SET_PREFIX: &str = ".working-set-";
 
 /// A directory of builds. Clones share the storage.
 #[derive(Clone, Debug)]
@@ -193,10 +193,9 @@ impl BuildStore {
         self.root.join(format!("{STAGING_PREFIX}{id}"))
     }
 
-    /// Where a working set is written before it is renamed into its build. Only directories
-    /// count in a store, so one that a crash left does no harm; the next recording replaces it.
+    /// Where a working set is written before it is renamed into its build.
     pub(crate) fn working_set_temporary(&self, id: &BuildId) -> PathBuf {
-        self.root.join(format!(".{}-{id}", file_name::WORKING_SET))
+        self.root.join(format!("{WORKING_SET_PREFIX}{id}"))
     }
 
     pub(crate) fn merge_dir(&self, id: &BuildId) -> PathBuf {
@@ -217,7 +216,25 @@ impl BuildStore {
         if !leftovers.is_empty() {
             self.sync_root()?;
         }
+        self.remove_unfinished_working_sets()?;
         Ok(leftovers)
+    }
+
+    /// They are advice: that one is lost, or comes back after a crash of the host, does no harm.
+    fn remove_unfinished_working_sets(&self) -> Result<(), FormatError> {
+        let listing = || FormatError::io("Listing", &self.root);
+        for entry in fs::read_dir(&self.root).map_err(listing())? {
+            let entry = entry.map_err(listing())?;
+            let name = entry.file_name();
+            let id = name
+                .to_str()
+                .and_then(|name| name.strip_prefix(WORKING_SET_PREFIX));
+            if id.is_some_and(|id| id.parse::<BuildId>().is_ok()) {
+                let path = entry.path();
+                fs::remove_file(&path).map_err(FormatError::io("Removing", &path))?;
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn storage(&self) -> &Arc<dyn Storage> {

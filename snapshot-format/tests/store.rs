@@ -123,9 +123,16 @@ fn remove_staging_clears_leftovers_and_nothing_else() {
         fs::write(store.root().join(name).join("x"), "x").unwrap();
     }
     fs::create_dir(store.root().join("lost+found")).unwrap();
+    // A working set that was being written, and a file of somebody's.
+    let half = store.root().join(format!(".working-set-{}", id(1)));
+    for file in [&half, &store.root().join(".working-set-notes")] {
+        fs::write(file, "x").unwrap();
+    }
     assert_eq!(store.remove_staging().unwrap().len(), 2);
     assert_eq!(store.list().unwrap(), [id(1), id(2)]);
     assert!(store.root().join("lost+found").exists());
+    assert!(!half.exists());
+    assert!(store.root().join(".working-set-notes").exists());
 }
 
 #[test]
