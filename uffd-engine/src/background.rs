@@ -74,12 +74,23 @@ impl Background {
         }
     }
 
+    /// Whether a replay goes on.
+    pub(crate) fn replays(&self) -> bool {
+        self.replay.as_ref().is_some_and(|replay| !replay.is_over())
+    }
+
+    /// Its reads are lost, and its place in the queue.
+    pub(crate) fn forget_reads(&mut self, now: Instant) {
+        self.reads_ahead = 0;
+        self.queued = false;
+        self.due = Some(now);
+    }
+
     /// Whether there is nothing to do, now or later.
     pub(crate) fn is_idle(&self) -> bool {
-        let replays = self.replay.as_ref().is_some_and(|replay| !replay.is_over());
         self.recording.is_none()
             && self.loader.is_none()
-            && !replays
+            && !self.replays()
             && !self.queued
             && self.reads_ahead == 0
             && self.due.is_none()

@@ -8,10 +8,15 @@
 //!     │ ◀─────── Failed | Ended                │   at any time after
 //!     │ Stats ──▶  ◀── Stats                   │
 //!     │ Detach ──▶ ◀── Detached {stats}        │   after the VMM's end
+//!
+//!   the next daemon                          the same engine, whose daemon has died
+//!     │ Surrender ──────────────────────────▶  │   serves nobody any more
+//!     │ ◀── Surrendered + its descriptors      │   one for each session that has memory
+//!     │ ◀── SurrenderedAll                     │   ends; if that can't be sent, serves on
 //! ```
 //!
-//! A successor engine gets `Adopt` with what the daemon kept. Every request has a
-//! number; exactly one reply carries it.
+//! A successor engine gets `Adopt` (or `ServePages`) with what the daemon kept, or with what was
+//! surrendered. Every request has a number; exactly one reply carries it.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -89,6 +94,9 @@ pub enum Request {
         /// The guest's memory, with guest addresses for host addresses; in the memfd as in the
         /// snapshot.
         regions: Vec<ClaimedRegion>,
+        /// An engine served it before and surrendered it, which it does with no answer half sent.
+        #[serde(default)]
+        surrendered: bool,
     },
     /// Stop serving and close everything of a session.
     Detach {
@@ -159,6 +167,13 @@ pub enum Request {
         /// Which session.
         session: String,
     },
+    /// Stop serving, hand everything of all sessions that have memory over for a successor, and end the
+    /// process. Answered with `SurrenderedAll`, behind one `Surrendered` for each. Sessions whose
+    /// VMM has not come, and those of plain files, are given up. Of a recording nothing is left.
+    Surrender {
+        /// Number of this request.
+        request: u64,
+    },
     /// End the process.
     Shutdown,
 }
@@ -180,9 +195,19 @@ impl Request {
             | Self::Replay { session, .. }
             | Self::Load { session, .. }
             | Self::Halt { session, .. } => Some(session),
-            Self::Shutdown => None,
+            Self::Surrender { .. } | Self::Shutdown => None,
         }
     }
+}
+
+/// Which request goes on with a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Succession {
+    /// [`Request::Adopt`]
+    Adopt,
+    /// [`Request::ServePages`]
+    ServePages,
 }
 
 /// What an engine tells its daemon.
@@ -239,6 +264,33 @@ pub enum Report {
         /// Its last counters.
         stats: SessionStats,
     },
+    /// A session that this engine serves no more. Descriptors: those of the request that goes on
+    /// with it, in that request's order.
+    Surrendered {
+        /// Which session.
+        session: String,
+        /// The directory of builds.
+        store: PathBuf,
+        /// The build whose memory is restored.
+        build: BuildId,
+        /// Which request goes on with it.
+        succession: Succession,
+        /// The guest's memory, as that request names it.
+        regions: Vec<ClaimedRegion>,
+        /// Who notices the guest's writes.
+        tracking: Tracking,
+        /// Whether a working set is being replayed.
+        replays: bool,
+        /// How fast all memory is being loaded, if it is.
+        load_bytes_per_second: Option<u64>,
+    },
+    /// All sessions were surrendered; the process ends.
+    SurrenderedAll {
+        /// The request this answers.
+        request: u64,
+        /// How many there were.
+        sessions: u64,
+    },
     /// Some of the guest's memory can't be served any more.
     Failed {
         /// Which session.
@@ -290,4 +342,41 @@ pub fn receive<T: for<'de> Deserialize<'de>>(
     let message = serde_json::from_slice(&buffer[..received.len])
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
     Ok(Some((message, received.fds)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::region::MAX_REGIONS;
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+
+    #[test]
+    fn the_largest_session_fits_one_packet() {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let (ours, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap();
+        let region = ClaimedRegion {
+            base: u64::MAX,
+            size: u64::MAX,
+            offset: u64::MAX,
+            page_size: u64::MAX,
+        };
+        let report = Report::Surrendered {
+            session: "s".repeat(255),
+            store: "/long".repeat(800).into(),
+            build: BuildId::from_bytes([9; 16]),
+            succession: Succession::ServePages,
+            regions: vec![region; MAX_REGIONS],
+            tracking: Tracking::Kernel,
+            replays: true,
+            load_bytes_per_second: Some(u64::MAX),
+        };
+        let fds = [ours.as_fd(); 4];
+        send(ours.as_fd(), &report, &fds).unwrap();
+        let (received, fds) = receive::<Report>(theirs.as_fd()).unwrap().unwrap();
+        let Report::Surrendered { regions, .. } = received else {
+            panic!("{received:?}")
+        };
+        assert_eq!((regions.len(), fds.len()), (MAX_REGIONS, 4));
+    }
 }

@@ -21,7 +21,7 @@ const MAX_LOOK: u64 = 4096;
 #[derive(Debug)]
 pub(crate) struct Loader {
     cursor: u64,
-    bytes_per_second: u64,
+    pub(crate) bytes_per_second: u64,
     /// Not before this.
     due: Instant,
     pub(crate) pages: u64,

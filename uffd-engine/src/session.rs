@@ -80,6 +80,16 @@ pub(crate) struct SessionParts<S = Guest> {
     pub(crate) tracking: Tracking,
 }
 
+impl<S: FaultSource> SessionParts<S> {
+    /// Has every fault reported again that waits for an answer.
+    pub(crate) fn wake_all(&self) {
+        for region in self.regions.regions() {
+            let bytes = region.pages.get() * self.regions.page_bytes();
+            let _ = self.guest.wake(region.base, bytes);
+        }
+    }
+}
+
 /// One sandbox attached to a worker.
 pub(crate) struct Session<S = Guest> {
     pub(crate) parts: SessionParts<S>,
@@ -195,6 +205,13 @@ impl<S: FaultSource> Session<S> {
             self.fail(format!("Answering page requests failed: {error}"));
             Settled::Over
         })
+    }
+
+    /// Goes on although everything that was under way for it is lost.
+    pub(crate) fn start_over(&mut self) {
+        self.parts.states.forget_reads();
+        self.background.forget_reads(Instant::now());
+        self.parts.wake_all();
     }
 
     /// When its events were read last.

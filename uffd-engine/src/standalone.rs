@@ -222,7 +222,12 @@ impl Standalone {
                     .remove(&number)
                     .map(|_| Happening::Ended { number, stats })
             }
-            Report::Stats { .. } | Report::Recorded { .. } | Report::Loaded { .. } => None,
+            // Nobody asks for a surrender here.
+            Report::Stats { .. }
+            | Report::Recorded { .. }
+            | Report::Loaded { .. }
+            | Report::Surrendered { .. }
+            | Report::SurrenderedAll { .. } => None,
         })
     }
 

@@ -296,6 +296,7 @@ fn huge_pages_that_a_vmm_asks_for_are_in_its_file_and_stay_as_its_guest_has_them
             base: 0,
             ..memory.as_region()
         }],
+        surrendered: false,
     };
     let fds = [theirs.as_fd(), file.as_fd(), pidfd.as_fd(), states.as_fd()];
     control::send(host.control.as_fd(), &request, &fds).unwrap();

@@ -306,6 +306,60 @@ fn a_file_that_is_not_opened_keeps_nobody_else_from_beginning() {
     stuck.unmount();
 }
 
+#[test]
+fn a_source_that_is_stuck_keeps_no_session_from_being_surrendered() {
+    const NAME: &str = "a_source_that_is_stuck_keeps_no_session_from_being_surrendered";
+    if !has_uffd(NAME) {
+        return;
+    }
+    let (Some(stuck), Some(unopened)) = (Mounted::new(NAME, true), Mounted::new(NAME, false))
+    else {
+        return;
+    };
+    let mut host = Host::start(PAGES);
+    let (memory, uffd, _connection) = attach_file(&mut host, &stuck.file());
+    let states = PageStates::create(PageCount::new(PAGES)).unwrap();
+    let good = host.attach("good", &states);
+    let file = unopened.file();
+    let none = PageStates::create(PageCount::new(STUCK_PAGES)).unwrap();
+    host.expect_by("unopened", &none, |request| Request::ExpectFile {
+        request,
+        session: "unopened".to_owned(),
+        file,
+        deadline_ms: 60_000,
+    });
+    std::thread::scope(|scope| {
+        for thread in 0..WAITING {
+            let memory = &memory;
+            // Nobody will answer these any more.
+            scope.spawn(move || memory.read(thread * (STUCK_PAGES / WAITING) * PAGE));
+        }
+        let patience = Duration::from_secs(30);
+        let asked = stuck.asked.recv_timeout(patience);
+        asked.expect("the stuck file was never read");
+        let asked = unopened.asked.recv_timeout(patience);
+        asked.expect("the other file was never opened");
+        evict(&host.data_file());
+        let good = &good;
+        let walking = scope.spawn(|| (0..PAGES).step_by(32).for_each(|page| good.check(page)));
+        let all = host.surrender();
+        let names: Vec<_> = all.iter().map(support::Surrendered::session).collect();
+        assert_eq!(names, ["good"]);
+        host.take_over(&all[0]);
+        walking.join().unwrap();
+        // Nothing of it was waited for.
+        assert!(!stuck.let_go.load(Ordering::Acquire));
+        assert!(!unopened.let_go.load(Ordering::Acquire));
+        let all = uffd.zero(memory.base(), STUCK_PAGES * PAGE);
+        assert_eq!(all.bytes, STUCK_PAGES * PAGE);
+        stuck.let_go.store(true, Ordering::Release);
+        unopened.let_go.store(true, Ordering::Release);
+    });
+    drop(host);
+    stuck.unmount_when_unused();
+    unopened.unmount_when_unused();
+}
+
 /// The stuck file where it can be seen.
 struct Mounted {
     mountpoint: tempfile::TempDir,
@@ -341,6 +395,24 @@ impl Mounted {
 
     fn file(&self) -> PathBuf {
         self.mountpoint.path().join("memory")
+    }
+
+    /// For an engine that ended without waiting for its own threads.
+    fn unmount_when_unused(self) {
+        let patience = Instant::now() + Duration::from_secs(30);
+        let unmount = || {
+            let mut command = std::process::Command::new("umount");
+            command.arg(self.mountpoint.path()).output().unwrap()
+        };
+        loop {
+            let output = unmount();
+            if output.status.success() {
+                break;
+            }
+            assert!(Instant::now() < patience, "{output:?}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.mounted.join().unwrap();
     }
 
     fn unmount(self) {

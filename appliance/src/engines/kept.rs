@@ -65,10 +65,23 @@ pub(super) enum KeptMemory {
     Requests {
         connection: OwnedFd,
         memory: OwnedFd,
+        /// Its last engine did not die.
+        surrendered: bool,
     },
 }
 
 impl Kept {
+    /// Notes whether its last engine surrendered it, which is not so for long.
+    pub(super) fn note_surrendered(&mut self, was: bool) {
+        if let Some(KeptVmm {
+            memory: KeptMemory::Requests { surrendered, .. },
+            ..
+        }) = &mut self.attached
+        {
+            *surrendered = was;
+        }
+    }
+
     /// What a successor is told to go on with a session, and the descriptors for it; `None` for
     /// one that has no memory yet.
     pub(super) fn adoption(
@@ -92,13 +105,18 @@ impl Kept {
                 };
                 (adopt, vec![uffd.as_fd(), pidfd, states])
             }
-            KeptMemory::Requests { connection, memory } => {
+            KeptMemory::Requests {
+                connection,
+                memory,
+                surrendered,
+            } => {
                 let serve = Request::ServePages {
                     request,
                     session,
                     store,
                     build,
                     regions,
+                    surrendered: *surrendered,
                 };
                 let fds = vec![connection.as_fd(), memory.as_fd(), pidfd, states];
                 (serve, fds)

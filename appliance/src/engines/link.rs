@@ -11,22 +11,21 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, setsockopt,
-    socket, sockopt,
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket,
 };
-use nix::sys::time::TimeVal;
 use parking_lot::Mutex;
 use snapshot_format::BuildStore;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use uffd_engine::control::{self, Report, Request};
 use uffd_engine::recording;
 use uffd_engine::region::ClaimedRegion;
 use uffd_engine::sys::process::pidfd_open;
 
+use super::inheritance::{self, Heirloom};
 use super::kept::{Kept, KeptMemory, KeptVmm};
 use super::topology::Node;
 use super::working_sets::WorkingSets;
-use super::{EngineError, SessionEvent, control_socket};
+use super::{EngineError, SessionEvent, control_socket, new_socket};
 use crate::config::EngineConfig;
 
 type Answer = oneshot::Sender<Report>;
@@ -38,6 +37,8 @@ struct Shared {
     /// Sessions that a successor was asked to adopt, by request.
     adopting: HashMap<u64, String>,
     kept: HashMap<String, Kept>,
+    /// What is said of sessions that were taken over, and that nobody has claimed.
+    inherited: HashMap<String, mpsc::Receiver<SessionEvent>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -58,6 +59,7 @@ impl Shared {
 /// One engine, through all its lives.
 #[derive(Debug)]
 pub(super) struct Link {
+    program: PathBuf,
     node: Node,
     config: EngineConfig,
     run_dir: PathBuf,
@@ -68,12 +70,14 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// Starts the process and the thread that listens to it.
+    /// Starts the process and the thread that listens to it. It goes on with the sessions of an
+    /// engine of this node whose daemon has died, and of those at the sockets `strays`.
     pub(super) fn start(
-        run_dir: &Path,
+        (program, run_dir): (&Path, &Path),
         node: Node,
         config: EngineConfig,
         working_sets: Arc<WorkingSets>,
+        strays: &[PathBuf],
     ) -> Result<Arc<Self>, EngineError> {
         let number = node.number;
         let failed = |source| EngineError::Start {
@@ -81,6 +85,7 @@ impl Link {
             source,
         };
         let link = Arc::new(Self {
+            program: program.to_owned(),
             node,
             config,
             run_dir: run_dir.to_owned(),
@@ -89,7 +94,16 @@ impl Link {
             working_sets,
             shared: Mutex::default(),
         });
+        // Of a daemon that died as it started.
+        link.inherit(&[new_socket(run_dir, number)]);
+        // Guests whose engine has surrendered wait until another serves them: it is there already.
         let child = link.spawn().map_err(failed)?;
+        link.inherit(&[control_socket(run_dir, number)]);
+        link.inherit(strays);
+        if let Err(error) = link.publish().and_then(|()| link.hand_on().map(drop)) {
+            link.stop();
+            return Err(failed(error));
+        }
         let weak = Arc::downgrade(&link);
         let thread = std::thread::Builder::new()
             .name(format!("engine-{number}"))
@@ -113,6 +127,7 @@ impl Link {
             tracing::error!(node = self.node.number, "An engine's thread panicked");
         }
         let _ = std::fs::remove_file(control_socket(&self.run_dir, self.node.number));
+        let _ = std::fs::remove_file(new_socket(&self.run_dir, self.node.number));
     }
 
     pub(super) fn node(&self) -> u32 {
@@ -195,14 +210,14 @@ impl Link {
 
     /// Starts a process and connects to it.
     fn spawn(&self) -> io::Result<Child> {
-        let path = control_socket(&self.run_dir, self.node.number);
+        let path = new_socket(&self.run_dir, self.node.number);
         let address = UnixAddr::new(&path)?;
-        end_predecessor(&path, &address)?;
+        let _ = std::fs::remove_file(&path);
         let packet = |flags| socket(AddressFamily::Unix, SockType::SeqPacket, flags, None);
         let listener = packet(SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)?;
         bind(listener.as_raw_fd(), &address)?;
         listen(&listener, Backlog::new(4)?)?;
-        let child = Command::new("/proc/self/exe")
+        let child = Command::new(&self.program)
             .arg("engine")
             .args(["--node", &self.node.number.to_string()])
             .args(["--cpus", &self.node.cpu_list()])
@@ -219,6 +234,45 @@ impl Link {
         Ok(child)
     }
 
+    /// Has a daemon that comes after this one find the engine.
+    fn publish(&self) -> io::Result<()> {
+        let path = control_socket(&self.run_dir, self.node.number);
+        std::fs::rename(new_socket(&self.run_dir, self.node.number), path)
+    }
+
+    /// Takes over what engines have whose daemon has died.
+    fn inherit(&self, sockets: &[PathBuf]) {
+        for path in sockets {
+            for heirloom in inheritance::take_over(path) {
+                let Heirloom {
+                    session,
+                    kept,
+                    events,
+                } = heirloom;
+                let mut shared = self.shared.lock();
+                shared.kept.insert(session.clone(), kept);
+                shared.inherited.insert(session, events);
+            }
+        }
+    }
+
+    /// The sessions that were taken over and that nobody has claimed.
+    pub(super) fn inherited(&self) -> Vec<String> {
+        self.shared.lock().inherited.keys().cloned().collect()
+    }
+
+    /// Gives away what is said of one of those, and what it looks at of what is kept of it.
+    pub(super) fn claim<T>(
+        &self,
+        session: &str,
+        look: impl FnOnce(&Kept) -> T,
+    ) -> Option<(mpsc::Receiver<SessionEvent>, T)> {
+        let mut shared = self.shared.lock();
+        let events = shared.inherited.remove(session)?;
+        let kept = shared.kept.get(session)?;
+        Some((events, look(kept)))
+    }
+
     /// Starts a successor and has it adopt every session.
     fn replace(&self) -> io::Result<Child> {
         {
@@ -228,9 +282,22 @@ impl Link {
             shared.waiting.clear();
         }
         let child = self.spawn()?;
+        self.publish()?;
+        let sessions = self.hand_on()?;
+        let node = self.node.number;
+        tracing::warn!(
+            node,
+            sessions,
+            "An engine ended and was replaced; its guests go on"
+        );
+        Ok(child)
+    }
+
+    /// Has an engine that was just started adopt every session; how many those are.
+    fn hand_on(&self) -> io::Result<usize> {
         let mut shared = self.shared.lock();
         let Some(connection) = &shared.connection else {
-            return Err(io::Error::other("the successor has no connection"));
+            return Err(io::Error::other("the engine has no connection"));
         };
         let mut adopting = HashMap::new();
         for (session, kept) in &shared.kept {
@@ -247,20 +314,18 @@ impl Link {
             }
         }
         shared.adopting = adopting;
-        let (node, sessions) = (self.node.number, shared.kept.len());
-        tracing::warn!(
-            node,
-            sessions,
-            "An engine ended and was replaced; its guests go on"
-        );
-        Ok(child)
+        // The next one's predecessor will have died.
+        for kept in shared.kept.values_mut() {
+            kept.note_surrendered(false);
+        }
+        Ok(shared.kept.len())
     }
 
     fn hear(&self, report: Report, fds: Vec<OwnedFd>) {
         match &report {
             Report::Failed { session, reason } => self.fail(session, reason),
-            // The daemon watches its VMMs itself.
-            Report::Ended { .. } => {}
+            // The daemon watches its VMMs itself; and what is surrendered is the next one's.
+            Report::Ended { .. } | Report::Surrendered { .. } | Report::SurrenderedAll { .. } => {}
             Report::Loaded { session, pages } => {
                 tracing::info!(session, pages, "All memory is loaded");
                 self.note(session, |kept| kept.load_bytes_per_second = None);
@@ -417,24 +482,4 @@ fn listen_to(connection: &OwnedFd, link: &Weak<Link>) -> bool {
             }
         }
     }
-}
-
-/// An engine that outlived its daemon serves guests that are gone: it is told to end,
-/// over its own socket.
-fn end_predecessor(path: &Path, address: &UnixAddr) -> io::Result<()> {
-    if !path.exists() {
-        return Ok(());
-    }
-    let probe = socket(
-        AddressFamily::Unix,
-        SockType::SeqPacket,
-        SockFlag::SOCK_CLOEXEC,
-        None,
-    )?;
-    if connect(probe.as_raw_fd(), address).is_ok() {
-        setsockopt(&probe, sockopt::ReceiveTimeout, &TimeVal::new(5, 0))?;
-        control::send(probe.as_fd(), &Request::Shutdown, &[])?;
-        while let Ok(Some(_)) = control::receive::<Report>(probe.as_fd()) {}
-    }
-    std::fs::remove_file(path)
 }

@@ -5,8 +5,13 @@
 //! userfaultfd, the VMM's pidfd, the page-state table and the regions. When an engine's
 //! socket closes, a successor is started at once and adopts every session; the guests'
 //! vCPUs wait in the kernel meanwhile and go on.
+//!
+//! Engines outlive their daemon, and so do its guests. The next daemon starts engines of its own,
+//! which take all sessions over; whoever knows their sandboxes claims them, and what nobody claims
+//! is detached.
 
 mod ahead;
+mod inheritance;
 mod kept;
 mod link;
 pub mod topology;
@@ -30,6 +35,7 @@ use uffd_engine::{PageStates, SessionStats, Tracking};
 use crate::config::EngineConfig;
 use crate::vmm::PageRequests;
 pub use ahead::Ahead;
+pub use inheritance::Inherited;
 use kept::{Kept, KeptMemory, KeptVmm};
 use link::Link;
 pub use topology::Node;
@@ -86,7 +92,8 @@ pub struct Engines {
 }
 
 impl Engines {
-    /// Starts one engine per node.
+    /// Starts one engine per node. They go on with the sessions of the engines whose daemon was in
+    /// `run_dir` before and has died.
     ///
     /// # Errors
     /// One could not be started; the others are ended.
@@ -95,11 +102,28 @@ impl Engines {
         nodes: &[Node],
         config: &EngineConfig,
     ) -> Result<Self, EngineError> {
+        Self::start_program(Path::new("/proc/self/exe"), run_dir, nodes, config)
+    }
+
+    /// As [`Self::start`], with engines of another program than this process runs.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_program(
+        program: &Path,
+        run_dir: &Path,
+        nodes: &[Node],
+        config: &EngineConfig,
+    ) -> Result<Self, EngineError> {
+        let mut strays = inheritance::strays(run_dir, nodes);
         let working_sets = Arc::new(WorkingSets::default());
         let mut links: Vec<Arc<Link>> = Vec::new();
         for node in nodes {
             let sets = working_sets.clone();
-            match Link::start(run_dir, node.clone(), config.clone(), sets) {
+            // The first one takes what is nobody's.
+            let strays = std::mem::take(&mut strays);
+            let paths = (program, run_dir);
+            match Link::start(paths, node.clone(), config.clone(), sets, &strays) {
                 Ok(link) => links.push(link),
                 Err(error) => {
                     links.iter().for_each(|link| link.stop());
@@ -111,6 +135,40 @@ impl Engines {
             links: Arc::new(links),
             working_sets,
         })
+    }
+
+    /// The sessions that were taken over from a daemon that has died, and that nobody has claimed
+    /// yet.
+    #[must_use]
+    pub fn inherited(&self) -> Vec<String> {
+        let all = self.links.iter().flat_map(|link| link.inherited());
+        let mut all: Vec<_> = all.collect();
+        all.sort();
+        all
+    }
+
+    /// One of those, for whoever goes on with its sandbox. Everybody else gets `None`.
+    #[must_use]
+    pub fn claim_inherited(&self, session: &str) -> Option<Inherited> {
+        self.links.iter().find_map(|link| {
+            let look = |kept: &Kept| (kept.states.clone(), kept.build, kept.tracking);
+            let (events, (states, build, tracking)) = link.claim(session, look)?;
+            Some(Inherited {
+                attachment: Attachment::new(link.clone(), session),
+                events,
+                states,
+                build,
+                tracking,
+            })
+        })
+    }
+
+    /// Detaches those that nobody has claimed.
+    pub fn drop_inherited(&self) {
+        for session in self.inherited() {
+            tracing::warn!(session, "Nobody goes on with a session");
+            drop(self.claim_inherited(&session));
+        }
     }
 
     /// What their sessions touch first.
@@ -305,6 +363,7 @@ impl Requests {
                 memory: KeptMemory::Requests {
                     connection: kept(&asks.connection)?,
                     memory: kept(&asks.memory)?,
+                    surrendered: false,
                 },
                 pidfd: kept(&asks.pidfd)?,
                 regions: asks.regions.clone(),
@@ -319,6 +378,7 @@ impl Requests {
             store: self.store,
             build: self.build,
             regions: asks.regions,
+            surrendered: false,
         };
         let fds = [
             asks.connection.as_fd(),
@@ -457,4 +517,9 @@ fn refusal(report: Report) -> EngineError {
 #[must_use]
 pub fn control_socket(run_dir: &Path, node: u32) -> PathBuf {
     run_dir.join(format!("engine-{node}.sock"))
+}
+
+/// Where it is until it has its predecessor's place.
+fn new_socket(run_dir: &Path, node: u32) -> PathBuf {
+    run_dir.join(format!("engine-{node}.new.sock"))
 }

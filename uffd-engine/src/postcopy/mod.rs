@@ -15,7 +15,8 @@
 //! A request is only looked at until it is answered, and taken then: one that a dead engine had
 //! seen and not answered is there for its successor. It may have died between the two, though. A
 //! VMM asks for one thing at a time, so a successor that finds a request whose pages are all there
-//! waits: if another follows, the first was answered; if none does, it was not.
+//! waits: if another follows, the first was answered; if none does, it was not. An engine that
+//! surrenders has taken what it answered, and leaves no such doubt.
 //!
 //! Nothing here waits: a VMM that doesn't read its answers is given up.
 //!
@@ -112,6 +113,16 @@ impl Postcopy {
             }),
             regions,
         })
+    }
+
+    /// Whoever served this VMM before did not die between an answer and taking its request.
+    pub(crate) fn trust_predecessor(&mut self) {
+        self.state.get_mut().doubt = None;
+    }
+
+    /// The guest's memory.
+    pub(crate) fn memory(&self) -> BorrowedFd<'_> {
+        self.memory.as_fd()
     }
 
     /// Whether a page that was filled has been given back.
@@ -444,6 +455,19 @@ mod tests {
         states.set(PageIndex::new(3), crate::PageState::Zero);
         drop(first);
         (vmm, engine(&socket, &memory, &states))
+    }
+
+    #[test]
+    fn after_a_surrender_no_request_is_taken_for_answered() {
+        let (mut vmm, mut second) = in_doubt();
+        second.trust_predecessor();
+        ask(&mut vmm, 3);
+        assert_eq!(asked(&second).len(), 0);
+        assert_eq!(second.settle().unwrap(), Settled::Quiet);
+        assert_eq!(second.due(), None);
+        let mut answers = [0; 2 * HEADER_BYTES];
+        vmm.read_exact(&mut answers).unwrap();
+        assert_eq!((answers[0], answers[HEADER_BYTES]), (1, 1));
     }
 
     #[test]

@@ -8,11 +8,13 @@
 //! ```
 //!
 //! Workers only ever serve. The control thread talks to one daemon at a time; when that daemon
-//! dies the sessions go on, and the next one may connect.
+//! dies the sessions go on, and the next one may connect. It may have all of them surrendered to
+//! it, for an engine of its own: the sessions lose nothing by that, and this process ends.
 
 mod opening;
 mod requests;
 mod sources;
+mod surrender;
 mod workers;
 
 use std::collections::{HashMap, HashSet};
@@ -23,6 +25,7 @@ use std::sync::Weak;
 use std::time::Instant;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use snapshot_format::BuildId;
 
 use crate::control::{self, Report, Request};
 use crate::outbox::Outbox;
@@ -47,7 +50,8 @@ pub struct EngineOptions {
     pub keep_placement: bool,
 }
 
-/// Serves daemons that connect to `listener` until one says [`Request::Shutdown`].
+/// Serves daemons that connect to `listener` until one says [`Request::Shutdown`], or takes the
+/// sessions over by [`Request::Surrender`].
 ///
 /// # Errors
 /// The listener or the workers' rings can't be used.
@@ -60,9 +64,16 @@ pub fn run(listener: &OwnedFd, options: &EngineOptions) -> io::Result<()> {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
             Err(error) => return Err(error),
         };
-        if !engine.serve_daemon(&connection)? {
-            engine.stop();
-            return Ok(());
+        match engine.serve_daemon(&connection)? {
+            Then::NextDaemon => {}
+            Then::Stop => {
+                engine.workers.stop();
+                return Ok(());
+            }
+            Then::Leave => {
+                engine.workers.leave();
+                return Ok(());
+            }
         }
     }
 }
@@ -74,9 +85,28 @@ pub fn run(listener: &OwnedFd, options: &EngineOptions) -> io::Result<()> {
 /// The workers' rings can't be used.
 pub fn run_connected(connection: &OwnedFd, options: &EngineOptions) -> io::Result<()> {
     let mut engine = Engine::new(options)?;
-    engine.serve_daemon(connection)?;
-    engine.stop();
+    match engine.serve_daemon(connection)? {
+        Then::NextDaemon | Then::Stop => engine.workers.stop(),
+        Then::Leave => engine.workers.leave(),
+    }
     Ok(())
+}
+
+/// What comes when a daemon has gone.
+enum Then {
+    /// The sessions go on.
+    NextDaemon,
+    /// They end.
+    Stop,
+    /// They have gone with it, and nothing is worth waiting for.
+    Leave,
+}
+
+/// The build that a session is served from.
+#[derive(Clone, Debug)]
+struct OfBuild {
+    store: PathBuf,
+    build: BuildId,
 }
 
 /// What the control thread knows of a session.
@@ -84,6 +114,8 @@ struct Owner {
     /// Which worker serves it.
     worker: usize,
     source: Weak<PageSource>,
+    /// `None` for a plain file.
+    of: Option<OfBuild>,
 }
 
 struct Engine {
@@ -118,27 +150,29 @@ impl Engine {
         })
     }
 
-    /// `false` when the engine is to end.
-    fn serve_daemon(&mut self, connection: &OwnedFd) -> io::Result<bool> {
+    fn serve_daemon(&mut self, connection: &OwnedFd) -> io::Result<Then> {
         self.outbox.connect(connection.try_clone()?);
-        let goes_on = self.obey_all(connection);
+        let then = self.obey_all(connection);
         self.outbox.disconnect();
-        Ok(goes_on)
+        Ok(then)
     }
 
-    fn obey_all(&mut self, connection: &OwnedFd) -> bool {
+    fn obey_all(&mut self, connection: &OwnedFd) -> Then {
         loop {
             if self.wait_readable(connection.as_fd()).is_err() {
-                return true;
+                return Then::NextDaemon;
             }
             match control::receive(connection.as_fd()) {
-                Ok(Some((Request::Shutdown, _))) => return false,
+                Ok(Some((Request::Shutdown, _))) => return Then::Stop,
+                Ok(Some((Request::Surrender { request }, _))) => {
+                    return self.surrender(request, connection.as_fd());
+                }
                 Ok(Some((request, fds))) => self.obey(request, fds),
-                Ok(None) => return true,
+                Ok(None) => return Then::NextDaemon,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => {
                     tracing::warn!(%error, "Dropping a daemon that can't be understood");
-                    return true;
+                    return Then::NextDaemon;
                 }
             }
         }
@@ -189,9 +223,5 @@ impl Engine {
 
     fn refuse(&self, request: u64, reason: String) {
         self.outbox.send(&Report::Refused { request, reason }, &[]);
-    }
-
-    fn stop(self) {
-        self.workers.stop();
     }
 }

@@ -3,12 +3,11 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::opening::{Answer, Ask};
-use super::{Engine, Owner};
+use super::{Engine, OfBuild, Owner};
 use crate::control::{Report, Request};
 use crate::counters::SessionStats;
 use crate::expecting::Expecting;
@@ -27,17 +26,16 @@ pub(super) struct Opening {
     /// The opener's number.
     number: u64,
     request: u64,
-    begin: Begin,
-    fds: Vec<OwnedFd>,
-    /// Where the build is.
-    store: Option<PathBuf>,
+    pub(super) begin: Begin,
+    pub(super) fds: Vec<OwnedFd>,
+    pub(super) of: Option<OfBuild>,
     /// Orders for the session that came meanwhile.
-    then: Vec<Request>,
+    pub(super) then: Vec<Request>,
 }
 
 /// How a session begins.
 #[derive(Clone, Debug)]
-enum Begin {
+pub(super) enum Begin {
     /// With a VMM's hand-off, until this.
     Expect(Instant),
     /// With what a dead engine left.
@@ -46,7 +44,10 @@ enum Begin {
         tracking: Tracking,
     },
     /// With a VMM that asks for pages.
-    Postcopy(Vec<ClaimedRegion>),
+    Postcopy {
+        regions: Vec<ClaimedRegion>,
+        surrendered: bool,
+    },
 }
 
 impl Opening {
@@ -55,7 +56,7 @@ impl Opening {
         match self.begin {
             Begin::Expect(deadline) => Some(deadline),
             // Its guest waits, however long.
-            Begin::Adopt { .. } | Begin::Postcopy(_) => None,
+            Begin::Adopt { .. } | Begin::Postcopy { .. } => None,
         }
     }
 }
@@ -99,12 +100,16 @@ impl Engine {
                 store,
                 build,
                 regions,
+                surrendered,
             } => {
-                let begin = Begin::Postcopy(regions);
+                let begin = Begin::Postcopy {
+                    regions,
+                    surrendered,
+                };
                 self.begin(request, session, begin, Ask::Build { store, build }, fds);
             }
             Request::Detach { request, session } => self.detach(request, session),
-            Request::Shutdown => {}
+            Request::Surrender { .. } | Request::Shutdown => {}
             order => match order.session().and_then(|name| self.opening.get_mut(name)) {
                 Some(opening) => opening.then.push(order),
                 None => self.order(order),
@@ -118,23 +123,27 @@ impl Engine {
             let reason = format!("This engine has a session {session:?} already");
             return self.refuse(request, reason);
         }
-        let store = match &ask {
-            Ask::Build { store, build } => {
-                if let Some(source) = self.sources.get(store, *build) {
-                    return self.start(request, session, begin, source, fds);
-                }
-                Some(store.clone())
-            }
+        let of = match &ask {
+            Ask::Build { store, build } => Some(OfBuild {
+                store: store.clone(),
+                build: *build,
+            }),
             Ask::File(_) | Ask::WorkingSet(_) => None,
         };
-        if store
+        let open = of
             .as_ref()
-            .is_some_and(|store| self.prompt_stores.contains(store))
+            .and_then(|of| self.sources.get(&of.store, of.build));
+        if let Some(source) = open {
+            return self.start(request, session, begin, (of, source), fds);
+        }
+        if of
+            .as_ref()
+            .is_some_and(|of| self.prompt_stores.contains(&of.store))
         {
             return match ask.carry_out() {
                 Answer::Source(Ok(source)) => {
-                    self.note_open(store, &source);
-                    self.start(request, session, begin, source, fds);
+                    self.note_open(of.as_ref(), &source);
+                    self.start(request, session, begin, (of, source), fds);
                 }
                 Answer::Source(Err(reason)) => self.refuse(request, reason),
                 Answer::WorkingSet(_) => unreachable!("a build was asked for"),
@@ -147,7 +156,7 @@ impl Engine {
                     request,
                     begin,
                     fds,
-                    store,
+                    of,
                     then: Vec::new(),
                 };
                 self.opening.insert(session, opening);
@@ -188,14 +197,14 @@ impl Engine {
             request,
             begin,
             fds,
-            store,
+            of,
             then,
             ..
         } = opening;
         match opened {
             Ok(source) => {
-                self.note_open(store, &source);
-                self.start(request, session, begin, source, fds);
+                self.note_open(of.as_ref(), &source);
+                self.start(request, session, begin, (of, source), fds);
             }
             Err(reason) => self.refuse(request, reason),
         }
@@ -205,14 +214,14 @@ impl Engine {
     }
 
     /// Another session may be served from this source; and its store answers, if this did.
-    fn note_open(&mut self, store: Option<PathBuf>, source: &Arc<PageSource>) {
-        let (Some(store), Some(build)) = (store, source.build()) else {
+    fn note_open(&mut self, of: Option<&OfBuild>, source: &Arc<PageSource>) {
+        let Some(OfBuild { store, build }) = of else {
             return;
         };
-        if source.never_blocks() && !self.prompt_stores.contains(&store) {
+        if source.never_blocks() && !self.prompt_stores.contains(store) {
             self.prompt_stores.insert(store.clone());
         }
-        self.sources.insert(store, build.id(), source);
+        self.sources.insert(store.clone(), *build, source);
     }
 
     /// Refuses what should have been open by now.
@@ -236,7 +245,7 @@ impl Engine {
         request: u64,
         session: String,
         begin: Begin,
-        source: Arc<PageSource>,
+        (of, source): (Option<OfBuild>, Arc<PageSource>),
         fds: Vec<OwnedFd>,
     ) {
         let weak = Arc::downgrade(&source);
@@ -255,13 +264,14 @@ impl Engine {
                     parts: Box::new(parts),
                 })
             }
-            Begin::Postcopy(regions) => {
-                serve_pages(source, &regions, fds).map(|parts| Command::Adopt {
-                    request,
-                    session: session.clone(),
-                    parts: Box::new(parts),
-                })
-            }
+            Begin::Postcopy {
+                regions,
+                surrendered,
+            } => serve_pages(source, &regions, surrendered, fds).map(|parts| Command::Adopt {
+                request,
+                session: session.clone(),
+                parts: Box::new(parts),
+            }),
         };
         match made {
             Ok(command) => {
@@ -269,6 +279,7 @@ impl Engine {
                 let owner = Owner {
                     worker,
                     source: weak,
+                    of,
                 };
                 self.owners.insert(session, owner);
                 self.workers.tell(worker, command);
@@ -282,7 +293,7 @@ impl Engine {
             let stats = SessionStats::default();
             return self.outbox.send(&Report::Detached { request, stats }, &[]);
         }
-        let Some(Owner { worker, source }) = self.owners.remove(&session) else {
+        let Some(Owner { worker, source, .. }) = self.owners.remove(&session) else {
             return self.unknown(request, &session);
         };
         if let Some(source) = source.upgrade()
@@ -339,6 +350,7 @@ impl Engine {
             | Request::Adopt { .. }
             | Request::ServePages { .. }
             | Request::Detach { .. }
+            | Request::Surrender { .. }
             | Request::Shutdown => unreachable!("a session begins or ends elsewhere"),
         }
     }
@@ -418,12 +430,16 @@ fn adopt(
 fn serve_pages(
     source: Arc<PageSource>,
     claims: &[ClaimedRegion],
+    surrendered: bool,
     fds: Vec<OwnedFd>,
 ) -> Result<SessionParts, String> {
     let [connection, memory, pidfd, states] = take_fds(fds)?;
     let (regions, states) = memory_of(&source, claims, states)?;
     let memory = File::from(memory);
-    let postcopy = Postcopy::new(connection, memory, regions.clone(), &states).map_err(text)?;
+    let mut postcopy = Postcopy::new(connection, memory, regions.clone(), &states).map_err(text)?;
+    if surrendered {
+        postcopy.trust_predecessor();
+    }
     Ok(SessionParts {
         guest: Guest::Postcopy(Box::new(postcopy)),
         pidfd,

@@ -4,6 +4,7 @@
 use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use crossbeam_channel::Sender;
 use nix::sched::{CpuSet, sched_setaffinity};
@@ -27,6 +28,15 @@ impl WorkerHandle {
         if self.inbox.send(command).is_ok() {
             let _ = self.bell.write(1);
         }
+    }
+
+    /// The same for a worker that may be stuck; `false` when it is.
+    fn tell_before(&self, deadline: Instant, command: Command) -> bool {
+        let sent = self.inbox.send_deadline(command, deadline).is_ok();
+        if sent {
+            let _ = self.bell.write(1);
+        }
+        sent
     }
 }
 
@@ -83,6 +93,40 @@ impl Workers {
         self.all[from].sessions -= 1;
         self.all[to].sessions += 1;
         Some((name, to))
+    }
+
+    /// Takes away every session that has memory, whatever is under way for it. Those of a worker
+    /// that doesn't come to it before the deadline stay.
+    pub(super) fn take_all(&self, deadline: Instant) -> Vec<Moving> {
+        let (taker, taken) = crossbeam_channel::bounded(self.all.len());
+        let told = |worker: &&WorkerHandle| {
+            let taker = taker.clone();
+            worker.tell_before(deadline, Command::GiveAllAway { taker })
+        };
+        let told = self.all.iter().filter(told).count();
+        // One that has ended answers by its end.
+        drop(taker);
+        let mut all = Vec::new();
+        let mut answered = 0;
+        while answered < told
+            && let Ok(moving) = taken.recv_deadline(deadline)
+        {
+            all.extend(moving);
+            answered += 1;
+        }
+        if answered < self.all.len() {
+            let stuck = self.all.len() - answered;
+            tracing::error!(stuck, "Workers don't let go of their sessions");
+        }
+        all
+    }
+
+    /// Ends all of them without waiting.
+    pub(super) fn leave(self) {
+        let now = Instant::now();
+        for worker in &self.all {
+            worker.tell_before(now, Command::Stop);
+        }
     }
 
     /// Ends all of them, and waits until they have.

@@ -9,7 +9,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
 
@@ -112,6 +112,12 @@ impl GuestFile {
                 .read_exact_at(&mut bytes, offset + part * CACHE_PAGE);
             read.is_ok() && bytes.iter().all(|byte| *byte == 0)
         })
+    }
+}
+
+impl AsFd for GuestFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 }
 

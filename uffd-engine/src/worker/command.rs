@@ -11,7 +11,6 @@ use super::{Worker, kind};
 use crate::control::Report;
 use crate::counters::SessionStats;
 use crate::expecting::{Expecting, claims_of};
-use crate::fault_source::FaultSource;
 use crate::outbox::Outbox;
 use crate::read_jobs::PageReads;
 use crate::recording::{self, Recording};
@@ -53,15 +52,20 @@ pub(crate) enum Command {
     GiveAway {
         taker: Sender<Option<Moving>>,
     },
-    /// Go on with a session that another worker gave away.
+    /// Give every session away that has memory, whatever is under way for it.
+    GiveAllAway {
+        taker: Sender<Vec<Moving>>,
+    },
+    /// Go on with a session that was given away.
     Take(Moving),
     Stop,
 }
 
-/// A session on its way from one worker to another. Its events wait in the kernel meanwhile.
+/// A session without a worker: on its way to another, or to another engine. Its events wait in
+/// the kernel meanwhile.
 pub(crate) struct Moving {
     pub(crate) name: String,
-    session: Box<Session>,
+    pub(crate) session: Box<Session>,
 }
 
 /// What a session is to do ahead of its faults, or to end.
@@ -104,11 +108,8 @@ impl Worker {
                 parts,
             } => {
                 let regions = claims_of(&parts.regions);
-                for region in parts.regions.regions() {
-                    // Faults that the dead engine had read are reported again.
-                    let bytes = region.pages.get() * parts.regions.page_bytes();
-                    let _ = parts.guest.wake(region.base, bytes);
-                }
+                // Faults that the dead engine had read are reported again.
+                parts.wake_all();
                 self.serve(session.clone(), *parts)?;
                 // The daemon knows the process: it sent the pidfd.
                 self.outbox.send(
@@ -162,10 +163,17 @@ impl Worker {
                     self.go_on(moving.name, moving.session)?;
                 }
             }
-            Command::Take(Moving { name, mut session }) => {
-                session.counters.moves += 1;
-                self.go_on(name, session)?;
+            Command::GiveAllAway { taker } => {
+                let all = self.give_all_away()?;
+                if let Err(SendError(all)) = taker.send(all) {
+                    // Nobody waits for them any more.
+                    for mut moving in all {
+                        moving.session.start_over();
+                        self.go_on(moving.name, moving.session)?;
+                    }
+                }
             }
+            Command::Take(Moving { name, session }) => self.go_on(name, session)?,
         }
         Ok(true)
     }
@@ -252,13 +260,23 @@ impl Worker {
             Some(index) => self.remove(index)?,
             None => None,
         };
-        Ok(taken.and_then(|entry| match entry.phase {
-            Phase::Serving(session) => Some(Moving {
-                name: entry.name,
-                session,
-            }),
-            Phase::Expecting { .. } => None,
+        let moving = taken.and_then(moving);
+        Ok(moving.map(|mut moving| {
+            moving.session.counters.moves += 1;
+            moving
         }))
+    }
+
+    /// Takes out all sessions that have memory. Reads that are under way for them come to nothing.
+    fn give_all_away(&mut self) -> io::Result<Vec<Moving>> {
+        let mut all = Vec::new();
+        for index in 0..self.roster.places() {
+            let entry = self.roster.at(index);
+            if entry.is_some_and(|entry| matches!(entry.phase, Phase::Serving(_))) {
+                all.extend(self.remove(index)?.and_then(moving));
+            }
+        }
+        Ok(all)
     }
 
     /// Takes an entry out and has the ring let go of its descriptors: a poll would keep
@@ -308,6 +326,14 @@ impl Worker {
         }
         Ok(())
     }
+}
+
+fn moving(entry: Entry) -> Option<Moving> {
+    let Phase::Serving(session) = entry.phase else {
+        return None;
+    };
+    let name = entry.name;
+    Some(Moving { name, session })
 }
 
 fn stats_of(phase: &Phase) -> SessionStats {

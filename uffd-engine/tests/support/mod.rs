@@ -5,6 +5,7 @@
     reason = "each test binary uses its own part"
 )]
 
+pub mod asking;
 pub mod shared;
 
 use std::fs::File;
@@ -17,7 +18,7 @@ use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket,
 };
 use snapshot_format::{BuildId, BuildStore, PageCount, PageIndex, PageSize, PublishInfo};
-use uffd_engine::control::{self, Report, Request};
+use uffd_engine::control::{self, Report, Request, Succession};
 use uffd_engine::server::{self, EngineOptions};
 use uffd_engine::sys::mapping::{CACHE_PAGE, CHUNK_BYTES};
 use uffd_engine::sys::uffd::{FEATURE_EVENT_REMOVE, Uffd};
@@ -55,6 +56,58 @@ pub struct Host {
     engine: Option<JoinHandle<()>>,
     pub control: OwnedFd,
     next_request: u64,
+    engines: u32,
+}
+
+/// A session between two engines.
+pub struct Surrendered {
+    pub report: Report,
+    pub fds: Vec<OwnedFd>,
+}
+
+impl Surrendered {
+    pub fn session(&self) -> &str {
+        let Report::Surrendered { session, .. } = &self.report else {
+            panic!("{:?}", self.report)
+        };
+        session
+    }
+
+    /// What goes on with it.
+    fn request(&self, request: u64) -> Request {
+        let Report::Surrendered {
+            session,
+            store,
+            build,
+            succession,
+            regions,
+            tracking,
+            ..
+        } = &self.report
+        else {
+            panic!("{:?}", self.report)
+        };
+        let (session, store) = (session.clone(), store.clone());
+        let (build, regions) = (*build, regions.clone());
+        match succession {
+            Succession::Adopt => Request::Adopt {
+                request,
+                session,
+                store,
+                build,
+                regions,
+                tracking: *tracking,
+            },
+            Succession::ServePages => Request::ServePages {
+                request,
+                session,
+                store,
+                build,
+                regions,
+                surrendered: true,
+            },
+        }
+    }
 }
 
 impl Host {
@@ -107,6 +160,7 @@ impl Host {
             engine: Some(engine),
             control,
             next_request: 1,
+            engines: 0,
         }
     }
 
@@ -114,7 +168,7 @@ impl Host {
         self.store.path(&self.build).join("memory.data")
     }
 
-    fn number(&mut self) -> u64 {
+    pub fn number(&mut self) -> u64 {
         self.next_request += 1;
         self.next_request
     }
@@ -266,6 +320,55 @@ impl Host {
         assert!(matches!(report, Report::Attached { .. }), "{report:?}");
     }
 
+    /// Has the engine surrender its sessions, which ends it, and starts another.
+    pub fn surrender(&mut self) -> Vec<Surrendered> {
+        let request = self.number();
+        control::send(self.control.as_fd(), &Request::Surrender { request }, &[]).unwrap();
+        self.surrendered(request)
+    }
+
+    /// Receives what the engine was asked to surrender; then as [`Self::surrender`].
+    pub fn surrendered(&mut self, asked: u64) -> Vec<Surrendered> {
+        let mut all = Vec::new();
+        loop {
+            match self.report() {
+                (report @ Report::Surrendered { .. }, fds) => {
+                    all.push(Surrendered { report, fds });
+                }
+                (Report::SurrenderedAll { request, sessions }, _) => {
+                    assert_eq!((request, sessions), (asked, all.len() as u64));
+                    break;
+                }
+                // What it said of its sessions before.
+                _ => {}
+            }
+        }
+        let end = control::receive::<Report>(self.control.as_fd()).unwrap();
+        assert!(end.is_none(), "{end:?}");
+        // By itself.
+        self.engine.take().unwrap().join().unwrap();
+        self.engines += 1;
+        let path = self.dir.path().join(format!("successor-{}", self.engines));
+        let (engine, control) = start_engine(&path, EngineOptions::default());
+        self.engine = Some(engine);
+        self.control = control;
+        all
+    }
+
+    /// Connects to the engine as another daemon.
+    pub fn reconnect(&mut self) {
+        self.control = connect_to(&self.dir.path().join("control"));
+    }
+
+    /// Has the engine go on with a session.
+    pub fn take_over(&mut self, surrendered: &Surrendered) {
+        let request = surrendered.request(self.number());
+        let fds: Vec<_> = surrendered.fds.iter().map(AsFd::as_fd).collect();
+        control::send(self.control.as_fd(), &request, &fds).unwrap();
+        let (report, _) = self.report();
+        assert!(matches!(report, Report::Attached { .. }), "{report:?}");
+    }
+
     /// Tells the engine to adopt a session, and doesn't wait until it has.
     pub fn send_adopt(
         &mut self,
@@ -328,9 +431,15 @@ fn start_engine(path: &std::path::Path, options: EngineOptions) -> (JoinHandle<(
     let engine = std::thread::spawn(move || {
         server::run(&listener, &options).unwrap();
     });
-    let control = packet(SockFlag::SOCK_CLOEXEC);
+    (engine, connect_to(path))
+}
+
+fn connect_to(path: &std::path::Path) -> OwnedFd {
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let control = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None).unwrap();
+    let address = UnixAddr::new(path).unwrap();
     connect(std::os::fd::AsRawFd::as_raw_fd(&control), &address).unwrap();
-    (engine, control)
+    control
 }
 
 /// Drops a file from the page cache, as far as the kernel agrees.

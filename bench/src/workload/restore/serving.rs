@@ -99,6 +99,7 @@ impl Serving {
             store: self.store.clone(),
             build: self.build,
             regions: asks.regions.clone(),
+            surrendered: false,
         };
         let fds = [
             asks.connection.as_fd(),
