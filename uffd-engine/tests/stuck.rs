@@ -4,7 +4,7 @@ mod support;
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,6 +17,7 @@ use fuser::{
     LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEntry, ReplyOpen, Request as FuseRequest,
 };
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::socket::{Shutdown, shutdown};
 use snapshot_format::PageCount;
 use support::shared::punch;
 use support::{Host, PAGE, evict, has_uffd, skip};
@@ -358,6 +359,42 @@ fn a_source_that_is_stuck_keeps_no_session_from_being_surrendered() {
     drop(host);
     stuck.unmount_when_unused();
     unopened.unmount_when_unused();
+}
+
+#[test]
+fn reads_under_way_when_a_daemon_takes_nothing_are_made_again() {
+    const NAME: &str = "reads_under_way_when_a_daemon_takes_nothing_are_made_again";
+    if !has_uffd(NAME) {
+        return;
+    }
+    let Some(stuck) = Mounted::new(NAME, true) else {
+        return;
+    };
+    let mut host = Host::start(PAGES);
+    let (memory, uffd, _connection) = attach_file(&mut host, &stuck.file());
+    std::thread::scope(|scope| {
+        let (done, is_done) = mpsc::channel();
+        let memory = &memory;
+        scope.spawn(move || {
+            let _ = done.send(memory.read(9 * PAGE));
+        });
+        let asked = stuck.asked.recv_timeout(Duration::from_secs(30));
+        asked.expect("the stuck file was never read");
+        // A daemon that is killed when it has asked.
+        shutdown(host.control.as_raw_fd(), Shutdown::Read).unwrap();
+        let request = Request::Surrender { request: 1 };
+        uffd_engine::control::send(host.control.as_fd(), &request, &[]).unwrap();
+        host.reconnect();
+        // Answered by the same engine, which has its session back then.
+        host.stats("stuck");
+        stuck.let_go.store(true, Ordering::Release);
+        let read = is_done.recv_timeout(Duration::from_secs(30));
+        // Whoever waits still waits no longer.
+        let _ = uffd.zero(memory.base(), STUCK_PAGES * PAGE);
+        assert_eq!(read, Ok(10), "the page was never installed");
+    });
+    drop(host);
+    stuck.unmount();
 }
 
 /// The stuck file where it can be seen.

@@ -103,7 +103,7 @@ fn guests_of_both_kinds_go_on_through_one_engine_after_the_other() {
             for (steps, walker) in steps.iter().zip(&walkers) {
                 wait_for(steps, round * PAGES / 10, walker);
             }
-            // So that some pages are being read from the disk.
+            // What the kernel lets go of is read from the disk.
             evict(&host.data_file());
             let mut all = host.surrender();
             all.sort_by(|one, other| one.session().cmp(other.session()));
