@@ -103,6 +103,17 @@ impl HugePages {
         self.promise_of(counters, bytes)
     }
 
+    /// Writes down what was promised to a guest that runs already.
+    #[must_use]
+    pub fn promised_before(&self, bytes: u64) -> Promise {
+        let pages = bytes.div_ceil(PageSize::Size2M.bytes());
+        *self.promised.lock() += pages;
+        Promise {
+            promised: self.promised.clone(),
+            pages,
+        }
+    }
+
     fn promise_of(&self, counters: Counters, bytes: u64) -> Result<Promise, TooFew> {
         let pages = bytes.div_ceil(PageSize::Size2M.bytes());
         let mut promised = self.promised.lock();

@@ -20,6 +20,7 @@ use uffd_engine::sys::process::{pidfd_open, pidfd_signal};
 use crate::catalogue::SandboxRow;
 use crate::network::namespace;
 use crate::sandbox::snapshot::{LABEL_PURPOSE, LABEL_SANDBOX, Purpose};
+use crate::vmm::process::Survivor;
 
 /// A build that was published but not recorded before the daemon ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +38,8 @@ pub struct Unrecorded {
 pub enum Decision {
     /// It is as its row says.
     Keep,
+    /// It runs, and its VMM is there: it is taken over.
+    TakeOver,
     /// Its pause had published its build: it is paused.
     Paused(Unrecorded),
     /// Its resume had not ended: its build is untouched and it is paused still.
@@ -47,18 +50,23 @@ pub enum Decision {
     Fail(&'static str),
 }
 
-/// Decides about every sandbox. `unrecorded` are builds made by a pause, by sandbox.
+/// Decides about every sandbox. `unrecorded` are builds made by a pause, by sandbox; `alive` are those
+/// whose VMM has outlived its daemon.
 #[must_use]
 pub fn plan(
     rows: &[SandboxRow],
     unrecorded: &BTreeMap<SandboxId, Unrecorded>,
+    alive: &BTreeSet<SandboxId>,
 ) -> Vec<(SandboxId, Decision)> {
     rows.iter()
-        .map(|row| (row.id.clone(), decide(row, unrecorded.get(&row.id))))
+        .map(|row| {
+            let decision = decide(row, unrecorded.get(&row.id), alive.contains(&row.id));
+            (row.id.clone(), decision)
+        })
         .collect()
 }
 
-fn decide(row: &SandboxRow, unrecorded: Option<&Unrecorded>) -> Decision {
+fn decide(row: &SandboxRow, unrecorded: Option<&Unrecorded>, is_alive: bool) -> Decision {
     match (row.state, unrecorded) {
         (SandboxState::Paused | SandboxState::Failed, _) => Decision::Keep,
         (SandboxState::Creating | SandboxState::Destroying, _) => Decision::Forget,
@@ -67,11 +75,17 @@ fn decide(row: &SandboxRow, unrecorded: Option<&Unrecorded>) -> Decision {
         (SandboxState::Pausing | SandboxState::Running, Some(build)) => {
             Decision::Paused(build.clone())
         }
+        // What was under way with it is taken back: it had not got anywhere.
+        (SandboxState::Pausing | SandboxState::Running | SandboxState::Snapshotting, _)
+            if is_alive =>
+        {
+            Decision::TakeOver
+        }
         (SandboxState::Pausing | SandboxState::Resuming, _) => {
             Decision::Fail("The daemon ended while it was on its way to disk or back")
         }
         (SandboxState::Running | SandboxState::Snapshotting, _) => {
-            Decision::Fail("The daemon ended while it was running, and its VMM had to be ended")
+            Decision::Fail("The daemon ended while it was running, and so did its VMM")
         }
     }
 }
@@ -137,6 +151,17 @@ pub fn left_over(seen: &Seen) -> (Vec<String>, Vec<String>) {
     (rows.cloned().collect(), directories.cloned().collect())
 }
 
+/// A process that sits in a network namespace of this name.
+#[must_use]
+pub fn process_in(name: &str, pid: i32) -> Option<Survivor> {
+    let target = fs::metadata(namespace::path(name)).ok()?;
+    // Opened first: the number may have changed hands before, and can't any more.
+    let pidfd = pidfd_open(pid).ok()?;
+    let inside = fs::metadata(format!("/proc/{pid}/ns/net")).ok()?;
+    let is_inside = (inside.dev(), inside.ino()) == (target.dev(), target.ino());
+    is_inside.then_some(Survivor { pid, pidfd })
+}
+
 /// Ends every process that sits in a network namespace of this name; returns how many.
 ///
 /// # Errors
@@ -181,16 +206,25 @@ fn process_ids() -> io::Result<Vec<i32>> {
     Ok(pids)
 }
 
-/// Empties a directory, making it if need be.
+/// Empties a directory, making it if need be; what is `kept` stays.
 ///
 /// # Errors
 /// It can't be made or written.
-pub fn empty_dir(dir: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
+pub fn empty_dir(dir: &Path, kept: &BTreeSet<String>) -> io::Result<()> {
+    fs::create_dir_all(dir)?;
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name.to_str().is_some_and(|name| kept.contains(name)) {
+            continue;
+        }
+        if entry.file_type()?.is_dir() {
+            fs::remove_dir_all(entry.path())?;
+        } else {
+            fs::remove_file(entry.path())?;
+        }
     }
-    fs::create_dir_all(dir)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -205,6 +239,10 @@ mod tests {
     }
 
     fn decision(state: SandboxState, build: bool, unrecorded: bool) -> Decision {
+        decision_of(state, build, unrecorded, false)
+    }
+
+    fn decision_of(state: SandboxState, build: bool, unrecorded: bool, is_alive: bool) -> Decision {
         let published = Unrecorded {
             id: BuildId::from_bytes([2; 16]),
             generation: Generation::new(1),
@@ -215,7 +253,41 @@ mod tests {
         } else {
             BTreeMap::new()
         };
-        plan(&[row("a", state, build)], &found).remove(0).1
+        let alive = is_alive.then(|| "a".parse().unwrap()).into_iter().collect();
+        plan(&[row("a", state, build)], &found, &alive).remove(0).1
+    }
+
+    #[test]
+    fn what_runs_and_is_there_is_taken_over_unless_its_pause_has_ended() {
+        use SandboxState::{
+            Creating, Destroying, Failed, Paused, Pausing, Resuming, Running, Snapshotting,
+        };
+        for state in [Running, Pausing, Snapshotting] {
+            assert_eq!(decision_of(state, true, false, true), Decision::TakeOver);
+        }
+        for state in [Running, Pausing] {
+            let ended = decision_of(state, true, true, true);
+            assert!(matches!(ended, Decision::Paused(_)), "{state}");
+        }
+        for state in [Creating, Destroying, Failed, Paused, Resuming] {
+            let other = decision_of(state, true, false, true);
+            assert_ne!(other, Decision::TakeOver, "{state}");
+        }
+    }
+
+    #[test]
+    fn what_is_kept_stays_when_a_directory_is_emptied() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["one/below", "two/below"] {
+            fs::create_dir_all(dir.path().join(name)).unwrap();
+        }
+        fs::write(dir.path().join("file"), "").unwrap();
+        empty_dir(dir.path(), &set(&["two"])).unwrap();
+        let left: Vec<_> = fs::read_dir(dir.path()).unwrap().flatten().collect();
+        assert_eq!(left.len(), 1);
+        assert!(dir.path().join("two/below").is_dir());
+        empty_dir(&dir.path().join("new"), &set(&[])).unwrap();
+        assert!(dir.path().join("new").is_dir());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::mem::ManuallyDrop;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -34,6 +35,7 @@ use crate::metrics::Metrics;
 use crate::network::{Slots, range};
 use crate::recovery;
 use crate::sandbox::Cell;
+use crate::sandbox::adoption::Left;
 use crate::shard::{Asked, Shard};
 use crate::template::{Template, Templates};
 use crate::tls::{self, Clients, Identity};
@@ -62,16 +64,20 @@ pub fn run(config: &Config) -> Result<()> {
         .transpose()
         .context("TLS can't be spoken; see [tls] and api.client_ca")?;
     let (host, cells) = main.block_on(assemble(config))?;
-    // An engine outlives its daemon's sudden end; this is none.
+    // An engine outlives its daemon's sudden end. This is none, unless a guest has outlived one that
+    // was: it waits for a start that succeeds.
+    let outlived = cells.iter().any(|(_, left)| left.is_some());
     let listeners = bind_all(config, encrypted.as_ref()).inspect_err(|_| {
         host.ready.end();
-        host.engines.stop();
+        if !outlived {
+            host.engines.stop();
+        }
     })?;
 
     let shard_count = config.shard_count();
-    let mut per_shard: Vec<Vec<Cell>> = (0..shard_count).map(|_| Vec::new()).collect();
-    for cell in cells {
-        per_shard[Gateway::owner_of(&cell.row().id, shard_count)].push(cell);
+    let mut per_shard: Vec<Vec<Owned>> = (0..shard_count).map(|_| Vec::new()).collect();
+    for (cell, left) in cells {
+        per_shard[Gateway::owner_of(&cell.row().id, shard_count)].push((cell, left));
     }
     let (senders, mailboxes): (Vec<_>, Vec<_>) = (0..shard_count)
         .map(|_| mpsc::channel::<Asked>(MAILBOX))
@@ -170,8 +176,11 @@ async fn keep_fresh(encrypted: Option<&Encrypted>) {
     }
 }
 
+/// A sandbox, and the guest that is to be taken over with it.
+type Owned = (Cell, Option<Left>);
+
 /// Everything but shards and listeners.
-async fn assemble(config: &Config) -> Result<(Arc<Host>, Vec<Cell>)> {
+async fn assemble(config: &Config) -> Result<(Arc<Host>, Vec<Owned>)> {
     check_userfaultfd()?;
     launch::prepare_host().context("Preparing /run for VMM disks; is it writable?")?;
     let catalogue = Catalogue::open(&config.catalogue())
@@ -195,16 +204,9 @@ async fn assemble(config: &Config) -> Result<(Arc<Host>, Vec<Cell>)> {
     let slots = Slots::start(&config.instance, network.pool, network.egress())
         .context("Setting the host's rules for network slots; is nftables in this kernel?")?;
     let confinement = Confinement::open(&config.vmm, &config.instance);
-    let left = confinement.end_left_over();
-    let left = left.context("Ending left-over VMMs by their control groups")?;
-    if left > 0 {
-        tracing::warn!(
-            groups = left,
-            "Removed the control groups of an earlier run"
-        );
-    }
-    let rows = recovery::recover(config, &catalogue, &store, &slots, &events).await?;
-    slots.keep_ready(network.ready_slots, rows.iter().map(|row| row.slot));
+    let on_host = (&slots, &confinement);
+    let rows = recovery::recover(config, &catalogue, &store, on_host, &events).await?;
+    slots.keep_ready(network.ready_slots, rows.iter().map(|(row, _)| row.slot));
     let (run_dir, mut engine) = (config.run_dir.clone(), config.engine.clone());
     let calibrating = tokio::task::spawn_blocking(move || {
         let waiting = topology::calibrate(&run_dir, &mut engine);
@@ -227,7 +229,12 @@ async fn assemble(config: &Config) -> Result<(Arc<Host>, Vec<Cell>)> {
         all.entry(row.name.clone()).or_insert_with(|| row.into());
     }
     let mut cells = Vec::new();
-    for row in rows {
+    for (row, mut left) in rows {
+        if let Some(left) = &mut left {
+            let session = left.record.session.as_deref();
+            let inherited = session.and_then(|session| engines.claim_inherited(session));
+            left.inherited = inherited.map(ManuallyDrop::new);
+        }
         let generation = match row.build {
             Some(id) => {
                 let found = catalogue
@@ -237,13 +244,10 @@ async fn assemble(config: &Config) -> Result<(Arc<Host>, Vec<Cell>)> {
             }
             None => None,
         };
-        cells.push(Cell::new(
-            row,
-            generation,
-            config.network.pool,
-            events.clone(),
-        ));
+        let cell = Cell::new(row, generation, config.network.pool, events.clone());
+        cells.push((cell, left));
     }
+    engines.drop_inherited();
     let metrics = Metrics::default();
     let ready = ReadyVmms::start(
         (drivers.chosen().clone(), confinement.groups().cloned()),

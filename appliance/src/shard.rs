@@ -20,6 +20,7 @@ use tokio::task::JoinSet;
 
 use crate::catalogue::SandboxRow;
 use crate::host::Host;
+use crate::sandbox::adoption::Left;
 use crate::sandbox::state::{Operation, begin};
 use crate::sandbox::{Cell, Connection, Given, Job, NewTemplate, Owner, Reply};
 use crate::template::Template;
@@ -123,17 +124,21 @@ pub struct Shard {
 }
 
 impl Shard {
-    /// A shard that owns these sandboxes, none of which has a VMM.
+    /// A shard that owns these sandboxes, and takes over the guests that some of them have. To be
+    /// called on the runtime that it runs on.
     #[must_use]
-    pub fn new(host: Arc<Host>, sandboxes: Vec<Cell>) -> Self {
+    pub fn new(host: Arc<Host>, sandboxes: Vec<(Cell, Option<Left>)>) -> Self {
         let mut shard = Self {
             host,
             entries: BTreeMap::new(),
             owners: JoinSet::new(),
         };
-        for cell in sandboxes {
+        for (cell, left) in sandboxes {
             let owner = Owner::new(shard.host.clone(), cell.clone());
-            shard.adopt(cell, |jobs| owner.serve(jobs));
+            match left {
+                Some(left) => shard.adopt(cell, |jobs| owner.take_over(left, jobs)),
+                None => shard.adopt(cell, |jobs| owner.serve(jobs)),
+            }
         }
         shard
     }

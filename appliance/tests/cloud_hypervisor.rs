@@ -163,12 +163,12 @@ fn live(test: &str, (instance, pool): (&str, u16), changes: &[(&str, &str)]) {
     let place = place(instance, pool, &program, &adder::protected_mode());
     place.reconfigure(changes);
     let waiting = changes.iter().any(|(_, to)| to.contains("ready_slots"));
-    let daemon = match start(&place) {
+    let mut daemon = match start(&place) {
         Ok(daemon) => daemon,
         Err(reason) => return skip(test, reason),
     };
     let stand_ins = StandIns::watch(&place.instance, STAND_IN);
-    let api = &daemon.api;
+    let api = &daemon.api.clone();
     let host = api.get("/v1/host").expect(200);
     println!("{}", host["vmm"]);
 
@@ -202,6 +202,10 @@ fn live(test: &str, (instance, pool): (&str, u16), changes: &[(&str, &str)]) {
             restored::wait_for_vmm(api);
         }
         api.resume("one").expect(200);
+        // Soon: it still asks for its memory.
+        if [1, 5, 9].contains(&cycle) {
+            daemon = daemon.killed_and_followed(&place);
+        }
         assert!(is_confined(&place), "{}", host["vmm"]);
         let vmm = restored::vmm(&place);
         assert_eq!(vmm.status("Uid:"), ["200000"; 4], "{}", host["vmm"]);

@@ -133,16 +133,19 @@ fn groups_hold_processes(cgroups: &Cgroups, busybox: &str, applet: &[&str]) {
             .await
             .unwrap();
         let pidfd = pidfd_open(process.pid()).unwrap();
+        let pid = process.pid();
+        assert_eq!(cgroups.of(pid).as_ref(), Some(&group));
+        assert_eq!(end_left_over(cgroups, &[pid]).unwrap(), 0, "it is kept");
         std::mem::forget(process);
         let reaping = async { ended(pidfd.as_fd()).await };
         let left = tokio::task::spawn_blocking({
             let cgroups = cgroups.clone();
-            move || end_left_over(&cgroups)
+            move || end_left_over(&cgroups, &[])
         });
         let (left, ()) = tokio::join!(left, reaping);
         assert_eq!(left.unwrap().unwrap(), 1);
         assert!(!group.dir().exists());
-        assert_eq!(end_left_over(cgroups).unwrap(), 0);
+        assert_eq!(end_left_over(cgroups, &[]).unwrap(), 0);
 
         // A group of that name is empty again.
         fs::create_dir(group.dir()).unwrap();

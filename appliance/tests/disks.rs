@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::env;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -349,13 +350,43 @@ fn crash(dir: &Path) {
     assert!(!victim.status().unwrap().success(), "it was killed");
     assert_eq!(devices().len(), 1 + 3, "three of its disks are there");
 
-    // As the next daemon does it: the files are there still, then they go.
-    assert_eq!(disks::remove_left_over("inside", &ours).unwrap(), 3 + 3 + 1);
-    assert_eq!(disks::remove_left_over("inside", &ours).unwrap(), 0);
+    // As the next daemon does it: one of them goes on with its guest, the files of the others are
+    // there still, then they go.
+    let lives = BTreeSet::from(["d1".to_owned()]);
+    let left_over = |kept| disks::remove_left_over("inside", &ours, kept).unwrap();
+    assert_eq!(left_over(&lives), 2 + 2);
+    assert_eq!(left_over(&lives), 0);
+    assert_eq!(devices(), ["thaw-inside-d1", "thaw-insideb-kept"]);
+    let disks = mapped(&ours);
+    let disk = disks.adopt("d1", &ours.join("d1")).unwrap();
+    let mut found = [0; 9];
+    let node = File::options().read(true).write(true).open(&disk).unwrap();
+    node.read_exact_at(&mut found, MIB).unwrap();
+    assert_eq!(&found, b"published");
+    assert!(disks.usage("d1").unwrap().stored_bytes > 0);
+    node.write_all_at(b"went on", 2 * MIB).unwrap();
+    drop(node);
+    disks.keep("d1", &directory(&ours, "went-on")).unwrap();
+    // One more over the same base: they share its loop device.
+    let source = Source::Build(ours.join("went-on"));
+    disks.make("d3", &source, &directory(&ours, "d3")).unwrap();
+    assert_eq!(loop_device::all().unwrap().len(), 2 + 3);
+    disks.remove("d3");
+    assert_eq!(loop_device::all().unwrap().len(), 2 + 2);
+    disks.remove("d1");
+    let disk = disks.make("d4", &source, &directory(&ours, "d4")).unwrap();
+    let mut found = [0; 7];
+    let node = File::open(&disk).unwrap();
+    node.read_exact_at(&mut found, 2 * MIB).unwrap();
+    assert_eq!(&found, b"went on");
+    drop(node);
+    disks.remove("d4");
+    assert!(disks.adopt("d2", &ours.join("d2")).is_err(), "it is gone");
+
+    assert_eq!(left_over(&BTreeSet::new()), 0);
     assert_eq!(devices(), ["thaw-insideb-kept"]);
     assert_eq!(loop_device::all().unwrap().len(), 2);
     // The build that it had published comes back.
-    let disks = mapped(&ours);
     let source = Source::Build(ours.join("build"));
     let disk = disks
         .make("d0", &source, &directory(&ours, "back"))

@@ -101,9 +101,9 @@ fn live(place: &Place, waiting: bool) {
     if waiting {
         place.reconfigure(&[("ready_slots = 0", "ready_slots = 2")]);
     }
-    let daemon = Daemon::start(place);
+    let mut daemon = Daemon::start(place);
     let stand_ins = StandIns::watch(&place.instance, STAND_IN);
-    let api = &daemon.api;
+    let api = &daemon.api.clone();
     let host = api.get("/v1/host").expect(200);
     println!("{}", host["vmm"]);
     let reason = host["vmm"]["reason"].as_str().unwrap();
@@ -145,6 +145,10 @@ fn live(place: &Place, waiting: bool) {
         }
         api.resume("one").expect(200);
         run();
+        if [1, 5, 9].contains(&cycle) {
+            daemon = daemon.killed_and_followed(place);
+            run();
+        }
         let memory = api.get("/v1/sandboxes/one/memory").expect(200);
         let number = |key: &str| memory[key].as_u64().unwrap();
         let resident = number("resident_pages") * number("page_bytes") / PAGE;

@@ -155,6 +155,57 @@ fn limits_of_a_new_sandbox_are_there_and_its_successor_has_none() {
 }
 
 #[test]
+fn a_slot_of_an_earlier_daemon_is_taken_over_with_its_policy() {
+    if !is_root("a_slot_of_an_earlier_daemon_is_taken_over_with_its_policy") {
+        return;
+    }
+    let (host, outside) = host_and_outside();
+    outside.listen(OUTSIDE, 7000);
+    let (earlier, built) = build(&host, "netm", egress(true), 1);
+    let guest = guest_in(&built[0]);
+    guest.reaches_soon(OUTSIDE, 7000);
+    let limited = |egress_kbit_s, ingress_kbit_s, allow_internet_access| NetworkPolicy {
+        egress_kbit_s,
+        ingress_kbit_s,
+        allow_internet_access,
+        ..NetworkPolicy::default()
+    };
+    set_policy(&host, &earlier, &built[0], limited(Some(64), None, true));
+    assert_eq!(limited_links(&built[0]), ["veth0"]);
+    drop(earlier);
+
+    // It knows nothing of what was in force.
+    let slots = host.run(|| {
+        let pool = "10.231.7.0/24".parse().unwrap();
+        Slots::start("netm", pool, egress(true)).unwrap()
+    });
+    assert_eq!(slots.adopt(SlotIndex(0)), built[0]);
+    assert!(slots.is_in_use(SlotIndex(0)));
+    slots.keep_ready(1, [SlotIndex(0)]);
+    wait_for_slots("netm", &[0, 1]);
+    for (policy, links) in [
+        (limited(None, Some(64), false), vec![TAP]),
+        (limited(Some(64), Some(64), true), vec![TAP, "veth0"]),
+        (limited(None, None, true), vec![]),
+    ] {
+        let (one, wanted) = (slots.clone(), policy.clone());
+        ask(&host, || async move {
+            one.enforce(SlotIndex(0), wanted).await.unwrap();
+        });
+        assert_eq!(limited_links(&built[0]), links);
+        let reached = guest.reaches(OUTSIDE, 7000).is_some();
+        assert_eq!(reached, policy.allow_internet_access, "{policy:?}");
+    }
+    // As any other from now on.
+    let one = slots.clone();
+    ask(&host, || async move {
+        one.give_back(SlotIndex(0)).await.unwrap();
+        one.release(SlotIndex(0));
+    });
+    end(&host, slots, &built);
+}
+
+#[test]
 fn no_packet_of_an_old_connection_reaches_the_next_guest() {
     if !is_root("no_packet_of_an_old_connection_reaches_the_next_guest") {
         return;

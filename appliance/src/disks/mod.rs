@@ -19,7 +19,7 @@ mod error;
 pub mod files;
 mod snapshots;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -168,6 +168,31 @@ impl Disks {
         let opened = match &disk.attached {
             Some(attached) => attached.node().to_owned(),
             None => disk.file(ROOTFS),
+        };
+        self.inner.taken.lock().insert(id.to_owned(), disk);
+        Ok(opened)
+    }
+
+    /// Takes over a sandbox's disk that an earlier daemon made, with its files in `dir`: it is the
+    /// sandbox's again, and what a VMM has opened is given.
+    ///
+    /// # Errors
+    /// There is none, or today's way has nothing to do with it.
+    pub fn adopt(&self, id: &str, dir: &Path) -> Result<PathBuf, DiskError> {
+        let attached = match &self.inner.backend {
+            Backend::DeviceMapper(snapshots) if dir.join(ROOTFS_COW).exists() => {
+                Some(snapshots.adopt(id, &dir.join(ROOTFS_BASE))?)
+            }
+            _ => None,
+        };
+        let file = dir.join(ROOTFS);
+        if attached.is_none() {
+            fs::metadata(&file).map_err(DiskError::file("Taking over", &file))?;
+        }
+        let opened = attached.as_ref().map_or(file, |it| it.node().to_owned());
+        let disk = Disk {
+            dir: dir.to_owned(),
+            attached: attached.map(Arc::new),
         };
         self.inner.taken.lock().insert(id.to_owned(), disk);
         Ok(opened)
@@ -375,13 +400,17 @@ pub fn usage_of(dir: &Path) -> Result<Usage, DiskError> {
     })
 }
 
-/// Removes what earlier daemons of this instance have left in the kernel, whose VMMs have ended.
-/// Gives how much that was.
+/// Removes what earlier daemons of this instance have left in the kernel, whose VMMs have ended;
+/// what belongs to sandboxes that are `kept` stays. Gives how much that was.
 ///
 /// # Errors
 /// What can't be removed.
-pub fn remove_left_over(instance: &str, data_dir: &Path) -> Result<usize, DiskError> {
-    snapshots::remove_left_over(instance, data_dir)
+pub fn remove_left_over(
+    instance: &str,
+    data_dir: &Path,
+    kept: &BTreeSet<String>,
+) -> Result<usize, DiskError> {
+    snapshots::remove_left_over(instance, data_dir, kept)
 }
 
 fn choose(

@@ -9,7 +9,7 @@
 //! Neither device goes by itself when this daemon ends: a guest may still run. What is left is
 //! found by name, and by where a loop device's file is, and removed by [`remove_left_over`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -113,6 +113,36 @@ impl Snapshots {
                 })
             });
         attached.inspect_err(|_| self.release_base(base))
+    }
+
+    /// Takes over a disk that an earlier daemon put together over this base.
+    ///
+    /// # Errors
+    /// There is none of this sandbox, or it is made of something else.
+    pub(super) fn adopt(&self, id: &str, base: &Path) -> Result<Attached, DiskError> {
+        let of = |step: &'static str| device(id, step);
+        let (node, table) = self
+            .mapper
+            .table(&name_of(&self.instance, id))
+            .map_err(of("finding its device"))?;
+        let [base_device, cow] = loops_of(&table).ok_or_else(|| {
+            let source = io::Error::new(io::ErrorKind::InvalidData, table);
+            of("understanding its table")(source)
+        })?;
+        let m = fs::metadata(base).map_err(DiskError::file("Looking at", base))?;
+        let base = (m.dev(), m.ino());
+        let mut bases = self.bases.lock();
+        let found = bases.entry(base).or_insert(Base {
+            device: base_device,
+            users: 0,
+        });
+        found.users += 1;
+        Ok(Attached {
+            id: id.to_owned(),
+            node,
+            base,
+            cow,
+        })
     }
 
     fn set_up(&self, id: &str, sectors: u64, table: &str) -> Result<PathBuf, DiskError> {
@@ -251,29 +281,48 @@ pub(super) fn declare(changes: &Path, bytes: u64) -> Result<(), DiskError> {
 }
 
 /// What an instance has left behind: devices by their name, loop devices by where their files
-/// are. Gives how many of both were removed.
+/// are; but for those of sandboxes that are `kept`. Gives how many of both were removed.
 ///
 /// # Errors
 /// Which step failed.
-pub(super) fn remove_left_over(instance: &str, dir: &Path) -> Result<usize, DiskError> {
+pub(super) fn remove_left_over(
+    instance: &str,
+    dir: &Path,
+    kept: &BTreeSet<String>,
+) -> Result<usize, DiskError> {
     let failed = |step| device(instance, step);
-    let mut removed = 0;
+    let (mut removed, mut in_use) = (0, Vec::new());
     // Without device-mapper nothing can be left of it.
     if let Ok(mapper) = DeviceMapper::open() {
         let prefix = name_of(instance, "");
         let names = mapper.names().map_err(failed("listing devices"))?;
-        for name in names.iter().filter(|name| name.starts_with(&prefix)) {
+        let ours = names
+            .iter()
+            .filter_map(|name| Some((name, name.strip_prefix(&prefix)?)));
+        for (name, id) in ours {
+            if kept.contains(id) {
+                let (_, table) = mapper.table(name).map_err(failed("reading a table"))?;
+                in_use.extend(loops_of(&table).into_iter().flatten());
+                continue;
+            }
             remove(&mapper, name).map_err(failed("removing a device that was left over"))?;
             removed += 1;
         }
     }
-    for device in loop_device::below(dir).map_err(failed("listing loop devices"))? {
+    let all = loop_device::below(dir).map_err(failed("listing loop devices"))?;
+    for device in all.into_iter().filter(|device| !in_use.contains(device)) {
         device
             .release()
             .map_err(failed("releasing a loop device that was left over"))?;
         removed += 1;
     }
     Ok(removed)
+}
+
+/// The loop devices in the table of a disk: its base's and its changes'.
+fn loops_of(table: &str) -> Option<[LoopDevice; 2]> {
+    let mut numbers = table.split_whitespace().map(LoopDevice::of_numbers);
+    Some([numbers.next()??, numbers.next()??])
 }
 
 fn remove(mapper: &DeviceMapper, name: &str) -> io::Result<()> {
@@ -342,6 +391,15 @@ pub(super) fn declared_bytes(base: &Path, cow_bytes: Option<u64>) -> Result<u64,
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn loop_devices_of_a_table_are_found() {
+        let found = loops_of("7:3 7:14 PO 16").unwrap();
+        assert_eq!(found.map(LoopDevice::numbers), ["7:3", "7:14"]);
+        for other in ["", "7:3", "7:3 8:1 PO 16", "0 7:1", "7:x 7:1"] {
+            assert_eq!(loops_of(other), None, "{other}");
+        }
+    }
 
     #[test]
     fn a_status_says_how_full_the_file_is() {

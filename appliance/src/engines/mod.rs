@@ -126,7 +126,9 @@ impl Engines {
             match Link::start(paths, node.clone(), config.clone(), sets, &strays) {
                 Ok(link) => links.push(link),
                 Err(error) => {
-                    links.iter().for_each(|link| link.stop());
+                    // Those that have taken a guest over keep it, for a start that succeeds.
+                    let idle = links.iter().filter(|link| link.sessions() == 0);
+                    idle.for_each(|link| link.stop());
                     return Err(error);
                 }
             }

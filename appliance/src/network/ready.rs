@@ -98,6 +98,12 @@ impl Ready {
         self.built.remove(&index)
     }
 
+    /// A sandbox has it from an earlier daemon.
+    pub(super) fn adopt(&mut self, index: SlotIndex) {
+        self.owned.insert(index);
+        self.in_use.insert(index);
+    }
+
     /// A slot is built: ahead, or cleaned after it was given back.
     pub(super) fn put(&mut self, slot: Slot) {
         self.in_use.remove(&slot.index);

@@ -32,6 +32,7 @@ type Answer<T> = oneshot::Sender<Result<T, SlotError>>;
 enum Order {
     Build(SlotIndex, NetworkPolicy, Answer<Slot>),
     SetPolicy(SlotIndex, NetworkPolicy, Answer<()>),
+    Enforce(SlotIndex, NetworkPolicy, Answer<()>),
     GiveBack(SlotIndex, Answer<()>),
     TakeDown(SlotIndex, Answer<()>),
     Sweep(oneshot::Sender<Vec<Swept>>),
@@ -85,7 +86,8 @@ impl Slots {
     }
 
     /// From now on, keeps so many free slots built, and as many that paused sandboxes gave back;
-    /// `owned` belong to sandboxes. To be called when no slot of an earlier daemon is left.
+    /// `owned` belong to sandboxes. To be called when no slot of an earlier daemon is left but those that
+    /// were taken over.
     pub fn keep_ready(&self, count: usize, owned: impl IntoIterator<Item = SlotIndex>) {
         self.ready.lock().open(count, owned);
         self.look();
@@ -137,6 +139,22 @@ impl Slots {
             self.set_policy(index, policy).await?;
         }
         Ok(slot)
+    }
+
+    /// Takes over the slot of a sandbox that an earlier daemon built it for: nobody else gets it from
+    /// now on.
+    pub fn adopt(&self, index: SlotIndex) -> Slot {
+        self.ready.lock().adopt(index);
+        slot::describe(&self.instance, self.pool, index)
+    }
+
+    /// Puts a policy into force that may be, whatever was in force before.
+    ///
+    /// # Errors
+    /// Which step failed.
+    pub async fn enforce(&self, index: SlotIndex, policy: NetworkPolicy) -> Result<(), SlotError> {
+        let order = |answer| Order::Enforce(index, policy, answer);
+        self.ask(index, order).await
     }
 
     /// Replaces what a slot's guest may reach, as one transaction, and how fast. Connections that are
@@ -294,6 +312,9 @@ impl Builder {
             Order::SetPolicy(index, policy, reply) => {
                 let _ = reply.send(self.set_rules(index, &policy));
             }
+            Order::Enforce(index, policy, reply) => {
+                let _ = reply.send(self.enforce(index, &policy));
+            }
             Order::GiveBack(index, reply) => {
                 let _ = reply.send(self.give_back(index));
             }
@@ -350,6 +371,20 @@ impl Builder {
         if *policy == before {
             return Ok(());
         }
+        let rules = || rules::slot_rules(self.pool, &self.egress, policy);
+        slot::set_policy(&self.instance, index, (&before, policy), rules)?;
+        self.note(index, policy);
+        Ok(())
+    }
+
+    fn enforce(&mut self, index: SlotIndex, policy: &NetworkPolicy) -> Result<(), SlotError> {
+        // Limits differ in any case, so that each of them is set or removed.
+        let other = |limit: Option<u64>| limit.is_none().then_some(1);
+        let before = NetworkPolicy {
+            ingress_kbit_s: other(policy.ingress_kbit_s),
+            egress_kbit_s: other(policy.egress_kbit_s),
+            ..NetworkPolicy::default()
+        };
         let rules = || rules::slot_rules(self.pool, &self.egress, policy);
         slot::set_policy(&self.instance, index, (&before, policy), rules)?;
         self.note(index, policy);

@@ -66,6 +66,12 @@ pub enum OperationError {
         #[source]
         source: std::io::Error,
     },
+    /// It outlived its daemon, and can't be taken over.
+    #[error("Its guest can't be taken over: {problem}")]
+    Adoption {
+        /// Why not.
+        problem: String,
+    },
     /// The template's name was taken meanwhile.
     #[error("There is a template {name:?} already")]
     NameTaken {
@@ -103,7 +109,7 @@ impl OperationError {
             Self::Catalogue(_) => "catalogue_failed",
             Self::Disk(_) | Self::File { .. } => "disk_failed",
             Self::Capture(_) | Self::Publish(_) => "snapshot_failed",
-            Self::NameTaken { .. } | Self::Worker => "internal",
+            Self::NameTaken { .. } | Self::Adoption { .. } | Self::Worker => "internal",
         };
         ApiError::Failed { code, detail }
     }

@@ -1,5 +1,6 @@
 //! What a sandbox has while it has a VMM, and giving all of it back.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -125,17 +126,21 @@ pub(super) async fn make_place(
     let (slot, made) = tokio::join!(host.slots.take(row.slot, row.network.clone()), making);
     let disk = made.map_err(|_| OperationError::Worker)??;
     let slot = slot?;
-    let place = Place {
+    Ok((place_at(host, row, &slot, disk), slot))
+}
+
+/// Where a sandbox's VMM is, with a slot and a disk.
+pub(super) fn place_at(host: &Host, row: &SandboxRow, slot: &Slot, disk: PathBuf) -> Place {
+    Place {
         name: row.id.to_string(),
         template: row.template.to_string(),
         slot: row.slot.0,
-        run_dir: run,
+        run_dir: host.sandbox_run(&row.id),
         namespace: slot.namespace.clone(),
         disk,
         disk_limits: host.disk_limits.with(row.disk_limits),
         cgroup: None,
-    };
-    Ok((place, slot))
+    }
 }
 
 /// Gives a place its control group: that of the VMM which waited there, or a new one.

@@ -7,6 +7,7 @@
 //! - a pause that fails before its build is published leaves the sandbox running;
 //! - a resume that fails leaves it paused, its build untouched;
 //! - a snapshot never changes the sandbox;
+//! - a guest that runs when its daemon dies runs on, and is the next daemon's;
 //! - a row is in the catalogue before anything on the host exists, and leaves it last.
 
 pub mod cell;
@@ -14,6 +15,7 @@ pub mod connections;
 pub mod owner;
 pub mod state;
 
+pub mod adoption;
 mod boot;
 mod disk_limits;
 mod error;

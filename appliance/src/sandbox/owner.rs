@@ -14,6 +14,7 @@ use http_api::wire::{
 };
 use tokio::sync::{mpsc, oneshot};
 
+use super::adoption::{Left, Record, adopt};
 use super::cell::Cell;
 use super::expiry::time_is_up;
 use super::live::{Live, give_back};
@@ -126,7 +127,25 @@ impl Owner {
         }
     }
 
-    /// Takes over a guest that was made, once it is stored that it runs: after a crash, a row
+    /// Takes over the sandbox's guest, which has outlived an earlier daemon, then serves it.
+    pub async fn take_over(mut self, left: Left, jobs: mpsc::Receiver<Given>) {
+        let (row, pid) = (self.cell.row(), left.survivor.pid);
+        match adopt(&self.host, &row, left).await {
+            Ok(live) => {
+                tracing::warn!(sandbox_id = %row.id, pid, "Took over what outlived its daemon");
+                self.live = Some(live);
+                self.settle(SandboxState::Running, None).await;
+            }
+            Err(error) => {
+                let error = uffd_engine::chain(&error);
+                let reason = format!("The daemon ended while it was running: {error}");
+                self.vmm_ended(reason).await;
+            }
+        }
+        self.serve(jobs).await;
+    }
+
+    /// Keeps a guest that was made, once it is stored that it runs: after a crash, a row
     /// that says less would bring back what was before it ran.
     async fn keep(
         &mut self,
@@ -134,6 +153,10 @@ impl Owner {
         made: Result<Live, OperationError>,
     ) -> Result<(), OperationError> {
         let live = made?;
+        let recorded = Record::of(&live).write(&self.host.sandbox_run(&row.id));
+        if let Err(error) = recorded {
+            tracing::warn!(sandbox_id = %row.id, %error, "It would not outlive this daemon");
+        }
         let execution_id = crate::clock::new_execution_id();
         self.cell.update(|row| {
             row.execution_id = Some(execution_id);

@@ -39,6 +39,7 @@ const TARGET_TYPE_AT: usize = 24;
 /// Enough for a table and for a few names; grown when it is not.
 const BUFFER_BYTES: usize = 4 << 10;
 
+const STATUS_TABLE_FLAG: u32 = 1 << 4;
 const BUFFER_FULL_FLAG: u32 = 1 << 8;
 
 /// What a host's udev rules are told with an event, if there is a udev: to leave the device alone.
@@ -103,8 +104,7 @@ impl DeviceMapper {
         // Tools show it, and a rename can't hide whose it is.
         request.text(UUID_AT, name);
         self.call(Command::Create, &mut request)?;
-        let device = request.u64_at(DEVICE_AT);
-        Ok(format!("/dev/dm-{}", libc::minor(device)).into())
+        Ok(request.node())
     }
 
     /// Gives a device its table, which [`DeviceMapper::resume`] puts into force.
@@ -140,6 +140,18 @@ impl DeviceMapper {
         self.call(Command::TableStatus, &mut request)?;
         let start = request.u32_at(DATA_START_AT) as usize;
         Ok(request.text_at(start + TARGET_BYTES))
+    }
+
+    /// The node of a device, and the parameters of its first line.
+    ///
+    /// # Errors
+    /// There is no such device.
+    pub fn table(&self, name: &str) -> io::Result<(PathBuf, String)> {
+        let mut request = Request::new(name);
+        request.u32(FLAGS_AT, STATUS_TABLE_FLAG);
+        self.call(Command::TableStatus, &mut request)?;
+        let start = request.u32_at(DATA_START_AT) as usize;
+        Ok((request.node(), request.text_at(start + TARGET_BYTES)))
     }
 
     /// Removes a device.
@@ -255,6 +267,11 @@ impl Request {
 
     fn u64_at(&self, at: usize) -> u64 {
         u64::from_ne_bytes(std::array::from_fn(|n| self.byte(at + n)))
+    }
+
+    /// Of the device that the kernel has answered about.
+    fn node(&self) -> PathBuf {
+        format!("/dev/dm-{}", libc::minor(self.u64_at(DEVICE_AT))).into()
     }
 
     fn text_at(&self, at: usize) -> String {

@@ -112,6 +112,14 @@ impl LoopDevice {
         }
     }
 
+    /// The one of this `major:minor`, if that is a loop device's.
+    #[must_use]
+    pub fn of_numbers(numbers: &str) -> Option<Self> {
+        let (major, minor) = numbers.split_once(':')?;
+        let is_ours = major.parse() == Ok(MAJOR);
+        is_ours.then(|| minor.parse().map(Self).ok()).flatten()
+    }
+
     /// Lets go of the file; that there is none any more is no error.
     ///
     /// # Errors

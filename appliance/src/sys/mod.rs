@@ -3,6 +3,7 @@
 pub mod device_mapper;
 pub mod loop_device;
 pub mod mount_namespace;
+pub mod pidfd_info;
 pub mod readiness;
 pub mod reflink;
 pub mod ring_copy;

@@ -70,12 +70,17 @@ impl Api {
         Ok(Self { socket, sender })
     }
 
-    /// Another connection to the same one, for a request that is answered late.
-    pub(crate) fn beside(&self) -> Self {
+    /// At this socket, to be connected to at the first request.
+    pub(crate) const fn at(socket: PathBuf) -> Self {
         Self {
-            socket: self.socket.clone(),
+            socket,
             sender: None,
         }
+    }
+
+    /// Another connection to the same one, for a request that is answered late.
+    pub(crate) fn beside(&self) -> Self {
+        Self::at(self.socket.clone())
     }
 
     async fn over(stream: UnixStream) -> io::Result<SendRequest<Full<Bytes>>> {

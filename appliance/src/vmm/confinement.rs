@@ -35,12 +35,31 @@ impl Confinement {
         self.groups.as_ref()
     }
 
-    /// Ends what an earlier daemon left in its groups; says how many of these there were.
+    /// Ends what an earlier daemon left in its groups, but for these processes and their groups; says
+    /// how many of these there were.
     ///
     /// # Errors
     /// The kernel refuses, or a process doesn't end.
-    pub fn end_left_over(&self) -> io::Result<usize> {
-        self.groups.as_ref().map_or(Ok(0), cgroup::end_left_over)
+    pub fn end_left_over(&self, kept: &[i32]) -> io::Result<usize> {
+        let groups = self.groups.as_ref();
+        groups.map_or(Ok(0), |groups| cgroup::end_left_over(groups, kept))
+    }
+
+    /// The group that the VMM of a sandbox is in since an earlier daemon, with today's limits.
+    ///
+    /// # Errors
+    /// A limit can't be set.
+    pub fn adopt(
+        &self,
+        pid: i32,
+        shape: &GuestShape,
+        driver: &dyn Driver,
+    ) -> io::Result<Option<Cgroup>> {
+        let group = self.groups.as_ref().and_then(|groups| groups.of(pid));
+        if let Some(group) = &group {
+            group.limit(&Limits::of(&self.config, shape, driver.overhead_mb()))?;
+        }
+        Ok(group)
     }
 
     /// The group of a sandbox's VMM, limits set: the one that it waits in already, or a new one.

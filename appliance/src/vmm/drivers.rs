@@ -58,6 +58,13 @@ impl Drivers {
         Ok(driver)
     }
 
+    /// The one of this kind and version.
+    #[must_use]
+    pub fn named_like(&self, name: &str, version: &str) -> Option<&Arc<dyn Driver>> {
+        let mut all = [&self.chosen].into_iter().chain(&self.others);
+        all.find(|driver| (&*driver.info().name, &*driver.info().version) == (name, version))
+    }
+
     /// What a build is to say that is made with one of them.
     #[must_use]
     pub fn made_by(&self, driver: &dyn Driver) -> MadeBy {
@@ -88,6 +95,7 @@ mod tests {
     use uffd_engine::Tracking;
 
     use super::*;
+    use crate::vmm::process::Survivor;
     use crate::vmm::{GuestShape, Machine, Place, Restore, VmmError};
 
     struct Named(VmmInfo, &'static str);
@@ -114,6 +122,14 @@ mod tests {
             _: &GuestShape,
             _: &Place,
             _: Restore<'_>,
+        ) -> Result<Box<dyn Machine>, VmmError> {
+            Err(self.refusal())
+        }
+        async fn adopt(
+            &self,
+            _: &GuestShape,
+            _: &Place,
+            _: Survivor,
         ) -> Result<Box<dyn Machine>, VmmError> {
             Err(self.refusal())
         }

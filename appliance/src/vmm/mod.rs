@@ -47,6 +47,7 @@ use uffd_engine::region::ClaimedRegion;
 
 use memory::MemorySize;
 use prepared::Prepares;
+use process::Survivor;
 
 /// What a guest is: fixed from its template on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -207,6 +208,17 @@ pub enum VmmError {
     },
 }
 
+impl VmmError {
+    /// It can't be taken over.
+    fn adopting(name: &str, source: std::io::Error) -> Self {
+        Self::Io {
+            name: name.to_owned(),
+            command: "taking it over".into(),
+            source,
+        }
+    }
+}
+
 /// How a guest is brought back.
 #[derive(Debug)]
 pub struct Restore<'a> {
@@ -291,6 +303,18 @@ pub trait Driver: Send + Sync {
         shape: &GuestShape,
         place: &Place,
         restore: Restore<'_>,
+    ) -> Result<Box<dyn Machine>, VmmError>;
+
+    /// Takes over a guest whose VMM an earlier daemon started, booted or restored, at the same place.
+    /// It runs afterwards, whatever was under way with it.
+    ///
+    /// # Errors
+    /// It can't be taken over; nothing of it is left.
+    async fn adopt(
+        &self,
+        shape: &GuestShape,
+        place: &Place,
+        survivor: Survivor,
     ) -> Result<Box<dyn Machine>, VmmError>;
 
     /// How its VMMs wait for guests that are to come; `None` if they don't.

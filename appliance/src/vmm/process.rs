@@ -3,13 +3,15 @@
 //! One that was started ahead belongs to no runtime until somebody needs it: [`Started`] has a pipe
 //! where [`VmmProcess`] has a console.
 
+use std::fs::File;
 use std::io::{self, PipeReader, PipeWriter};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus};
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use tokio::net::unix::pipe::{OpenOptions, Receiver};
 use uffd_engine::control;
 use uffd_engine::sys::process::{pidfd_open, pidfd_signal};
 
@@ -18,9 +20,9 @@ use super::console::Console;
 use super::exit::Exit;
 use super::launch::{self, Launch, LaunchFailure};
 use crate::sys::readiness::Readable;
-use crate::sys::spawn;
+use crate::sys::{pidfd_info, spawn};
 
-/// A child that doesn't outlive this.
+/// A process that doesn't outlive this.
 #[derive(Debug)]
 struct Held {
     pid: i32,
@@ -70,6 +72,8 @@ impl Held {
             self.status = match waited {
                 Ok(WaitStatus::Exited(_, code)) => Some(ExitStatus::from_raw(code << 8)),
                 Ok(WaitStatus::Signaled(_, signal, _)) => Some(ExitStatus::from_raw(signal as i32)),
+                // It is nobody's child here.
+                Err(nix::Error::ECHILD) => pidfd_info::exit_status(self.pidfd.as_fd()),
                 _ => None,
             };
         }
@@ -103,6 +107,7 @@ impl Started {
         let flags = SockFlag::SOCK_CLOEXEC;
         let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
         let (output, writer) = io::pipe()?;
+        let writer = with_a_reader(&writer)?;
         let (held, is_in_its_group) = Held::launcher(launch.cgroup.clone(), theirs, writer)?;
         let mut launch = launch.clone();
         launch.cgroup.take_if(|_| is_in_its_group);
@@ -127,7 +132,7 @@ impl Started {
     /// # Errors
     /// The runtime can't; no process is left.
     pub fn watch(self) -> io::Result<VmmProcess> {
-        let output = tokio::net::unix::pipe::Receiver::from_owned_fd(self.output.into())?;
+        let output = Receiver::from_owned_fd(self.output.into())?;
         Ok(VmmProcess {
             held: self.held,
             console: Console::record(output),
@@ -155,6 +160,26 @@ impl VmmProcess {
     /// Which step failed; no process is left.
     pub async fn start(launch: &Launch, fds: &[BorrowedFd<'_>]) -> io::Result<Self> {
         Started::start(launch, fds).await?.watch()
+    }
+
+    /// Takes over a process that an earlier daemon started. What it prints from now on, and what of
+    /// it nobody has read, is recorded.
+    ///
+    /// # Errors
+    /// What it prints can't be had: it has ended, say.
+    pub fn adopt(survivor: Survivor, cgroup: Option<Cgroup>) -> io::Result<Self> {
+        let Survivor { pid, pidfd } = survivor;
+        let held = Held {
+            pid,
+            pidfd,
+            status: None,
+            cgroup,
+        };
+        let output = read_end(pid, 1)?;
+        Ok(Self {
+            held,
+            console: Console::record(output),
+        })
     }
 
     /// What it prints.
@@ -199,6 +224,35 @@ impl AsFd for VmmProcess {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.held.pidfd.as_fd()
     }
+}
+
+/// A VMM's process that has outlived the daemon which started it.
+#[derive(Debug)]
+pub struct Survivor {
+    /// Its number.
+    pub pid: i32,
+    /// Itself.
+    pub pidfd: OwnedFd,
+}
+
+/// The same end of a pipe, which is a reader of it as well: whoever writes to it is not told that
+/// nobody reads, when a daemon has ended and the next one is not there yet. Not every VMM bears that.
+/// Such a pipe ends with its last writer still.
+///
+/// # Errors
+/// As opening what `/proc` shows of it.
+pub(super) fn with_a_reader(writer: &PipeWriter) -> io::Result<PipeWriter> {
+    let path = format!("/proc/self/fd/{}", writer.as_raw_fd());
+    let both = File::options().read(true).write(true).open(path)?;
+    Ok(OwnedFd::from(both).into())
+}
+
+/// The other end of a pipe that a process writes to.
+///
+/// # Errors
+/// There is no such process, or its descriptor is no pipe.
+pub(super) fn read_end(pid: i32, descriptor: i32) -> io::Result<Receiver> {
+    OpenOptions::new().open_receiver(format!("/proc/{pid}/fd/{descriptor}"))
 }
 
 /// Waits until the process behind a pidfd has ended, or can't be watched any longer.

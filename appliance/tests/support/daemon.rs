@@ -94,6 +94,15 @@ impl Daemon {
     }
 }
 
+impl Daemon {
+    /// SIGKILL, and the next one, which takes over what runs.
+    #[allow(dead_code, reason = "not every test binary kills one")]
+    pub(crate) fn killed_and_followed(self, place: &Place) -> Self {
+        self.kill();
+        Self::start(place)
+    }
+}
+
 impl Drop for Daemon {
     fn drop(&mut self) {
         let _ = self.child.kill();

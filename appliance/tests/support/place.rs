@@ -206,7 +206,7 @@ impl Place {
             }
         }
         if let Ok(groups) = Cgroups::open(&self.instance) {
-            let _ = end_left_over(&groups);
+            let _ = end_left_over(&groups, &[]);
             groups.close();
         }
         for name in names(Path::new("/run/netns")) {

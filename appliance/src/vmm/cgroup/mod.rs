@@ -108,6 +108,22 @@ impl Cgroups {
         Ok(group)
     }
 
+    /// The group that a process is in, if it is one of these.
+    #[must_use]
+    pub fn of(&self, pid: i32) -> Option<Cgroup> {
+        let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+        // The hierarchy of version 2 has number 0. Source: cgroups(7).
+        let path = text.lines().find_map(|line| line.strip_prefix("0::"))?;
+        let name = Path::new(path).file_name()?;
+        let dir = self.dir.join(name);
+        let ours = fs::read_to_string(dir.join("cgroup.procs")).ok()?;
+        let is_in = ours.lines().any(|line| line.parse() == Ok(pid));
+        is_in.then(|| Cgroup {
+            dir,
+            controllers: self.controllers.iter().map(ToString::to_string).collect(),
+        })
+    }
+
     /// The names of all groups that exist.
     #[must_use]
     pub fn names(&self) -> Vec<String> {
@@ -205,12 +221,16 @@ impl Cgroup {
     }
 }
 
-/// Ends all groups that an earlier daemon of this name left, with what is in them; says how many.
+/// Ends all groups that an earlier daemon of this name left, with what is in them, but for those in
+/// which these processes are; says how many.
 ///
 /// # Errors
 /// The kernel refuses, or the processes don't end.
-pub fn end_left_over(cgroups: &Cgroups) -> io::Result<usize> {
-    let names = cgroups.names();
+pub fn end_left_over(cgroups: &Cgroups, kept: &[i32]) -> io::Result<usize> {
+    let kept: Vec<Cgroup> = kept.iter().filter_map(|pid| cgroups.of(*pid)).collect();
+    let is_kept = |name: &String| kept.iter().any(|group| group.dir == cgroups.dir.join(name));
+    let mut names = cgroups.names();
+    names.retain(|name| !is_kept(name));
     for name in &names {
         cgroups.end(name)?;
     }

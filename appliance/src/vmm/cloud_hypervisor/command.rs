@@ -24,6 +24,9 @@ use crate::vmm::own_user::{KVM, OwnUser, TUN, USERFAULTFD};
 use crate::vmm::prepared::Berth;
 use crate::vmm::{DiskLimits, Place};
 
+/// What it is told its event monitor after.
+pub(super) const EVENT_MONITOR: &str = "--event-monitor";
+
 /// Which descriptor of the launch is the event monitor's.
 const EVENTS_FD: usize = 0;
 
@@ -82,7 +85,7 @@ impl Layout {
         let args = [
             "--api-socket".to_owned(),
             format!("path={}", self.inside(&self.api()).display()),
-            "--event-monitor".to_owned(),
+            EVENT_MONITOR.to_owned(),
             format!("fd={}", descriptor(EVENTS_FD)),
             "--seccomp".to_owned(),
             "true".to_owned(),

@@ -19,6 +19,7 @@ use async_trait::async_trait;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use tokio::net::UnixListener;
+use tokio::net::unix::pipe::Receiver;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
@@ -29,7 +30,7 @@ use super::bodies::{
     Balloon, Console as ConsoleBody, Cpus, Disk, FromFile, LandlockRule, Memory, Net, Payload,
     ReceiveMigration, RestoreVm, SendMigration, VmConfig, VmInfo,
 };
-use super::command::{Boot, Layout as Paths, Where, url};
+use super::command::{Boot, EVENT_MONITOR, Layout as Paths, Where, url};
 use super::events::Events;
 use super::layout::Layout;
 use super::receive::{Held, Received, Release, receive};
@@ -45,7 +46,7 @@ use crate::vmm::launch::{DISK_PATH, INITRD_PATH, KERNEL_PATH};
 use crate::vmm::memory::MemorySize;
 use crate::vmm::opening::{self, Open};
 use crate::vmm::own_user::{USERFAULTFD, give, make_dir};
-use crate::vmm::process::VmmProcess;
+use crate::vmm::process::{Survivor, VmmProcess, read_end, with_a_reader};
 use crate::vmm::rate_limiter::RateLimiter;
 use crate::vmm::{
     DiskLimits, GuestShape, Machine, PageRequests, Paging, Place, Restore, Saved, VmmError,
@@ -147,6 +148,7 @@ impl Waiting {
         }
         let launch = paths.launch(&driver.program, place, boot, user);
         let (monitor, events) = io::pipe().map_err(failed)?;
+        let events = with_a_reader(&events).map_err(failed)?;
         let fds = [events.as_fd()];
         let open = opening::open(name, (&launch, &fds), &paths.api(), driver.patience).await?;
         Ok(Self {
@@ -202,17 +204,53 @@ impl CloudHypervisorMachine {
             user,
         } = waiting;
         let process = open.process.watch().map_err(failed)?;
-        let monitor = tokio::net::unix::pipe::Receiver::from_owned_fd(monitor.into());
-        let pidfd = process.as_fd().try_clone_to_owned().map_err(failed)?;
-        let events = Events::listen(monitor.map_err(failed)?, pidfd, name.to_owned());
+        let monitor = Receiver::from_owned_fd(monitor.into()).map_err(failed)?;
         let api = Api::new(paths.api(), open.api).await.map_err(failed)?;
+        let parts = (process, monitor, api);
+        let machine = Self::of(driver, name, paths, (memory, disk_limits), parts);
+        Ok(Self {
+            user,
+            ..machine.map_err(failed)?
+        })
+    }
+
+    /// Takes over a process that an earlier daemon started.
+    pub(super) fn adopt(
+        driver: &CloudHypervisor,
+        memory: MemorySize,
+        place: &Place,
+        survivor: Survivor,
+    ) -> Result<Self, VmmError> {
+        let name = &place.name;
+        let failed = |source| VmmError::adopting(name, source);
+        let pid = survivor.pid;
+        let process = VmmProcess::adopt(survivor, place.cgroup.clone()).map_err(failed)?;
+        let monitor = monitor_of(pid).and_then(|descriptor| read_end(pid, descriptor));
+        let paths = Paths::new(&place.run_dir);
+        let api = Api::at(paths.api());
+        let parts = (process, monitor.map_err(failed)?, api);
+        let machine = Self::of(driver, name, &paths, (memory, place.disk_limits), parts);
+        Ok(Self {
+            user: driver.user(place.slot),
+            ..machine.map_err(failed)?
+        })
+    }
+
+    fn of(
+        driver: &CloudHypervisor,
+        name: &str,
+        paths: &Paths,
+        (memory, disk_limits): (MemorySize, DiskLimits),
+        (process, monitor, api): (VmmProcess, Receiver, Api),
+    ) -> io::Result<Self> {
+        let pidfd = process.as_fd().try_clone_to_owned()?;
         Ok(Self {
             name: name.to_owned(),
             process,
-            events,
+            events: Events::listen(monitor, pidfd, name.to_owned()),
             api,
             paths: paths.clone(),
-            user,
+            user: None,
             memory,
             release: driver.release,
             from_file: driver.from_file,
@@ -725,6 +763,17 @@ impl Machine for CloudHypervisorMachine {
     async fn kill(&mut self) {
         self.process.kill().await;
     }
+}
+
+/// The descriptor of a process that it reports its events to, as it was told.
+fn monitor_of(pid: i32) -> io::Result<i32> {
+    let arguments = fs::read(format!("/proc/{pid}/cmdline"))?;
+    let arguments = String::from_utf8_lossy(&arguments);
+    let mut arguments = arguments.split(['\0', ' ']);
+    let found = arguments
+        .find(|argument| *argument == EVENT_MONITOR)
+        .and_then(|_| arguments.next()?.strip_prefix("fd=")?.parse().ok());
+    found.ok_or_else(|| io::Error::other("it was not told where to report its events"))
 }
 
 fn is_not_yet(answer: &str) -> bool {

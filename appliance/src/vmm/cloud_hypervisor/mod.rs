@@ -52,6 +52,7 @@ use self::prepared::PreparedCloudHypervisor;
 use self::receive::Release;
 use super::own_user::Users;
 use super::prepared::{Berth, Prepared, Prepares};
+use super::process::Survivor;
 use super::{Driver, GuestShape, Machine, Paging, Place, Restore, VmmError, kernel_image};
 
 /// The driver.
@@ -157,6 +158,17 @@ impl Driver for CloudHypervisor {
         let memory = shape.memory();
         let mut machine = CloudHypervisorMachine::start(self, start, memory).await?;
         machine.restore(self, &contents, restore).await?;
+        Ok(Box::new(machine))
+    }
+
+    async fn adopt(
+        &self,
+        shape: &GuestShape,
+        place: &Place,
+        survivor: Survivor,
+    ) -> Result<Box<dyn Machine>, VmmError> {
+        let mut machine = CloudHypervisorMachine::adopt(self, shape.memory(), place, survivor)?;
+        machine.go_on().await?;
         Ok(Box::new(machine))
     }
 

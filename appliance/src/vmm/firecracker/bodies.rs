@@ -5,9 +5,16 @@
 
 use std::path::PathBuf;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::vmm::rate_limiter::RateLimiter;
+
+/// The answer to `GET /`, as far as it matters.
+#[derive(Debug, Deserialize)]
+pub(super) struct Instance {
+    /// `Not started`, `Running` or `Paused`.
+    pub(super) state: String,
+}
 
 /// `PUT /machine-config`.
 #[derive(Debug, Serialize)]

@@ -14,8 +14,9 @@ use uffd_engine::memory_image::{MemoryImage, ProcessMemory};
 use uffd_engine::region::{ClaimedRegion, RegionTable};
 
 use super::bodies::{
-    Action, Balloon, BootSource, Drive, MachineConfig, MemoryBackend, Metadata, MmdsConfig,
-    NetworkInterface, NetworkOverride, PartialDrive, SnapshotCreate, SnapshotLoad, VmState, Vsock,
+    Action, Balloon, BootSource, Drive, Instance, MachineConfig, MemoryBackend, Metadata,
+    MmdsConfig, NetworkInterface, NetworkOverride, PartialDrive, SnapshotCreate, SnapshotLoad,
+    VmState, Vsock,
 };
 use super::command::{ALIAS, HANDOFF, Layout, Parts, SOCKET, STATE, VSOCK_PATH};
 use super::saving::{Saving, Trust};
@@ -26,7 +27,7 @@ use crate::vmm::console::Console;
 use crate::vmm::exit::Exit;
 use crate::vmm::launch::DISK_PATH;
 use crate::vmm::opening::{self, Open};
-use crate::vmm::process::VmmProcess;
+use crate::vmm::process::{Survivor, VmmProcess};
 use crate::vmm::rate_limiter::RateLimiter;
 use crate::vmm::{DiskLimits, GuestShape, Machine, Place, Saved, VmmError};
 
@@ -107,7 +108,32 @@ impl FirecrackerMachine {
         let process = open.process.watch().map_err(failed)?;
         let socket = layout.dir.join(SOCKET);
         let api = Api::new(socket, open.api).await.map_err(failed)?;
-        Ok(Self {
+        Ok(Self::of(driver, name, layout, memory_bytes, (process, api)))
+    }
+
+    /// Takes over a process that an earlier daemon started.
+    pub(super) fn adopt(
+        driver: &Firecracker,
+        place: &Place,
+        layout: Layout,
+        memory_bytes: u64,
+        survivor: Survivor,
+    ) -> Result<Self, VmmError> {
+        let name = &place.name;
+        let adopted = VmmProcess::adopt(survivor, place.cgroup.clone());
+        let process = adopted.map_err(|source| VmmError::adopting(name, source))?;
+        let api = Api::at(layout.dir.join(SOCKET));
+        Ok(Self::of(driver, name, layout, memory_bytes, (process, api)))
+    }
+
+    fn of(
+        driver: &Firecracker,
+        name: &str,
+        layout: Layout,
+        memory_bytes: u64,
+        (process, api): (VmmProcess, Api),
+    ) -> Self {
+        Self {
             name: name.to_owned(),
             process,
             api,
@@ -118,7 +144,26 @@ impl FirecrackerMachine {
             patience: driver.patience,
             lent_bytes: 0,
             vmm_time: Duration::ZERO,
-        })
+        }
+    }
+
+    /// Lets the guest run if it is stopped.
+    pub(super) async fn ensure_running(&mut self) -> Result<(), VmmError> {
+        let asking = async {
+            let said = self.api.get("/").await?;
+            let instance: Instance = serde_json::from_slice(&said).map_err(io::Error::other)?;
+            Ok(instance.state)
+        };
+        let asked = finish(&self.name, "GET /", self.patience, asking).await;
+        match self.judge(asked).await?.as_str() {
+            "Running" => Ok(()),
+            "Paused" => self.go_on().await,
+            other => Err(VmmError::Refused {
+                name: self.name.clone(),
+                command: "going on".into(),
+                answer: format!("its guest is {other:?}"),
+            }),
+        }
     }
 
     /// A guest from its kernel. Without a place it has neither disk nor network.

@@ -38,6 +38,7 @@ use machine::{FirecrackerMachine, MemorySource, write_state};
 use prepared::PreparedFirecracker;
 
 use super::prepared::{Berth, Prepared, Prepares};
+use super::process::Survivor;
 use super::{Driver, GuestShape, Machine, Place, Restore, VmmError, kernel_image};
 
 /// Whether a device state is had without memory.
@@ -172,6 +173,19 @@ impl Driver for Firecracker {
             .limit_restored_disk(place, restore.had_disk_limits)
             .await?;
         let _ = fs::remove_file(&state);
+        Ok(Box::new(machine))
+    }
+
+    async fn adopt(
+        &self,
+        shape: &GuestShape,
+        place: &Place,
+        survivor: Survivor,
+    ) -> Result<Box<dyn Machine>, VmmError> {
+        let layout = self.layout(place);
+        let mut machine =
+            FirecrackerMachine::adopt(self, place, layout, shape.memory_bytes(), survivor)?;
+        machine.ensure_running().await?;
         Ok(Box::new(machine))
     }
 

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use snapshot_format::{PageCount, PageSize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use uffd_engine::memory_image::{MemoryImage, ProcessMemory};
 use uffd_engine::region::{ClaimedRegion, RegionTable};
 
@@ -23,8 +23,11 @@ use super::{HANDOFF, Qemu};
 use crate::vmm::console::Console;
 use crate::vmm::exit::Exit;
 use crate::vmm::own_user::{give, make_dir};
-use crate::vmm::process::VmmProcess;
+use crate::vmm::process::{Survivor, VmmProcess};
 use crate::vmm::{COMMAND_TIMEOUT, DiskLimits, GuestShape, Machine, Place, Saved, VmmError};
+
+/// Its control socket, in the directory of its sandbox.
+const CONTROL: &str = "qmp.sock";
 
 /// A running QEMU.
 #[derive(Debug)]
@@ -73,13 +76,39 @@ impl QemuMachine {
         let launch = command::as_user(launch, driver.accelerator, user);
         let launch = command::with_disk_limits(launch, place.disk_limits);
         // Bound before QEMU runs, so that connecting needs no polling.
-        let socket = place.run_dir.join("qmp.sock");
+        let socket = place.run_dir.join(CONTROL);
         let _ = std::fs::remove_file(&socket);
         let listener = UnixListener::bind(&socket).map_err(failed)?;
         let fds = [ram.as_fd(), listener.as_fd()];
         let process = VmmProcess::start(&launch, &fds).await.map_err(failed)?;
         drop(listener);
-        let began = Instant::now();
+        Self::over(place, process, ram).await
+    }
+
+    /// Takes over a process that an earlier daemon started.
+    pub(super) async fn adopt(place: &Place, survivor: Survivor) -> Result<Self, VmmError> {
+        let failed = |source| VmmError::adopting(&place.name, source);
+        let pid = survivor.pid;
+        let process = VmmProcess::adopt(survivor, place.cgroup.clone()).map_err(failed)?;
+        Self::over(place, process, ram_of(pid).map_err(failed)?).await
+    }
+
+    /// Lets the guest run if it is stopped; soon, if its state is on its way to nobody.
+    pub(super) async fn ensure_running(&mut self) -> Result<(), VmmError> {
+        let deadline = Instant::now() + COMMAND_TIMEOUT;
+        loop {
+            match self.go_on().await {
+                Err(VmmError::Refused { .. }) if Instant::now() < deadline => {
+                    sleep(Duration::from_millis(20)).await;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    /// Connects to a process.
+    async fn over(place: &Place, process: VmmProcess, ram: File) -> Result<Self, VmmError> {
+        let (began, socket) = (Instant::now(), place.run_dir.join(CONTROL));
         let greeting = async {
             let stream = UnixStream::connect(&socket).await?;
             Qmp::greet(stream).await
@@ -245,6 +274,20 @@ impl Machine for QemuMachine {
     async fn kill(&mut self) {
         self.process.kill().await;
     }
+}
+
+/// The RAM file of a process, as it was told.
+fn ram_of(pid: i32) -> io::Result<File> {
+    let arguments = std::fs::read(format!("/proc/{pid}/cmdline"))?;
+    let arguments = String::from_utf8_lossy(&arguments);
+    let found = arguments
+        .split_once("mem-path=/proc/self/")
+        .map(|(_, rest)| rest.split([',', '\0']).next().unwrap_or_default());
+    let found = found.ok_or_else(|| io::Error::other("it was told of no memory"))?;
+    File::options()
+        .read(true)
+        .write(true)
+        .open(format!("/proc/{pid}/{found}"))
 }
 
 /// Waits until a migration has ended, either way.

@@ -15,6 +15,7 @@ use http_api::wire::VmmInfo;
 use uffd_engine::Tracking;
 
 use super::own_user::Users;
+use super::process::Survivor;
 use super::{Driver, GuestShape, Machine, Place, Restore, VmmError};
 use command::Accelerator;
 use machine::QemuMachine;
@@ -89,6 +90,17 @@ impl Driver for Qemu {
         if restore.run {
             machine.go_on().await?;
         }
+        Ok(Box::new(machine))
+    }
+
+    async fn adopt(
+        &self,
+        _shape: &GuestShape,
+        place: &Place,
+        survivor: Survivor,
+    ) -> Result<Box<dyn Machine>, VmmError> {
+        let mut machine = QemuMachine::adopt(place, survivor).await?;
+        machine.ensure_running().await?;
         Ok(Box::new(machine))
     }
 }

@@ -398,6 +398,7 @@ mod tests {
 
     use super::*;
     use crate::vmm::prepared::Prepares;
+    use crate::vmm::process::Survivor;
     use crate::vmm::{GuestShape, Machine, Place, Restore, VmmError};
 
     struct Nothing {
@@ -434,6 +435,14 @@ mod tests {
             _: &GuestShape,
             _: &Place,
             _: Restore<'_>,
+        ) -> Result<Box<dyn Machine>, VmmError> {
+            Err(refusal())
+        }
+        async fn adopt(
+            &self,
+            _: &GuestShape,
+            _: &Place,
+            _: Survivor,
         ) -> Result<Box<dyn Machine>, VmmError> {
             Err(refusal())
         }

@@ -151,6 +151,7 @@ fn serve_one(stream: &UnixStream, machine: &Mutex<Machine>) -> io::Result<()> {
         }
         let done = machine.lock().unwrap().handle(&call, &request);
         let answer = match done {
+            Ok(()) if call == "GET /" => http::answer(200, &machine.lock().unwrap().instance()),
             Ok(()) => http::answer(204, ""),
             Err(refusal) => http::answer(400, &fault_message(&refusal)),
         };
@@ -194,7 +195,21 @@ fn text<'a>(body: &'a Value, member: &str) -> &'a str {
 }
 
 impl Machine {
+    fn instance(&self) -> String {
+        let state = match &self.guest {
+            None => "Not started",
+            Some(guest) if guest.is_running() => "Running",
+            Some(_) => "Paused",
+        };
+        let about = ("anonymous-instance", "1.17.0", "Firecracker");
+        json!({ "id": about.0, "state": state, "vmm_version": about.1, "app_name": about.2 })
+            .to_string()
+    }
+
     fn handle(&mut self, call: &str, request: &Request) -> Result<(), Refusal> {
+        if call == "GET /" {
+            return Ok(());
+        }
         let body = request.json();
         check_members(call, &body)?;
         match call {

@@ -115,7 +115,7 @@ pub(crate) struct Fake {
 }
 
 impl Fake {
-    /// A script in a place. `test` is the name of a test of this program that calls [`run`].
+    /// A script in a place, whose process shows its arguments as a VMM does. `test` is the name of a test of this program that calls [`run`].
     pub(crate) fn new(place: &Place, test: &str, kind: Kind) -> Self {
         let Kind {
             vmm,
@@ -132,13 +132,13 @@ impl Fake {
         let (program, faults) = (place.root.join(&name), place.root.join("faults"));
         let itself = std::env::current_exe().unwrap();
         let script = format!(
-            "#!/bin/sh\n\
+            "#!/bin/bash\n\
              case \"$1\" in\n\
              --version) echo '{} v{version}'; exit 0;;\n\
              --snapshot-version) echo 'v{state_format}'; exit 0;;\n\
              esac\n\
              {unable}{VERSION}={version} {ARGUMENTS}=\"$*\" {FAULTS}='{}' \
-             exec '{}' --nocapture --exact {test} \"$2\"\n",
+             exec -a \"$0 $*\" '{}' --nocapture --exact {test} \"$2\"\n",
             vmm.name(),
             faults.display(),
             itself.display(),
@@ -164,7 +164,20 @@ impl Fake {
     /// Nothing goes wrong any more.
     pub(crate) fn heal(&self) {
         let _ = fs::remove_file(&self.faults);
+        let _ = fs::remove_file(hanging(&self.faults));
     }
+
+    /// Whether a fake hangs at this call now.
+    #[allow(dead_code, reason = "not every test binary looks")]
+    pub(crate) fn hangs_at(&self, call: &str) -> bool {
+        let text = fs::read_to_string(hanging(&self.faults)).unwrap_or_default();
+        text.lines().any(|line| line == call)
+    }
+}
+
+/// Where calls are written down that hang.
+fn hanging(faults: &Path) -> PathBuf {
+    faults.with_extension("hanging")
 }
 
 /// What goes wrong at a call.
@@ -194,11 +207,15 @@ impl Fault {
 
     /// What is to go wrong at this call now.
     fn at(call: &str) -> Option<Self> {
-        let file = std::env::var_os(FAULTS)?;
-        let text = fs::read_to_string(file).ok()?;
+        let file = PathBuf::from(std::env::var_os(FAULTS)?);
+        let text = fs::read_to_string(&file).ok()?;
         let mut faults = text.lines().filter_map(|line| line.rsplit_once(' '));
         let (_, how) = faults.find(|(at, _)| *at == call)?;
-        Self::ALL.into_iter().find(|fault| fault.name() == how)
+        let found = Self::ALL.into_iter().find(|fault| fault.name() == how);
+        if found == Some(Self::Hang) {
+            fs::write(hanging(&file), call).ok()?;
+        }
+        found
     }
 }
 
