@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::net::TcpListener;
 use std::time::Duration;
 
 use serde_json::json;
@@ -24,6 +25,7 @@ over_each! {
     a_guest_is_taken_over_wherever_its_pause_was("topa", 241);
     what_cannot_be_taken_over_is_reported_and_leaves_nothing("torp", 242);
     a_policy_and_a_limit_that_were_set_before_stay("topo", 243);
+    a_start_that_fails_leaves_what_runs_to_the_next_one("toby", 244);
 }
 
 #[test]
@@ -228,5 +230,35 @@ fn a_policy_and_a_limit_that_were_set_before_stay(instance: &str, pool: u16, vmm
     assert_ne!(two["address"], set["address"]);
     let disk = api.get("/v1/sandboxes/one/disk").expect(200);
     assert!(disk["size_bytes"].as_u64().unwrap() > 0, "{disk}");
+    subject.end();
+}
+
+fn a_start_that_fails_leaves_what_runs_to_the_next_one(instance: &str, pool: u16, vmm: Vmm) {
+    let subject = start(instance, pool, vmm);
+    let api = &subject.daemon.api;
+    let inside = Inside::of(&api.create("one", "base"));
+    inside.fill(64, 256, 1);
+    api.pause("one").expect(200);
+    api.resume("one").expect(200);
+    let (count, pid) = (inside.count(), vmm_of(&subject.place, "one").pid);
+    let subject = crash(subject, |place, _| {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = taken.local_addr().unwrap();
+        let (none, one) = ("listen = []", format!("listen = [\"{address}\"]"));
+        place.reconfigure(&[(none, &one)]);
+        for _ in 0..2 {
+            assert!(Daemon::try_start(place).is_err(), "the port is taken");
+            inside.runs_on_from(count);
+            // Of memory that was not there yet, too.
+            inside.fill(5000, 8, 3);
+        }
+        place.reconfigure(&[(&one, none)]);
+    });
+    assert_eq!(state_of(&subject.daemon.api, "one"), "running");
+    assert_eq!(vmm_of(&subject.place, "one").pid, pid);
+    let hash = inside.hash();
+    subject.daemon.api.pause("one").expect(200);
+    subject.daemon.api.resume("one").expect(200);
+    assert_eq!(inside.hash(), hash);
     subject.end();
 }
