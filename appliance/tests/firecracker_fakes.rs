@@ -67,7 +67,7 @@ fn an_old_one_is_sent_what_it_knows_and_says_what_it_lacks() {
         state_format: "8.0.0",
         ..Kind::FIRECRACKER
     };
-    let subject = Subject::start("tfold", 169, old, PLAYER);
+    let subject = Subject::start("tfold", 180, old, PLAYER);
     let api = &subject.daemon.api;
     let host = api.get("/v1/host").expect(200);
     let reason = host["vmm"]["reason"].as_str().unwrap();

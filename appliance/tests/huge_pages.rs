@@ -46,19 +46,19 @@ fn is_refused(api: &Api, id: &str) {
 #[test]
 fn huge_pages_in_a_firecracker_are_had_as_far_as_there_are_some() {
     const NAME: &str = "huge_pages_in_a_firecracker_are_had_as_far_as_there_are_some";
-    live(NAME, ("tfhuge", 169), Kind::FIRECRACKER);
+    live(NAME, ("tfhuge", 181), Kind::FIRECRACKER);
 }
 
 #[test]
 fn huge_pages_in_a_cloud_hypervisor_are_had_as_far_as_there_are_some() {
     const NAME: &str = "huge_pages_in_a_cloud_hypervisor_are_had_as_far_as_there_are_some";
-    live(NAME, ("tchuge", 219), Kind::CLOUD_HYPERVISOR);
+    live(NAME, ("tchuge", 182), Kind::CLOUD_HYPERVISOR);
 }
 
 #[test]
 fn huge_pages_in_a_cloud_hypervisor_that_asks_for_none_are_kept() {
     const NAME: &str = "huge_pages_in_a_cloud_hypervisor_that_asks_for_none_are_kept";
-    live(NAME, ("tchugo", 220), Kind::OLD_CLOUD_HYPERVISOR);
+    live(NAME, ("tchugo", 183), Kind::OLD_CLOUD_HYPERVISOR);
 }
 
 fn live(test: &str, (instance, pool): (&str, u16), kind: Kind) {

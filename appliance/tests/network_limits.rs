@@ -161,7 +161,7 @@ fn a_slot_of_an_earlier_daemon_is_taken_over_with_its_policy() {
     }
     let (host, outside) = host_and_outside();
     outside.listen(OUTSIDE, 7000);
-    let (earlier, built) = build(&host, "netm", egress(true), 1);
+    let (earlier, built) = build(&host, "netp", egress(true), 1);
     let guest = guest_in(&built[0]);
     guest.reaches_soon(OUTSIDE, 7000);
     let limited = |egress_kbit_s, ingress_kbit_s, allow_internet_access| NetworkPolicy {
@@ -177,12 +177,12 @@ fn a_slot_of_an_earlier_daemon_is_taken_over_with_its_policy() {
     // It knows nothing of what was in force.
     let slots = host.run(|| {
         let pool = "10.231.7.0/24".parse().unwrap();
-        Slots::start("netm", pool, egress(true)).unwrap()
+        Slots::start("netp", pool, egress(true)).unwrap()
     });
     assert_eq!(slots.adopt(SlotIndex(0)), built[0]);
     assert!(slots.is_in_use(SlotIndex(0)));
     slots.keep_ready(1, [SlotIndex(0)]);
-    wait_for_slots("netm", &[0, 1]);
+    wait_for_slots("netp", &[0, 1]);
     for (policy, links) in [
         (limited(None, Some(64), false), vec![TAP]),
         (limited(Some(64), Some(64), true), vec![TAP, "veth0"]),

@@ -21,11 +21,11 @@ const PLAYER: &str = "a_fake_plays";
 const PATIENCE: Duration = Duration::from_secs(30);
 
 over_each! {
-    a_guest_outlives_its_daemon_and_is_the_next_ones("outl", 240);
-    a_guest_is_taken_over_wherever_its_pause_was("topa", 241);
-    what_cannot_be_taken_over_is_reported_and_leaves_nothing("torp", 242);
-    a_policy_and_a_limit_that_were_set_before_stay("topo", 243);
-    a_start_that_fails_leaves_what_runs_to_the_next_one("toby", 244);
+    a_guest_outlives_its_daemon_and_is_the_next_ones("outl", 300);
+    a_guest_is_taken_over_wherever_its_pause_was("topa", 301);
+    what_cannot_be_taken_over_is_reported_and_leaves_nothing("torp", 302);
+    a_policy_and_a_limit_that_were_set_before_stay("topo", 303);
+    a_start_that_fails_leaves_what_runs_to_the_next_one("toby", 304);
 }
 
 #[test]

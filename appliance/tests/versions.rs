@@ -191,7 +191,7 @@ fn guest_of_an_old_firecracker_goes_on_in_it_beside_a_new_one() {
         Err(reason) => return skip(NAME, &reason),
     };
     let elf = elf_around(&adder::long_mode());
-    Subject::new("firecracker", "tvfire", 240, pair, &elf).builds_stay_with_their_makers();
+    Subject::new("firecracker", "tvfire", 184, pair, &elf).builds_stay_with_their_makers();
 }
 
 #[test]
@@ -203,5 +203,5 @@ fn guest_of_an_old_cloud_hypervisor_goes_on_in_it_beside_a_new_one() {
         Err(reason) => return skip(NAME, &reason),
     };
     let elf = elf_around(&adder::protected_mode());
-    Subject::new("cloud-hypervisor", "tvcloud", 241, pair, &elf).builds_stay_with_their_makers();
+    Subject::new("cloud-hypervisor", "tvcloud", 185, pair, &elf).builds_stay_with_their_makers();
 }
