@@ -106,24 +106,27 @@ impl HugePages {
     /// Writes down what was promised to a guest that runs already.
     #[must_use]
     pub fn promised_before(&self, bytes: u64) -> Promise {
-        let pages = bytes.div_ceil(PageSize::Size2M.bytes());
-        *self.promised.lock() += pages;
+        self.hand_out(&mut self.promised.lock(), pages_of(bytes))
+    }
+
+    fn promise_of(&self, counters: Counters, bytes: u64) -> Result<Promise, TooFew> {
+        let pages = pages_of(bytes);
+        let mut promised = self.promised.lock();
+        counters.check(*promised, pages)?;
+        Ok(self.hand_out(&mut promised, pages))
+    }
+
+    fn hand_out(&self, promised: &mut u64, pages: u64) -> Promise {
+        *promised += pages;
         Promise {
             promised: self.promised.clone(),
             pages,
         }
     }
+}
 
-    fn promise_of(&self, counters: Counters, bytes: u64) -> Result<Promise, TooFew> {
-        let pages = bytes.div_ceil(PageSize::Size2M.bytes());
-        let mut promised = self.promised.lock();
-        counters.check(*promised, pages)?;
-        *promised += pages;
-        Ok(Promise {
-            promised: self.promised.clone(),
-            pages,
-        })
-    }
+fn pages_of(bytes: u64) -> u64 {
+    bytes.div_ceil(PageSize::Size2M.bytes())
 }
 
 impl Drop for Promise {

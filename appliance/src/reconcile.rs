@@ -154,12 +154,10 @@ pub fn left_over(seen: &Seen) -> (Vec<String>, Vec<String>) {
 /// A process that sits in a network namespace of this name.
 #[must_use]
 pub fn process_in(name: &str, pid: i32) -> Option<Survivor> {
-    let target = fs::metadata(namespace::path(name)).ok()?;
+    let target = identity(&namespace::path(name))?;
     // Opened first: the number may have changed hands before, and can't any more.
     let pidfd = pidfd_open(pid).ok()?;
-    let inside = fs::metadata(format!("/proc/{pid}/ns/net")).ok()?;
-    let is_inside = (inside.dev(), inside.ino()) == (target.dev(), target.ino());
-    is_inside.then_some(Survivor { pid, pidfd })
+    (namespace_of(pid) == Some(target)).then_some(Survivor { pid, pidfd })
 }
 
 /// Ends every process that sits in a network namespace of this name; returns how many.
@@ -167,13 +165,10 @@ pub fn process_in(name: &str, pid: i32) -> Option<Survivor> {
 /// # Errors
 /// `/proc` can't be read, or a process can't be signalled.
 pub fn end_processes_in(name: &str) -> io::Result<usize> {
-    let Ok(target) = fs::metadata(namespace::path(name)) else {
+    let Some(target) = identity(&namespace::path(name)) else {
         return Ok(0);
     };
-    let is_inside = |pid: i32| {
-        fs::metadata(format!("/proc/{pid}/ns/net"))
-            .is_ok_and(|m| (m.dev(), m.ino()) == (target.dev(), target.ino()))
-    };
+    let is_inside = |pid: i32| namespace_of(pid) == Some(target);
     let mut ended = 0;
     for pid in process_ids()? {
         if pid == std::process::id() as i32 || !is_inside(pid) {
@@ -190,6 +185,17 @@ pub fn end_processes_in(name: &str) -> io::Result<usize> {
         }
     }
     Ok(ended)
+}
+
+/// Which network namespace a process is in.
+fn namespace_of(pid: i32) -> Option<(u64, u64)> {
+    identity(Path::new(&format!("/proc/{pid}/ns/net")))
+}
+
+/// The same for all names of a file, and of a namespace.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    let metadata = fs::metadata(path).ok()?;
+    Some((metadata.dev(), metadata.ino()))
 }
 
 fn process_ids() -> io::Result<Vec<i32>> {

@@ -107,7 +107,6 @@ async fn clean_up(
         .collect();
     for slot in slots::existing(&config.instance).context("Looking for slots")? {
         if kept_slots.contains(&slot) {
-            slots.adopt(slot);
             continue;
         }
         let name = crate::network::address::namespace(&config.instance, slot);

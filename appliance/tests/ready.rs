@@ -199,17 +199,7 @@ fn those_of_a_killed_daemon_are_gone_when_the_next_one_is_there(
         .map(|process| process.pid)
         .collect();
     assert_eq!(old.len(), 3, "{old:?}");
-    let Subject {
-        place,
-        fake,
-        daemon,
-    } = subject;
-    daemon.kill();
-    let subject = Subject {
-        daemon: Daemon::start(&place),
-        place,
-        fake,
-    };
+    let subject = subject.crash(|_, _| {});
     wait_until_ready(&subject, 2);
     let new = waiting(&subject);
     assert_eq!(new.len(), 2, "{new:?}");

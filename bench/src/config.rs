@@ -248,11 +248,6 @@ impl Restore {
             (None, None, Some(program)) => Vmm::Firecracker(program),
             (None, None, None) => bail!("--firecracker, --cloud-hypervisor or --qemu is needed"),
         };
-        let qemu = matches!(vmm, Vmm::Qemu { .. });
-        ensure!(
-            !qemu || args.inputs.is_some(),
-            "--qemu needs --inputs: its guest is a Linux"
-        );
         Ok(Self {
             json: args.json,
             rounds: args.rounds,

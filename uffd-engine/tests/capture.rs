@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use snapshot_format::{PageCount, PageIndex};
 use support::shared::{PAGES, Shared, ram, start, table, write_build};
 use support::{Host, PAGE, content, has_uffd};
-use uffd_engine::control::{Report, Request};
+use uffd_engine::control::Report;
 use uffd_engine::dirty::{Capture, CaptureError};
 use uffd_engine::dirty_set::{DirtySource, UnwrittenPages};
 use uffd_engine::memory_image::{MemoryImage, ProcessMemory};
@@ -152,12 +152,7 @@ fn memory_inside_a_vmm_is_captured_with_and_without_knowing_its_writes() {
         let states = table();
         let guest = host.attach("s1", &states);
         if tracked {
-            let track = |request| Request::Track {
-                request,
-                session: "s1".to_owned(),
-                tracking: Tracking::Events,
-            };
-            let (report, _) = host.ask(track);
+            let report = host.track("s1", Tracking::Events);
             assert!(matches!(report, Report::Stats { .. }), "{report:?}");
         }
         for page in (0..PAGES / 2).filter(|page| page % 5 != 0) {

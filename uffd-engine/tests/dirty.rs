@@ -7,7 +7,7 @@ use std::fs::File;
 
 use snapshot_format::{PageCount, PageIndex};
 use support::{Guest, Host, PAGE, content, has_uffd, skip};
-use uffd_engine::control::{Report, Request};
+use uffd_engine::control::Report;
 use uffd_engine::dirty_set::{DirtySet, DirtySource};
 use uffd_engine::region::RegionTable;
 use uffd_engine::sys::uffd::{FEATURE_EVENT_REMOVE, FEATURE_WP_ASYNC, Uffd};
@@ -54,15 +54,6 @@ fn work(guest: &Guest) -> Vec<u64> {
     differs
 }
 
-fn track(host: &mut Host, session: &str, tracking: Tracking) -> Report {
-    let track = |request| Request::Track {
-        request,
-        session: session.to_owned(),
-        tracking,
-    };
-    host.ask(track).0
-}
-
 #[test]
 fn write_protection_names_what_differs_and_little_more() {
     if !has_uffd("write_protection_names_what_differs_and_little_more") {
@@ -78,7 +69,7 @@ fn write_protection_names_what_differs_and_little_more() {
     let before: Vec<u64> = (0..PAGES)
         .filter(|page| states.get(PageIndex::new(*page)).is_installed())
         .collect();
-    let report = track(&mut host, "s1", Tracking::Events);
+    let report = host.track("s1", Tracking::Events);
     assert!(matches!(report, Report::Stats { .. }), "{report:?}");
     let differs = work(&guest);
     host.stats("s1");
@@ -112,7 +103,7 @@ fn many_threads_writing_at_once_are_all_seen() {
     let mut host = Host::start(PAGES);
     let states = table();
     let guest = host.attach("s1", &states);
-    track(&mut host, "s1", Tracking::Events);
+    host.track("s1", Tracking::Events);
     std::thread::scope(|scope| {
         for thread in 0..4u64 {
             let memory = &guest.memory;
@@ -145,7 +136,7 @@ fn the_page_table_names_what_was_written_where_writes_are_asynchronous() {
     let states = table();
     let memory = GuestMemory::anonymous(PAGES * PAGE).unwrap();
     let guest = host.attach_uffd("s1", &states, memory, &uffd);
-    let report = track(&mut host, "s1", Tracking::Kernel);
+    let report = host.track("s1", Tracking::Kernel);
     assert!(matches!(report, Report::Stats { .. }), "{report:?}");
     let differs = work(&guest);
     host.stats("s1");

@@ -171,12 +171,7 @@ impl Tracked {
             Kind::Anonymous => Tracking::Events,
             Kind::SharedFile => Tracking::Kernel,
         };
-        let track = |request| Request::Track {
-            request,
-            session: "s1".to_owned(),
-            tracking,
-        };
-        let (report, _) = host.ask(track);
+        let report = host.track("s1", tracking);
         assert!(matches!(report, Report::Stats { .. }), "{report:?}");
         Some(Self {
             host,

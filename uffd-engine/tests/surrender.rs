@@ -142,12 +142,7 @@ fn what_a_session_was_told_is_said_of_it() {
         bytes_per_second: 1,
     };
     assert!(matches!(host.ask(load).0, Report::Stats { .. }));
-    let track = |request| Request::Track {
-        request,
-        session: "told".into(),
-        tracking: Tracking::Events,
-    };
-    let tracks = matches!(host.ask(track).0, Report::Stats { .. });
+    let tracks = matches!(host.track("told", Tracking::Events), Report::Stats { .. });
     let region = guest.memory.as_region();
     let (store, id) = (host.store.root().to_path_buf(), host.build);
     let all = host.surrender();

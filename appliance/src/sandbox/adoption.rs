@@ -15,10 +15,11 @@ use serde::{Deserialize, Serialize};
 use uffd_engine::sys::process::pidfd_signal;
 
 use super::OperationError;
-use super::live::{Live, Session, give_back, place_at};
+use super::live::{Live, Session, confine, give_back, place_at};
 use crate::catalogue::SandboxRow;
 use crate::engines::{Ahead, Inherited, Order};
 use crate::host::Host;
+use crate::vmm::cgroup::Cgroup;
 use crate::vmm::process::{Survivor, ended};
 
 /// The file in a sandbox's directory of sockets.
@@ -91,7 +92,7 @@ pub(super) async fn adopt(
     let pidfd = left.survivor.pidfd.try_clone();
     let groups = host.confinement.groups();
     let group = groups.and_then(|groups| groups.of(left.survivor.pid));
-    let adopted = try_adopt(host, row, left).await;
+    let adopted = try_adopt(host, row, left, group.clone()).await;
     if adopted.is_err() {
         if let Ok(pidfd) = pidfd {
             let _ = pidfd_signal(pidfd.as_fd(), libc::SIGKILL);
@@ -105,7 +106,12 @@ pub(super) async fn adopt(
     adopted
 }
 
-async fn try_adopt(host: &Arc<Host>, row: &SandboxRow, left: Left) -> Result<Live, OperationError> {
+async fn try_adopt(
+    host: &Arc<Host>,
+    row: &SandboxRow,
+    left: Left,
+    group: Option<Cgroup>,
+) -> Result<Live, OperationError> {
     let Left {
         survivor,
         record,
@@ -133,13 +139,10 @@ async fn try_adopt(host: &Arc<Host>, row: &SandboxRow, left: Left) -> Result<Liv
         adopting.await.map_err(|_| OperationError::Worker)??
     };
     let mut place = place_at(host, row, &slot, disk);
-    let cgroup = host
-        .confinement
-        .adopt(survivor.pid, &row.shape, driver.as_ref());
-    place.cgroup = cgroup.map_err(|source| OperationError::File {
-        operation: "Limiting its control group".into(),
-        source,
-    })?;
+    if group.is_some() {
+        // With today's limits.
+        confine(host, row, driver.as_ref(), group, &mut place)?;
+    }
     let session = match (record.session, inherited) {
         (None, _) => None,
         (Some(_), Some(inherited)) => Some(Session {

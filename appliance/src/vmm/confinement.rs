@@ -45,23 +45,6 @@ impl Confinement {
         groups.map_or(Ok(0), |groups| cgroup::end_left_over(groups, kept))
     }
 
-    /// The group that the VMM of a sandbox is in since an earlier daemon, with today's limits.
-    ///
-    /// # Errors
-    /// A limit can't be set.
-    pub fn adopt(
-        &self,
-        pid: i32,
-        shape: &GuestShape,
-        driver: &dyn Driver,
-    ) -> io::Result<Option<Cgroup>> {
-        let group = self.groups.as_ref().and_then(|groups| groups.of(pid));
-        if let Some(group) = &group {
-            group.limit(&Limits::of(&self.config, shape, driver.overhead_mb()))?;
-        }
-        Ok(group)
-    }
-
     /// The group of a sandbox's VMM, limits set: the one that it waits in already, or a new one.
     ///
     /// # Errors

@@ -247,6 +247,16 @@ pub(super) fn with_a_reader(writer: &PipeWriter) -> io::Result<PipeWriter> {
     Ok(OwnedFd::from(both).into())
 }
 
+/// What a process was told at its start; a program that shows its arguments as one has them there.
+///
+/// # Errors
+/// There is no such process.
+pub(super) fn arguments_of(pid: i32) -> io::Result<Vec<String>> {
+    let arguments = std::fs::read(format!("/proc/{pid}/cmdline"))?;
+    let arguments = String::from_utf8_lossy(&arguments);
+    Ok(arguments.split(['\0', ' ']).map(str::to_owned).collect())
+}
+
 /// The other end of a pipe that a process writes to.
 ///
 /// # Errors

@@ -256,6 +256,16 @@ impl Host {
         self.report()
     }
 
+    /// Has a session's writes tracked from now on: `Stats` if they are.
+    pub fn track(&mut self, session: &str, tracking: Tracking) -> Report {
+        let track = |request| Request::Track {
+            request,
+            session: session.to_owned(),
+            tracking,
+        };
+        self.ask(track).0
+    }
+
     pub fn stats(&mut self, session: &str) -> uffd_engine::SessionStats {
         let request = Request::Stats {
             request: self.number(),

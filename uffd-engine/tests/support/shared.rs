@@ -5,7 +5,7 @@ use std::fs::File;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use snapshot_format::{Build, BuildId, MemoryWriter, PageCount, PageIndex, PageSize, PublishInfo};
-use uffd_engine::control::{Report, Request};
+use uffd_engine::control::Report;
 use uffd_engine::dirty::{Capture, CaptureError, Captured};
 use uffd_engine::dirty_set::UnwrittenPages;
 use uffd_engine::memory_image::MemoryImage;
@@ -52,13 +52,7 @@ pub fn start(test: &str) -> Option<Shared> {
     let (ram, states) = (ram(), table());
     let memory = GuestMemory::shared(&ram, PAGES * PAGE).unwrap();
     let guest = host.attach_uffd("s1", &states, memory, &uffd);
-    let tracking = Tracking::Kernel;
-    let track = |request| Request::Track {
-        request,
-        session: "s1".to_owned(),
-        tracking,
-    };
-    let (report, _) = host.ask(track);
+    let report = host.track("s1", Tracking::Kernel);
     assert!(matches!(report, Report::Stats { .. }), "{report:?}");
     Some(Shared {
         host,

@@ -46,7 +46,7 @@ use crate::vmm::launch::{DISK_PATH, INITRD_PATH, KERNEL_PATH};
 use crate::vmm::memory::MemorySize;
 use crate::vmm::opening::{self, Open};
 use crate::vmm::own_user::{USERFAULTFD, give, make_dir};
-use crate::vmm::process::{Survivor, VmmProcess, read_end, with_a_reader};
+use crate::vmm::process::{Survivor, VmmProcess, arguments_of, read_end, with_a_reader};
 use crate::vmm::rate_limiter::RateLimiter;
 use crate::vmm::{
     DiskLimits, GuestShape, Machine, PageRequests, Paging, Place, Restore, Saved, VmmError,
@@ -767,11 +767,9 @@ impl Machine for CloudHypervisorMachine {
 
 /// The descriptor of a process that it reports its events to, as it was told.
 fn monitor_of(pid: i32) -> io::Result<i32> {
-    let arguments = fs::read(format!("/proc/{pid}/cmdline"))?;
-    let arguments = String::from_utf8_lossy(&arguments);
-    let mut arguments = arguments.split(['\0', ' ']);
+    let mut arguments = arguments_of(pid)?.into_iter();
     let found = arguments
-        .find(|argument| *argument == EVENT_MONITOR)
+        .find(|argument| argument == EVENT_MONITOR)
         .and_then(|_| arguments.next()?.strip_prefix("fd=")?.parse().ok());
     found.ok_or_else(|| io::Error::other("it was not told where to report its events"))
 }

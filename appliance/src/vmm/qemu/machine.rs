@@ -23,7 +23,7 @@ use super::{HANDOFF, Qemu};
 use crate::vmm::console::Console;
 use crate::vmm::exit::Exit;
 use crate::vmm::own_user::{give, make_dir};
-use crate::vmm::process::{Survivor, VmmProcess};
+use crate::vmm::process::{Survivor, VmmProcess, arguments_of};
 use crate::vmm::{COMMAND_TIMEOUT, DiskLimits, GuestShape, Machine, Place, Saved, VmmError};
 
 /// Its control socket, in the directory of its sandbox.
@@ -278,11 +278,9 @@ impl Machine for QemuMachine {
 
 /// The RAM file of a process, as it was told.
 fn ram_of(pid: i32) -> io::Result<File> {
-    let arguments = std::fs::read(format!("/proc/{pid}/cmdline"))?;
-    let arguments = String::from_utf8_lossy(&arguments);
-    let found = arguments
-        .split_once("mem-path=/proc/self/")
-        .map(|(_, rest)| rest.split([',', '\0']).next().unwrap_or_default());
+    let arguments = arguments_of(pid)?;
+    let mut options = arguments.iter().flat_map(|argument| argument.split(','));
+    let found = options.find_map(|option| option.strip_prefix("mem-path=/proc/self/"));
     let found = found.ok_or_else(|| io::Error::other("it was told of no memory"))?;
     File::options()
         .read(true)

@@ -148,6 +148,23 @@ impl Subject {
         }
     }
 
+    /// Its daemon dies, something happens, and the next one is there.
+    #[allow(dead_code, reason = "not every test binary kills one")]
+    pub(crate) fn crash(self, meanwhile: impl FnOnce(&Place, &Fake)) -> Self {
+        let Self {
+            place,
+            fake,
+            daemon,
+        } = self;
+        daemon.kill();
+        meanwhile(&place, &fake);
+        Self {
+            daemon: Daemon::start(&place),
+            place,
+            fake,
+        }
+    }
+
     /// Limits the disk of a sandbox, so that its restore is all the calls that there can be.
     #[track_caller]
     pub(crate) fn limit_disk(&self, id: &str) {

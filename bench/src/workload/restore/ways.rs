@@ -95,13 +95,7 @@ impl Stage {
             let handoff = driver.handoff(place)?;
             let requested = driver.paging() == Paging::Requested;
             let restore = |asks| {
-                let restore = Restore {
-                    had_disk_limits: false,
-                    state: state.clone(),
-                    handoff: &handoff,
-                    run: true,
-                    asks: Some(asks),
-                };
+                let restore = at_once(state, &handoff, asks);
                 driver.restore(&guest.shape, place, restore)
             };
             let machine = served(serving, requested, &handoff, restore).await?;
@@ -140,13 +134,7 @@ impl Stage {
             let handoff = driver.handoff(&place)?;
             let requested = driver.paging() == Paging::Requested;
             let restore = |asks| {
-                let restore = Restore {
-                    had_disk_limits: false,
-                    state: state.clone(),
-                    handoff: &handoff,
-                    run: true,
-                    asks: Some(asks),
-                };
+                let restore = at_once(state, &handoff, asks);
                 claimed.prepared.restore(&guest.shape, &place, restore)
             };
             let machine = served(serving, requested, &handoff, restore).await?;
@@ -247,6 +235,21 @@ impl Stage {
             scope.spawn(script).join()
         });
         ended.unwrap_or_else(|_| Err(anyhow!("The script's thread panicked")))
+    }
+}
+
+/// A restore after which the guest runs.
+fn at_once<'a>(
+    state: &[u8],
+    handoff: &'a Path,
+    asks: oneshot::Sender<PageRequests>,
+) -> Restore<'a> {
+    Restore {
+        had_disk_limits: false,
+        state: state.to_vec(),
+        handoff,
+        run: true,
+        asks: Some(asks),
     }
 }
 
