@@ -4,6 +4,7 @@ mod support;
 
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::ScopedJoinHandle;
 use std::time::Duration;
@@ -288,12 +289,13 @@ fn a_session_whose_build_is_being_opened_still_is_surrendered_at_once() {
         let name = entry.unwrap().file_name();
         std::fs::copy(here.join(&name), there.join(&name)).unwrap();
     }
-    let stuck = there.join("memory.data");
+    // The first of them that is opened: of others the length is looked at before.
+    let stuck = there.join("manifest.json");
     std::fs::remove_file(&stuck).unwrap();
     nix::unistd::mkfifo(&stuck, Mode::S_IRWXU).unwrap();
 
     let states = table(PAGES);
-    let memory = GuestMemory::anonymous(PAGES * PAGE).unwrap();
+    let memory = Arc::new(GuestMemory::anonymous(PAGES * PAGE).unwrap());
     let uffd = Uffd::create(FEATURE_EVENT_REMOVE).unwrap();
     memory.register(&uffd).unwrap();
     let pidfd = pidfd_open(std::process::id() as i32).unwrap();
@@ -320,28 +322,31 @@ fn a_session_whose_build_is_being_opened_still_is_surrendered_at_once() {
     ] {
         control::send(host.control.as_fd(), &order, &[]).unwrap();
     }
-    std::thread::scope(|scope| {
-        let waiting = scope.spawn(|| assert_eq!(Some(memory.read(9 * PAGE)), content(9)));
-        let all = host.surrender();
-        let [session] = &all[..] else {
-            panic!("{} sessions", all.len())
-        };
-        let Report::Surrendered {
-            replays,
-            load_bytes_per_second,
-            ..
-        } = session.report
-        else {
-            unreachable!("nothing else is kept")
-        };
-        assert!(replays);
-        assert_eq!(load_bytes_per_second, Some(5));
-        assert!(!waiting.is_finished());
-        std::fs::remove_file(&stuck).unwrap();
-        std::fs::copy(here.join("memory.data"), &stuck).unwrap();
-        host.take_over(session);
-        waiting.join().unwrap();
+    let waiting = std::thread::spawn({
+        let memory = memory.clone();
+        move || assert_eq!(Some(memory.read(9 * PAGE)), content(9))
     });
+    // Long enough to be refused, had opening it come to an end.
+    std::thread::sleep(Duration::from_millis(50));
+    let all = host.surrender();
+    let [session] = &all[..] else {
+        panic!("{} sessions", all.len())
+    };
+    let Report::Surrendered {
+        replays,
+        load_bytes_per_second,
+        ..
+    } = session.report
+    else {
+        unreachable!("nothing else is kept")
+    };
+    assert!(replays);
+    assert_eq!(load_bytes_per_second, Some(5));
+    assert!(!waiting.is_finished());
+    std::fs::remove_file(&stuck).unwrap();
+    std::fs::copy(here.join("manifest.json"), &stuck).unwrap();
+    host.take_over(session);
+    waiting.join().unwrap();
     for page in (0..PAGES).filter(|page| content(*page).is_some()) {
         assert_eq!(Some(memory.read(page * PAGE)), content(page));
     }

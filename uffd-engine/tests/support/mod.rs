@@ -350,7 +350,7 @@ impl Host {
                     break;
                 }
                 // What it said of its sessions before.
-                _ => {}
+                (other, _) => eprintln!("said before: {other:?}"),
             }
         }
         let end = control::receive::<Report>(self.control.as_fd()).unwrap();
