@@ -171,12 +171,13 @@ fn guest_device_mapper_disks_in_an_emulated_machine() {
 
 type Scenario = (&'static str, fn(&Path));
 
-const SCENARIOS: [Scenario; 6] = [
+const SCENARIOS: [Scenario; 7] = [
     ("clones are isolated, and come back", isolated),
     ("bases are shared and let go", bases_are_shared),
     ("a full file", full),
     ("no room for a device", refused),
     ("a daemon dies", crash),
+    ("what is nobody's goes", nobodys),
     ("other ways take over", other_ways),
 ];
 
@@ -399,6 +400,73 @@ fn crash(dir: &Path) {
     assert_eq!(&found, b"published");
     disks.remove("d0");
     other.remove("kept");
+}
+
+/// A daemon that runs takes apart what is nobody's, and leaves what others use.
+fn nobodys(dir: &Path) {
+    image(&dir.join("image"), 4 * MIB);
+    let sandboxes = directory(dir, "sandboxes");
+    let source = whole(dir.join("image"));
+    let make = |disks: &Disks, id: &str| {
+        // As a sandbox's place is made: nothing of an earlier time is in it.
+        let _ = fs::remove_dir_all(sandboxes.join(id));
+        let made = disks.make(id, &source, &directory(&sandboxes, id));
+        made.unwrap()
+    };
+    let earlier = mapped(dir);
+    for id in ["gone", "stuck", "again"] {
+        make(&earlier, id);
+    }
+    // Its disks stay.
+    drop(earlier);
+    let disks = mapped(dir);
+    let lives = make(&disks, "lives");
+    write(&lives, 0, b"mine");
+    // Of one that was being made.
+    let half = directory(&sandboxes, "half").join(ROOTFS_COW);
+    fs::write(&half, [0; 4096]).unwrap();
+    let half = File::options().read(true).write(true).open(&half).unwrap();
+    LoopDevice::attach(&half, false).unwrap();
+    let owners = || {
+        disks
+            .owners(&sandboxes)
+            .unwrap()
+            .into_iter()
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(owners(), ["again", "gone", "half", "lives", "stuck"]);
+    // Two bases, of this daemon's disks and of the earlier one's, and five files of changes.
+    let loops = || loop_device::all().unwrap().len();
+    assert_eq!(loops(), 2 + 5);
+
+    for id in ["gone", "half"] {
+        fs::remove_dir_all(sandboxes.join(id)).unwrap();
+        disks.clear(id, &sandboxes).unwrap();
+    }
+    assert_eq!(owners(), ["again", "lives", "stuck"]);
+    assert_eq!(loops(), 2 + 3, "the base that others are over is there");
+    let mapper = DeviceMapper::open().unwrap();
+    let (node, _) = mapper.table("thaw-inside-stuck").unwrap();
+    let open = File::open(node).unwrap();
+    let error = disks.clear("stuck", &sandboxes).unwrap_err();
+    assert!(error.to_string().contains("removing its device"), "{error}");
+    drop(open);
+    disks.clear("stuck", &sandboxes).unwrap();
+    // A sandbox whose last disk could not be taken apart gets one all the same.
+    let again = make(&disks, "again");
+    write(&again, 0, b"anew");
+    assert_eq!(owners(), ["again", "lives"]);
+    assert_eq!(loops(), 1 + 2);
+    let mut found = [0; 4];
+    File::open(&lives)
+        .unwrap()
+        .read_exact_at(&mut found, 0)
+        .unwrap();
+    assert_eq!(&found, b"mine");
+    for id in ["again", "lives"] {
+        disks.clear("nobody", &sandboxes).unwrap();
+        disks.remove(id);
+    }
 }
 
 /// The other process of [`crash`].

@@ -83,6 +83,11 @@ pub enum DiskError {
 }
 
 impl DiskError {
+    /// Whether a device of this name is in the kernel.
+    pub(super) fn is_there_already(&self) -> bool {
+        matches!(self, Self::Device { source, .. } if source.raw_os_error() == Some(libc::EBUSY))
+    }
+
     pub(super) fn file(
         step: &'static str,
         path: impl Into<PathBuf>,

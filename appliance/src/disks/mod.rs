@@ -17,6 +17,7 @@ mod bases;
 pub mod cow;
 mod error;
 pub mod files;
+mod left_over;
 mod snapshots;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -218,7 +219,18 @@ impl Disks {
         }
         let bytes = snapshots::declared_bytes(&base, self.inner.cow_bytes)?;
         snapshots::declare(&changes, bytes)?;
-        let attached = snapshots.attach(id, &base, &changes)?;
+        let attached = match snapshots.attach(id, &base, &changes) {
+            // Left of an earlier time, when somebody had it open for too long.
+            Err(error) if error.is_there_already() && !self.inner.taken.lock().contains_key(id) => {
+                tracing::warn!(
+                    sandbox_id = id,
+                    "Taking its last disk apart, which was left over"
+                );
+                snapshots.clear(id, dir.parent().unwrap_or(dir))?;
+                snapshots.attach(id, &base, &changes)?
+            }
+            attached => attached?,
+        };
         Ok(Disk {
             dir: dir.to_owned(),
             attached: Some(Arc::new(attached)),
@@ -259,6 +271,29 @@ impl Disks {
         {
             let error = uffd_engine::chain(&error);
             tracing::warn!(sandbox_id = id, error, "Its disk is left over");
+        }
+    }
+
+    /// Sandboxes of whose disks there is anything in the kernel: those of now, and what is left of
+    /// others. `sandboxes` is where their files are.
+    ///
+    /// # Errors
+    /// The kernel doesn't say.
+    pub fn owners(&self, sandboxes: &Path) -> Result<BTreeSet<String>, DiskError> {
+        match &self.inner.backend {
+            Backend::DeviceMapper(snapshots) => snapshots.owners(sandboxes),
+            Backend::Reflink | Backend::Copy => Ok(BTreeSet::new()),
+        }
+    }
+
+    /// Takes apart what is left in the kernel of the disk of a sandbox that there isn't.
+    ///
+    /// # Errors
+    /// Somebody has it open, or the kernel refuses.
+    pub fn clear(&self, id: &str, sandboxes: &Path) -> Result<(), DiskError> {
+        match &self.inner.backend {
+            Backend::DeviceMapper(snapshots) => snapshots.clear(id, sandboxes),
+            Backend::Reflink | Backend::Copy => Ok(()),
         }
     }
 
@@ -410,7 +445,7 @@ pub fn remove_left_over(
     data_dir: &Path,
     kept: &BTreeSet<String>,
 ) -> Result<usize, DiskError> {
-    snapshots::remove_left_over(instance, data_dir, kept)
+    left_over::remove_left_over(instance, data_dir, kept)
 }
 
 fn choose(
@@ -481,7 +516,7 @@ fn try_device_mapper(instance: &str, data_dir: &Path) -> Result<Snapshots, Strin
     let [base, changes] = [".probe-base", ".probe-cow"].map(|name| data_dir.join(name));
     let tried = || -> Result<(), DiskError> {
         // Of a daemon that ended right here.
-        let _ = snapshots.clear(NAME);
+        let _ = snapshots.clear(NAME, data_dir);
         let _ = fs::remove_file(&changes);
         File::create(&base)
             .and_then(|file| file.set_len(BYTES))

@@ -6,10 +6,10 @@
 //!                         └─ /dev/loop7 ───────────── rootfs.cow  (sparse, with a declared size)
 //! ```
 //!
-//! Neither device goes by itself when this daemon ends: a guest may still run. What is left is
-//! found by name, and by where a loop device's file is, and removed by [`remove_left_over`].
+//! Neither device goes by itself when this daemon ends: a guest may still run. What is left of them
+//! is removed by [`left_over`](super::left_over).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 use super::cow::{self, CHUNK_SECTORS};
 use super::error::DiskError;
 use crate::sys::device_mapper::{DeviceMapper, Target};
-use crate::sys::loop_device::{self, LoopDevice};
+use crate::sys::loop_device::LoopDevice;
 
 const SECTOR_BYTES: u64 = 512;
 /// How long a device may stay open after the VMM that used it has ended.
@@ -40,8 +40,8 @@ struct Base {
 /// The way to make such disks.
 #[derive(Debug)]
 pub(super) struct Snapshots {
-    mapper: DeviceMapper,
-    instance: String,
+    pub(super) mapper: DeviceMapper,
+    pub(super) instance: String,
     bases: Mutex<BTreeMap<BaseId, Base>>,
 }
 
@@ -195,11 +195,6 @@ impl Snapshots {
         Ok(())
     }
 
-    /// Removes a device of this name, if there is one.
-    pub(super) fn clear(&self, id: &str) -> io::Result<()> {
-        remove(&self.mapper, &name_of(&self.instance, id))
-    }
-
     /// What the guest has written is in the file afterwards, and stays there.
     pub(super) fn flush(&self, attached: &Attached) -> Result<(), DiskError> {
         File::open(&attached.node)
@@ -238,6 +233,14 @@ impl Snapshots {
         }
         bases.insert(id, Base { device, users: 1 });
         Ok((id, device))
+    }
+
+    /// Carries something out with the loop devices of all bases that disks are over; none is added or
+    /// released meanwhile.
+    pub(super) fn with_bases<T>(&self, act: impl FnOnce(&[LoopDevice]) -> T) -> T {
+        let bases = self.bases.lock();
+        let devices: Vec<_> = bases.values().map(|base| base.device).collect();
+        act(&devices)
     }
 
     fn release_base(&self, id: BaseId) {
@@ -280,52 +283,13 @@ pub(super) fn declare(changes: &Path, bytes: u64) -> Result<(), DiskError> {
     grown.map_err(DiskError::file("Making", changes))
 }
 
-/// What an instance has left behind: devices by their name, loop devices by where their files
-/// are; but for those of sandboxes that are `kept`. Gives how many of both were removed.
-///
-/// # Errors
-/// Which step failed.
-pub(super) fn remove_left_over(
-    instance: &str,
-    dir: &Path,
-    kept: &BTreeSet<String>,
-) -> Result<usize, DiskError> {
-    let failed = |step| device(instance, step);
-    let (mut removed, mut in_use) = (0, Vec::new());
-    // Without device-mapper nothing can be left of it.
-    if let Ok(mapper) = DeviceMapper::open() {
-        let prefix = name_of(instance, "");
-        let names = mapper.names().map_err(failed("listing devices"))?;
-        let ours = names
-            .iter()
-            .filter_map(|name| Some((name, name.strip_prefix(&prefix)?)));
-        for (name, id) in ours {
-            if kept.contains(id) {
-                let (_, table) = mapper.table(name).map_err(failed("reading a table"))?;
-                in_use.extend(loops_of(&table).into_iter().flatten());
-                continue;
-            }
-            remove(&mapper, name).map_err(failed("removing a device that was left over"))?;
-            removed += 1;
-        }
-    }
-    let all = loop_device::below(dir).map_err(failed("listing loop devices"))?;
-    for device in all.into_iter().filter(|device| !in_use.contains(device)) {
-        device
-            .release()
-            .map_err(failed("releasing a loop device that was left over"))?;
-        removed += 1;
-    }
-    Ok(removed)
-}
-
 /// The loop devices in the table of a disk: its base's and its changes'.
-fn loops_of(table: &str) -> Option<[LoopDevice; 2]> {
+pub(super) fn loops_of(table: &str) -> Option<[LoopDevice; 2]> {
     let mut numbers = table.split_whitespace().map(LoopDevice::of_numbers);
     Some([numbers.next()??, numbers.next()??])
 }
 
-fn remove(mapper: &DeviceMapper, name: &str) -> io::Result<()> {
+pub(super) fn remove(mapper: &DeviceMapper, name: &str) -> io::Result<()> {
     let started = Instant::now();
     loop {
         match mapper.remove(name) {
@@ -341,7 +305,7 @@ fn remove(mapper: &DeviceMapper, name: &str) -> io::Result<()> {
 }
 
 /// An instance's name has only letters, so no name of one begins like those of another.
-fn name_of(instance: &str, id: &str) -> String {
+pub(super) fn name_of(instance: &str, id: &str) -> String {
     format!("thaw-{instance}-{id}")
 }
 
@@ -377,7 +341,7 @@ fn parse_status(status: &str) -> Option<Filled> {
     })
 }
 
-fn device(name: &str, step: &'static str) -> impl FnOnce(io::Error) -> DiskError {
+pub(super) fn device(name: &str, step: &'static str) -> impl FnOnce(io::Error) -> DiskError {
     let name = name.to_owned();
     move |source| DiskError::Device { name, step, source }
 }

@@ -12,8 +12,10 @@ use http_api::{ApiError, ControlPlane};
 
 use super::{Gateway, catalogue_failed};
 use crate::catalogue::sandboxes;
+use crate::disks::{DiskError, Disks};
 use crate::network::address;
 use crate::reconcile::{Seen, left_over};
+use crate::sandbox::OperationError;
 use crate::vmm::cgroup::Cgroups;
 
 impl Gateway {
@@ -26,12 +28,17 @@ impl Gateway {
         // Those of VMMs that wait have a dot.
         let groups = host.confinement.groups();
         let grouped = groups.map(Cgroups::names).unwrap_or_default();
-        let grouped = grouped.into_iter().filter(|name| !name.contains('.'));
+        let grouped: BTreeSet<String> = grouped
+            .into_iter()
+            .filter(|name| !name.contains('.'))
+            .collect();
+        let with_disks = self.owners_of_disks().await?;
         let seen = Seen {
             directories: dirs
                 .iter()
                 .flat_map(|dir| names(dir))
-                .chain(grouped)
+                .chain(grouped.iter().cloned())
+                .chain(with_disks.iter().cloned())
                 .collect(),
             rows: self.rows().await?,
             starting: {
@@ -54,22 +61,27 @@ impl Gateway {
                 removed.map_err(|e| e.to_string()),
             ));
         }
-        for id in directories {
-            let paths = dirs
-                .iter()
-                .map(|dir| dir.join(&id))
-                .filter(|dir| dir.exists());
-            let removed = paths
-                .map(fs::remove_dir_all)
-                .collect::<Result<Vec<()>, _>>();
-            let ended = groups.map_or(Ok(()), |groups| groups.end(&id));
-            let removed = removed.and(ended).map_err(|error| error.to_string());
-            found.push(finding(FindingKind::Directory, id, removed));
-        }
+        // With the processes in them, which may have disks open.
         for (slot, removed) in host.slots.sweep().await {
             let name = address::namespace(host.slots.instance(), slot);
             let removed = removed.map_err(|error| format!("{error}: {}", error.source));
             found.push(finding(FindingKind::Slot, name, removed));
+        }
+        for id in directories {
+            let ended = groups.map_or(Ok(()), |groups| groups.end(&id));
+            if with_disks.contains(&id) {
+                let cleared = self.clear_disk(&id).await;
+                found.push(finding(FindingKind::Disk, id.clone(), cleared));
+            }
+            let paths = dirs.iter().map(|dir| dir.join(&id));
+            let there: Vec<_> = paths.filter(|dir| dir.exists()).collect();
+            let is_grouped = grouped.contains(&id);
+            if there.is_empty() && !is_grouped {
+                continue;
+            }
+            let removed = there.iter().try_for_each(fs::remove_dir_all);
+            let removed = ended.and(removed).map_err(|error| error.to_string());
+            found.push(finding(FindingKind::Directory, id, removed));
         }
         for build in host.collect_garbage().await.map_err(catalogue_failed)? {
             found.push(finding(FindingKind::Build, build.to_string(), Ok(())));
@@ -81,6 +93,33 @@ impl Gateway {
             sandboxes: seen.known.len(),
             found,
         })
+    }
+
+    /// Sandboxes of whose disks there is anything in the kernel.
+    async fn owners_of_disks(&self) -> Result<BTreeSet<String>, ApiError> {
+        self.with_disks(|disks, sandboxes| disks.owners(sandboxes))
+            .await
+            .map_err(|error| ApiError::failed("disk_failed", &error))
+    }
+
+    async fn clear_disk(&self, id: &str) -> Result<(), String> {
+        let id = id.to_owned();
+        let clear = move |disks: &Disks, sandboxes: &Path| disks.clear(&id, sandboxes);
+        let cleared = self.with_disks(clear).await;
+        cleared.map_err(|error| uffd_engine::chain(&error))
+    }
+
+    /// Carries out something that blocks.
+    async fn with_disks<T: Send + 'static>(
+        &self,
+        act: impl FnOnce(&Disks, &Path) -> Result<T, DiskError> + Send + 'static,
+    ) -> Result<T, OperationError> {
+        let (disks, sandboxes) = (
+            self.host.disks.clone(),
+            self.host.data_dir.join("sandboxes"),
+        );
+        let acting = tokio::task::spawn_blocking(move || act(&disks, &sandboxes));
+        Ok(acting.await.map_err(|_| OperationError::Worker)??)
     }
 
     /// Ids of all rows in the catalogue.

@@ -9,6 +9,7 @@ mod support;
 
 use std::time::Duration;
 
+use appliance::sys::device_mapper::DeviceMapper;
 use serde_json::{Value, json};
 use support::daemon::{Daemon, run};
 use support::needs::{self, GuestInputs, TestedVmm};
@@ -147,6 +148,7 @@ fn guest_lives_a_whole_life() {
     work.check(api, "one");
     assert_eq!(api.shell("one", "echo $COLOUR"), "blue");
 
+    a_lost_disk_goes(&place, &daemon);
     clones_outlive_their_template(&place, &daemon, &work, &host);
 
     api.destroy("one");
@@ -178,6 +180,19 @@ fn disk_is_limited(daemon: &Daemon, state: &str) {
         let none = put(&json!({})).expect(200);
         assert!(none.get("disk_limits").is_none(), "{none}");
     }
+}
+
+/// Where there is device-mapper: the device of a sandbox that there isn't goes, and no other.
+fn a_lost_disk_goes(place: &Place, daemon: &Daemon) {
+    let Ok(mapper) = DeviceMapper::open() else {
+        return;
+    };
+    let name = format!("thaw-{}-lost", place.instance);
+    mapper.create(&name).unwrap();
+    let path = "/v1/host/reconcile";
+    let answer = daemon.api.call("POST", path, None).expect(200);
+    let lost = json!([{ "kind": "disk", "name": "lost", "removed": true }]);
+    assert_eq!(answer["found"], lost, "{answer}");
 }
 
 fn engines_are_in_the_metrics(daemon: &Daemon) {

@@ -172,6 +172,8 @@ pub enum FindingKind {
     Row,
     /// The directory of a sandbox that there isn't.
     Directory,
+    /// Block devices of the disk of a sandbox that there isn't.
+    Disk,
     /// A network slot, with the processes in it, of no sandbox.
     Slot,
     /// A build that nothing needs.
