@@ -14,6 +14,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use appliance::config::{DiskBackend, DisksConfig};
 use appliance::disks::{Disks, Source};
+use nix::fcntl::posix_fallocate;
 use serde::Serialize;
 
 use crate::config;
@@ -128,10 +129,23 @@ impl Subject {
 
 /// Writes an image without a hole.
 fn write_image(path: &Path, mib: u64, seed: u64) -> Result<()> {
+    let file = File::create(path).with_context(|| format!("Making {}", path.display()))?;
+    fill_image(file, mib, seed)
+}
+
+/// The same with room for all of it from the start, as tools that build images make it: the file
+/// system finds it in one place.
+fn write_image_in_one(path: &Path, mib: u64, seed: u64) -> Result<()> {
+    let file = File::create(path).with_context(|| format!("Making {}", path.display()))?;
+    posix_fallocate(&file, 0, i64::try_from(mib << 20)?)
+        .with_context(|| format!("Allocating {mib} MiB; use --dir or a smaller --image-mib"))?;
+    fill_image(file, mib, seed)
+}
+
+fn fill_image(mut file: File, mib: u64, seed: u64) -> Result<()> {
     let mut random = fastrand::Rng::with_seed(seed);
     let mut block = vec![0; 1 << 20];
     random.fill(&mut block);
-    let mut file = File::create(path).with_context(|| format!("Making {}", path.display()))?;
     for number in 0..mib {
         block[..8].copy_from_slice(&number.to_le_bytes());
         if let Err(error) = file.write_all(&block) {
