@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
+use snapshot_format::PageSize;
 
 /// Keeps paused microVMs on disk and brings them back in milliseconds.
 #[derive(Debug, Parser)]
@@ -513,12 +514,23 @@ pub struct EngineServeArgs {
     /// A memory file as Firecracker wrote it, or the directory of a build.
     #[arg(long, value_name = "FILE|DIR")]
     pub snapshot: PathBuf,
+    /// The size of the guests' pages in a memory file, as Firecracker's `huge_pages` was: 4K or 2M.
+    #[arg(long, value_name = "SIZE", value_parser = page_size)]
+    pub page_size: Option<PageSize>,
     /// CPUs to pin workers to, one each; one worker that isn't pinned when absent.
     #[arg(long, value_delimiter = ',')]
     pub cpus: Vec<usize>,
     /// How long a worker asks for the next fault before it waits in the kernel.
     #[arg(long, value_name = "US", default_value_t = 0)]
     pub spin_us: u64,
+}
+
+fn page_size(text: &str) -> Result<PageSize, String> {
+    match text {
+        "4K" => Ok(PageSize::Size4K),
+        "2M" => Ok(PageSize::Size2M),
+        _ => Err("4K or 2M".to_owned()),
+    }
 }
 
 /// `thaw engine` as the daemon starts it.

@@ -22,7 +22,7 @@ pub fn run(args: EngineServeArgs) -> Result<ExitCode> {
         },
         ..EngineOptions::default()
     };
-    let mut engine = Standalone::start(&args.socket, &args.snapshot, options)?;
+    let mut engine = Standalone::start(&args.socket, &args.snapshot, args.page_size, options)?;
     println!(
         "serving {} at {}",
         args.snapshot.display(),
@@ -36,7 +36,9 @@ pub fn run(args: EngineServeArgs) -> Result<ExitCode> {
 fn sentence(happening: &Happening) -> String {
     match happening {
         Happening::Attached { number, pid } => format!("VMM {number}: process {pid} attached"),
-        Happening::Refused { reason } => format!("refused: {reason}"),
+        Happening::Refused { reason } => {
+            format!("refused: {reason}; if it was a VMM, end it: it waits for its memory")
+        }
         Happening::Failed { number, reason } => format!("VMM {number}: failed: {reason}"),
         Happening::Ended { number, stats } => format!(
             "VMM {number}: ended after {} faults, {} pages copied, {} read, {} zero; \

@@ -160,7 +160,7 @@ fn median_fault(
     let socket = dir.join("calibration.sock");
     let path = format!("/proc/self/fd/{}", source.as_raw_fd());
     let other = |error: StandaloneError| io::Error::other(crate::chain(&error));
-    let mut engine = Standalone::start(&socket, Path::new(&path), options).map_err(other)?;
+    let mut engine = Standalone::start(&socket, Path::new(&path), None, options).map_err(other)?;
     let touch = || {
         pin(Some(cpu))?;
         let memory = GuestMemory::anonymous(FAULTS * CACHE_PAGE)?;

@@ -59,6 +59,8 @@ pub enum Request {
         session: String,
         /// The memory, byte for byte.
         file: PathBuf,
+        /// The size of the guest's pages, in bytes.
+        page_bytes: u64,
         /// How long the VMM may take.
         deadline_ms: u64,
     },

@@ -106,7 +106,7 @@ impl Loader {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use snapshot_format::PageCount;
+    use snapshot_format::{PageCount, PageSize};
     use std::os::unix::fs::FileExt;
 
     #[test]
@@ -116,7 +116,7 @@ mod tests {
         file.as_file()
             .write_all_at(&vec![1; 100 * 4096], 100 * 4096)
             .unwrap();
-        let source = PageSource::open_plain(file.path()).unwrap();
+        let source = PageSource::open_plain(file.path(), PageSize::Size4K).unwrap();
         let states = PageStates::create(PageCount::new(256)).unwrap();
         states.set(PageIndex::new(110), PageState::Clean);
         states.set(PageIndex::new(111), PageState::Removed);

@@ -233,7 +233,7 @@ fn check_one(index: usize, claim: &ClaimedRegion, page_bytes: u64) -> Result<Reg
         return bad(
             "page_size",
             claim.page_size,
-            "but the build has another page size",
+            "but its snapshot has pages of another size",
         );
     }
     if claim.size == 0 {

@@ -119,6 +119,7 @@ impl Residency {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use snapshot_format::PageSize;
     use std::io::Write;
 
     fn source(pages: u64) -> (tempfile::NamedTempFile, std::sync::Arc<PageSource>) {
@@ -127,7 +128,7 @@ mod tests {
             file.write_all(&[page as u8; 4096]).unwrap();
         }
         file.as_file().sync_all().unwrap();
-        let source = PageSource::open_plain(file.path()).unwrap();
+        let source = PageSource::open_plain(file.path(), PageSize::Size4K).unwrap();
         (file, source)
     }
 

@@ -92,13 +92,13 @@ impl PageSource {
     ///
     /// # Errors
     /// [`SourceError::Map`] when it can't be read or holds no whole number of pages.
-    pub fn open_plain(path: &Path) -> Result<Arc<Self>, SourceError> {
+    pub fn open_plain(path: &Path, page_size: PageSize) -> Result<Arc<Self>, SourceError> {
         let failed = |source| SourceError::Map {
             path: path.to_path_buf(),
             source,
         };
         let file = File::open(path).map_err(failed)?;
-        let plain = PlainFile::read(&file).map_err(failed)?;
+        let plain = PlainFile::read(&file, page_size).map_err(failed)?;
         let files = vec![SourceFile::open(path, &file, plain.bytes())?];
         Ok(Self::new(Memory::Plain(plain), files))
     }
@@ -126,7 +126,7 @@ impl PageSource {
     pub fn page_size(&self) -> PageSize {
         match &self.memory {
             Memory::Build(build) => build.map().page_size(),
-            Memory::Plain(_) => PageSize::Size4K,
+            Memory::Plain(plain) => plain.page_size(),
         }
     }
 

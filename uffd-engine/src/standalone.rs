@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
-use snapshot_format::{BuildId, BuildStore, PageCount};
+use snapshot_format::{BuildId, BuildStore, PageCount, PageSize};
 use thiserror::Error;
 
 use crate::control::{self, Report, Request};
@@ -60,6 +60,19 @@ pub enum StandaloneError {
         /// What is wrong with it.
         #[source]
         source: snapshot_format::FormatError,
+    },
+    /// The build has pages of another size.
+    #[error(
+        "{} has pages of {} bytes, and not of {}; a build needs no --page-size",
+        path.display(), has.bytes(), wanted.bytes()
+    )]
+    PageSize {
+        /// The build's directory.
+        path: PathBuf,
+        /// Its pages.
+        has: PageSize,
+        /// Those that were asked for.
+        wanted: PageSize,
     },
     /// Somebody serves there.
     #[error("Somebody listens at {} already", path.display())]
@@ -115,7 +128,7 @@ pub enum Happening {
 /// Where pages come from, as a request names it.
 enum Snapshot {
     Build { store: PathBuf, build: BuildId },
-    File(PathBuf),
+    File { file: PathBuf, page_size: PageSize },
 }
 
 /// A socket, a snapshot, and the engine between them.
@@ -130,16 +143,18 @@ pub struct Standalone {
 }
 
 impl Standalone {
-    /// Opens the snapshot, starts the engine and listens.
+    /// Opens the snapshot, starts the engine and listens. `page_size` is that of the guests of a memory
+    /// file, 4 KiB when absent; a build says its own.
     ///
     /// # Errors
     /// See [`StandaloneError`]; nothing is left behind.
     pub fn start(
         socket: &Path,
         snapshot: &Path,
+        page_size: Option<PageSize>,
         options: EngineOptions,
     ) -> Result<Self, StandaloneError> {
-        let (snapshot, source) = open(snapshot)?;
+        let (snapshot, source) = open(snapshot, page_size)?;
         let listener = listen(socket)?;
         let failed = |operation| move |source| StandaloneError::Io { operation, source };
         let (ours, theirs) = socketpair(
@@ -245,10 +260,11 @@ impl Standalone {
                 build: *build,
                 deadline_ms,
             },
-            Snapshot::File(file) => Request::ExpectFile {
+            Snapshot::File { file, page_size } => Request::ExpectFile {
                 request,
                 session,
                 file: file.clone(),
+                page_bytes: page_size.bytes(),
                 deadline_ms,
             },
         };
@@ -275,7 +291,10 @@ fn number_of(session: &str) -> u64 {
     session.parse().expect("sessions are named by number here")
 }
 
-fn open(path: &Path) -> Result<(Snapshot, Arc<PageSource>), StandaloneError> {
+fn open(
+    path: &Path,
+    page_size: Option<PageSize>,
+) -> Result<(Snapshot, Arc<PageSource>), StandaloneError> {
     let failed = |source| StandaloneError::Source {
         path: path.to_path_buf(),
         source,
@@ -284,8 +303,10 @@ fn open(path: &Path) -> Result<(Snapshot, Arc<PageSource>), StandaloneError> {
         path: path.to_path_buf(),
     };
     if path.is_file() {
-        let source = PageSource::open_plain(path).map_err(failed)?;
-        return Ok((Snapshot::File(path.to_path_buf()), source));
+        let page_size = page_size.unwrap_or(PageSize::Size4K);
+        let source = PageSource::open_plain(path, page_size).map_err(failed)?;
+        let file = path.to_path_buf();
+        return Ok((Snapshot::File { file, page_size }, source));
     }
     let real = path.canonicalize().map_err(|_| no_snapshot())?;
     let build = real
@@ -299,6 +320,13 @@ fn open(path: &Path) -> Result<(Snapshot, Arc<PageSource>), StandaloneError> {
         source,
     })?;
     let source = PageSource::open(&opened, build).map_err(failed)?;
+    if let Some(wanted) = page_size.filter(|wanted| *wanted != source.page_size()) {
+        return Err(StandaloneError::PageSize {
+            path: path.to_path_buf(),
+            has: source.page_size(),
+            wanted,
+        });
+    }
     let store = store.to_path_buf();
     Ok((Snapshot::Build { store, build }, source))
 }

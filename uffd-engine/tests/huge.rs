@@ -5,6 +5,7 @@ mod support;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 
 use nix::fcntl::{FallocateFlags, fallocate};
@@ -16,11 +17,13 @@ use uffd_engine::dirty::Capture;
 use uffd_engine::dirty_set::UnwrittenPages;
 use uffd_engine::memory_image::{MemoryImage, ProcessMemory};
 use uffd_engine::region::{ClaimedRegion, RegionTable};
+use uffd_engine::server::EngineOptions;
+use uffd_engine::standalone::{Happening, Standalone};
 use uffd_engine::sys::process::pidfd_open;
 use uffd_engine::sys::uffd::{
     FEATURE_EVENT_REMOVE, FEATURE_MISSING_HUGETLBFS, FEATURE_WP_ASYNC, FEATURE_WP_SHARED, Uffd,
 };
-use uffd_engine::vmm_side::GuestMemory;
+use uffd_engine::vmm_side::{self, GuestMemory};
 use uffd_engine::{PageState, PageStates, Tracking};
 
 const HUGE: u64 = 2 << 20;
@@ -126,6 +129,55 @@ fn huge_pages_are_served_whole_from_the_page_cache_and_from_disk() {
         assert_eq!(stats.pages_installed, PAGES, "{stats:?}");
         assert_eq!(states.get(PageIndex::new(1)), PageState::Zero);
     }
+}
+
+#[test]
+fn a_plain_memory_file_serves_huge_pages_to_whom_it_is_told() {
+    const NAME: &str = "a_plain_memory_file_serves_huge_pages_to_whom_it_is_told";
+    let Some(_allowed) = Allowed::pages(NAME) else {
+        return;
+    };
+    let Some(memory) = memory(NAME) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let (path, socket) = (dir.path().join("mem"), dir.path().join("s"));
+    let file = File::create(&path).unwrap();
+    file.set_len(PAGES * HUGE).unwrap();
+    for page in (0..PAGES).filter(|page| word(*page) != 0) {
+        for at in PLACES {
+            let word = word(page).to_le_bytes();
+            file.write_all_at(&word, page * HUGE + at).unwrap();
+        }
+    }
+    let serve = |page_size| {
+        let engine = Standalone::start(&socket, &path, page_size, EngineOptions::default());
+        engine.unwrap()
+    };
+    let uffd = Uffd::create(FEATURE_EVENT_REMOVE).unwrap();
+    memory.register(&uffd).unwrap();
+    let hand_over = || vmm_side::hand_off(&socket, &uffd, &[memory.as_region()]).unwrap();
+
+    let mut small = serve(None);
+    let _refused = hand_over();
+    let Happening::Refused { reason } = small.wait().unwrap() else {
+        panic!("accepted")
+    };
+    assert!(reason.contains("pages of another size"), "{reason}");
+    fs::remove_file(&socket).unwrap();
+
+    let mut engine = serve(Some(PageSize::Size2M));
+    let _connection = hand_over();
+    let happening = engine.wait().unwrap();
+    assert!(
+        matches!(happening, Happening::Attached { .. }),
+        "{happening:?}"
+    );
+    for page in [5, 3, 0, 7, 1, 2, 4, 6] {
+        for at in PLACES {
+            assert_eq!(memory.read(page * HUGE + at), word(page), "page {page}");
+        }
+    }
+    memory.give_back(HUGE, HUGE).unwrap();
+    assert_eq!(memory.read(HUGE + HUGE / 2), 0);
 }
 
 /// Memory whose writes are noticed by the engine, and by the kernel, as Firecracker's and QEMU's.

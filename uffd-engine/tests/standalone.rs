@@ -8,6 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use snapshot_format::PageSize;
 use support::{Host, PAGE, closed, content, has_uffd};
 use uffd_engine::server::EngineOptions;
 use uffd_engine::standalone::{Happening, Standalone, StandaloneError};
@@ -29,7 +30,7 @@ fn memory_file(path: &Path) {
 }
 
 fn start(socket: &Path, snapshot: &Path) -> Result<Standalone, StandaloneError> {
-    Standalone::start(socket, snapshot, EngineOptions::default())
+    Standalone::start(socket, snapshot, None, EngineOptions::default())
 }
 
 fn hand_over(socket: &Path) -> (GuestMemory, Uffd, UnixStream) {
@@ -83,6 +84,14 @@ fn a_builds_directory_serves_as_well() {
     let (memory, _uffd, _connection) = hand_over(&socket);
     assert!(matches!(engine.wait().unwrap(), Happening::Attached { .. }));
     check_all(&memory);
+    // It knows its pages.
+    let build = host.store.path(&host.build);
+    let other = host.dir.path().join("other");
+    let start =
+        |page_size| Standalone::start(&other, &build, Some(page_size), EngineOptions::default());
+    let refused = start(PageSize::Size2M).map(|_| ()).unwrap_err();
+    assert!(refused.to_string().contains("--page-size"), "{refused}");
+    assert!(start(PageSize::Size4K).is_ok());
 }
 
 #[test]

@@ -140,6 +140,7 @@ fn attach_memory(host: &mut Host, file: &Path, memory: &GuestMemory, uffd: &Uffd
         request,
         session: "stuck".to_owned(),
         file: file.to_path_buf(),
+        page_bytes: PAGE,
         deadline_ms: 5000,
     };
     let socket = host.expect_by("stuck", &states, make);
@@ -271,6 +272,7 @@ fn a_file_that_is_not_opened_keeps_nobody_else_from_beginning() {
             request,
             session: session.to_owned(),
             file,
+            page_bytes: PAGE,
             deadline_ms,
         }
     };
@@ -327,6 +329,7 @@ fn a_source_that_is_stuck_keeps_no_session_from_being_surrendered() {
         request,
         session: "unopened".to_owned(),
         file,
+        page_bytes: PAGE,
         deadline_ms: 60_000,
     });
     std::thread::scope(|scope| {

@@ -192,6 +192,7 @@ fn who_has_no_memory_of_a_build_is_let_go() {
         request,
         session: "plain".into(),
         file: memory_file,
+        page_bytes: PAGE,
         deadline_ms: 5000,
     });
     let plain = GuestMemory::anonymous(PAGES * PAGE).unwrap();

@@ -8,7 +8,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use snapshot_format::{PageCount, PageIndex};
+use snapshot_format::{PageCount, PageIndex, PageSize};
 
 use super::PAGES;
 use super::kernel::{BASE, Content, Death, Kernel, PAGE, check_content, is_zero};
@@ -121,7 +121,7 @@ impl Run {
                 .unwrap();
         }
         file.flush().unwrap();
-        let source = PageSource::open_plain(file.path()).unwrap();
+        let source = PageSource::open_plain(file.path(), PageSize::Size4K).unwrap();
         let start = Location { file: 0, offset: 0 };
         let base = source.address(start, PAGES * PAGE).get();
         let memory = PageCount::new(PAGES);

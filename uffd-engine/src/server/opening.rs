@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use snapshot_format::{BuildId, BuildStore, PageRun, WorkingSetFile};
+use snapshot_format::{BuildId, BuildStore, PageRun, PageSize, WorkingSetFile};
 
 use crate::source::{PageSource, SourceError};
 
@@ -26,7 +26,7 @@ pub(super) enum Ask {
     /// A build.
     Build { store: PathBuf, build: BuildId },
     /// A plain memory file.
-    File(PathBuf),
+    File { path: PathBuf, page_size: PageSize },
     /// What is to be replayed of a build.
     WorkingSet(Arc<PageSource>),
 }
@@ -45,8 +45,8 @@ impl Ask {
                 let source = open_build(&store, build);
                 Answer::Source(source.map_err(|error| crate::chain(&error)))
             }
-            Self::File(path) => {
-                let source = PageSource::open_plain(&path);
+            Self::File { path, page_size } => {
+                let source = PageSource::open_plain(&path, page_size);
                 Answer::Source(source.map_err(|error| crate::chain(&error)))
             }
             Self::WorkingSet(source) => Answer::WorkingSet(working_set_of(&source)),
@@ -166,11 +166,15 @@ mod tests {
         // Opening a pipe for reading waits for a writer.
         let pipe = dir.path().join("stuck");
         nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let file = |path: &PathBuf| Ask::File {
+            path: path.clone(),
+            page_size: PageSize::Size4K,
+        };
         let mut openers = Openers::new().unwrap();
         for number in 1..=MAX_OPENERS as u64 {
-            assert_eq!(openers.ask(Ask::File(pipe.clone())), Ok(number));
+            assert_eq!(openers.ask(file(&pipe)), Ok(number));
         }
-        assert!(openers.ask(Ask::File(pipe.clone())).is_err());
+        assert!(openers.ask(file(&pipe)).is_err());
         assert!(openers.answers().is_empty());
         // Kept open: a thread may not have come to its opening yet.
         let _writer = std::fs::File::options().write(true).open(&pipe).unwrap();
@@ -179,9 +183,9 @@ mod tests {
             answered += openers.answers().len();
             std::thread::yield_now();
         }
-        let file = dir.path().join("memory");
-        std::fs::write(&file, [1; 4096]).unwrap();
-        openers.ask(Ask::File(file)).unwrap();
+        let memory = dir.path().join("memory");
+        std::fs::write(&memory, [1; 4096]).unwrap();
+        openers.ask(file(&memory)).unwrap();
         let answer = loop {
             match openers.answers().pop() {
                 Some((_, answer)) => break answer,

@@ -6,6 +6,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use snapshot_format::PageSize;
+
 use super::opening::{Answer, Ask};
 use super::{Engine, OfBuild, Owner};
 use crate::control::{Report, Request};
@@ -77,11 +79,16 @@ impl Engine {
             Request::ExpectFile {
                 request,
                 session,
-                file,
+                file: path,
+                page_bytes,
                 deadline_ms,
             } => {
+                let Some(page_size) = PageSize::from_bytes(page_bytes) else {
+                    let reason = format!("no guest has pages of {page_bytes} bytes");
+                    return self.refuse(request, reason);
+                };
                 let begin = Begin::Expect(Instant::now() + Duration::from_millis(deadline_ms));
-                self.begin(request, session, begin, Ask::File(file), fds);
+                self.begin(request, session, begin, Ask::File { path, page_size }, fds);
             }
             Request::Adopt {
                 request,
@@ -128,7 +135,7 @@ impl Engine {
                 store: store.clone(),
                 build: *build,
             }),
-            Ask::File(_) | Ask::WorkingSet(_) => None,
+            Ask::File { .. } | Ask::WorkingSet(_) => None,
         };
         let open = of
             .as_ref()

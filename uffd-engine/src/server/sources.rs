@@ -67,11 +67,12 @@ impl Sources {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use snapshot_format::PageSize;
 
     fn source() -> Arc<PageSource> {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(4096).unwrap();
-        PageSource::open_plain(file.path()).unwrap()
+        PageSource::open_plain(file.path(), PageSize::Size4K).unwrap()
     }
 
     #[test]
