@@ -97,7 +97,7 @@ impl Gateway {
 
     /// Sandboxes of whose disks there is anything in the kernel.
     async fn owners_of_disks(&self) -> Result<BTreeSet<String>, ApiError> {
-        self.with_disks(|disks, sandboxes| disks.owners(sandboxes))
+        self.with_disks(Disks::owners)
             .await
             .map_err(|error| ApiError::failed("disk_failed", &error))
     }
