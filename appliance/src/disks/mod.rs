@@ -14,15 +14,16 @@
 //! Everything here blocks: call it off a shard's thread.
 
 mod bases;
+mod choice;
 pub mod cow;
 mod error;
 pub mod files;
 mod left_over;
 mod snapshots;
+mod usage;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -31,9 +32,11 @@ use snapshot_format::FileEntry;
 use snapshot_format::file_name::{ROOTFS, ROOTFS_BASE, ROOTFS_COW};
 
 pub use error::DiskError;
+pub use usage::{Usage, usage_of};
 
-use crate::config::{DiskBackend, DisksConfig};
+use crate::config::DisksConfig;
 use bases::Bases;
+use choice::choose;
 use snapshots::{Attached, Snapshots};
 
 /// What a new disk begins with.
@@ -57,19 +60,6 @@ pub struct Kept {
     pub name: &'static str,
     /// Others have the same file, which nobody writes: its checksum may be known.
     pub is_shared: bool,
-}
-
-/// How much of the host a disk takes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Usage {
-    /// What the guest sees.
-    pub size_bytes: u64,
-    /// What is stored for this disk; with reflinks, shared blocks count, too.
-    pub stored_bytes: u64,
-    /// How much that may get; without a bound of its own when absent.
-    pub limit_bytes: Option<u64>,
-    /// A write of the guest has failed because of that bound.
-    pub is_full: bool,
 }
 
 /// The disks of this host.
@@ -410,31 +400,6 @@ impl Disks {
     }
 }
 
-/// How much the disk in a directory takes: of a sandbox, or of a build.
-///
-/// # Errors
-/// There is none.
-pub fn usage_of(dir: &Path) -> Result<Usage, DiskError> {
-    let look = |name: &str| {
-        let path = dir.join(name);
-        fs::metadata(&path).map_err(DiskError::file("Looking at", path))
-    };
-    let (size, stored, limit_bytes) = match look(ROOTFS_COW) {
-        Ok(changes) => (look(ROOTFS_BASE)?, changes.blocks(), Some(changes.len())),
-        Err(_) => {
-            let whole = look(ROOTFS)?;
-            let blocks = whole.blocks();
-            (whole, blocks, None)
-        }
-    };
-    Ok(Usage {
-        size_bytes: size.len(),
-        stored_bytes: stored * 512,
-        limit_bytes,
-        is_full: false,
-    })
-}
-
 /// Removes what earlier daemons of this instance have left in the kernel, whose VMMs have ended;
 /// what belongs to sandboxes that are `kept` stays. Gives how much that was.
 ///
@@ -446,96 +411,4 @@ pub fn remove_left_over(
     kept: &BTreeSet<String>,
 ) -> Result<usize, DiskError> {
     left_over::remove_left_over(instance, data_dir, kept)
-}
-
-fn choose(
-    wanted: DiskBackend,
-    instance: &str,
-    data_dir: &Path,
-) -> Result<(Backend, String), DiskError> {
-    let refused =
-        |backend: &'static str| move |reason: String| DiskError::Backend { backend, reason };
-    let mapper = || try_device_mapper(instance, data_dir);
-    let by_configuration = |way: &str| format!("{way}: disks.backend says so");
-    match wanted {
-        DiskBackend::Copy => Ok((Backend::Copy, by_configuration("copy"))),
-        DiskBackend::Reflink => {
-            try_reflink(data_dir)?.map_err(refused("reflink"))?;
-            Ok((Backend::Reflink, by_configuration("reflink")))
-        }
-        DiskBackend::DeviceMapper => {
-            let snapshots = mapper().map_err(refused("device-mapper"))?;
-            let reason = by_configuration("device-mapper");
-            Ok((Backend::DeviceMapper(snapshots), reason))
-        }
-        DiskBackend::Auto => {
-            let no_mapper = match mapper() {
-                Ok(snapshots) => {
-                    let reason = "device-mapper: a snapshot in the data directory works";
-                    return Ok((Backend::DeviceMapper(snapshots), reason.into()));
-                }
-                Err(reason) => reason,
-            };
-            Ok(match try_reflink(data_dir)? {
-                Ok(()) => (
-                    Backend::Reflink,
-                    format!(
-                        "reflink: the data directory's file system shares blocks; no device-mapper ({no_mapper})"
-                    ),
-                ),
-                Err(no_reflink) => (
-                    Backend::Copy,
-                    format!("copy: no device-mapper ({no_mapper}), no reflink ({no_reflink})"),
-                ),
-            })
-        }
-    }
-}
-
-/// Tries a reflink in the data directory; the inner error says why it can't be.
-fn try_reflink(data_dir: &Path) -> Result<Result<(), String>, DiskError> {
-    let [from, to] = [".probe-from", ".probe-to"].map(|name| data_dir.join(name));
-    fs::write(&from, [1u8; 4096]).map_err(DiskError::file("Writing", &from))?;
-    let tried = files::reflink(&from, &to).map_err(|error| match error {
-        DiskError::Copy { source, .. } => source.to_string(),
-        error => error.to_string(),
-    });
-    let _ = fs::remove_file(&from);
-    let _ = fs::remove_file(&to);
-    Ok(tried)
-}
-
-/// Puts a small disk together, writes to it, and takes it apart again.
-fn try_device_mapper(instance: &str, data_dir: &Path) -> Result<Snapshots, String> {
-    const BYTES: u64 = 1 << 20;
-    const NAME: &str = ".probe";
-    let snapshots = Snapshots::open(instance).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => "no /dev/mapper/control; load dm_mod".to_owned(),
-        _ => format!("/dev/mapper/control: {error}"),
-    })?;
-    let [base, changes] = [".probe-base", ".probe-cow"].map(|name| data_dir.join(name));
-    let tried = || -> Result<(), DiskError> {
-        // Of a daemon that ended right here.
-        let _ = snapshots.clear(NAME, data_dir);
-        let _ = fs::remove_file(&changes);
-        File::create(&base)
-            .and_then(|file| file.set_len(BYTES))
-            .map_err(DiskError::file("Making", &base))?;
-        snapshots::declare(&changes, cow::bytes_for(BYTES))?;
-        let attached = snapshots.attach(NAME, &base, &changes)?;
-        let written = File::options()
-            .write(true)
-            .open(attached.node())
-            .and_then(|node| {
-                node.write_all_at(&[1; 4096], 0)
-                    .and_then(|()| node.sync_all())
-            })
-            .map_err(DiskError::file("Writing to", attached.node()));
-        snapshots.detach(&attached)?;
-        written
-    };
-    let tried = tried().map_err(|error| uffd_engine::chain(&error));
-    let _ = fs::remove_file(&base);
-    let _ = fs::remove_file(&changes);
-    tried.map(|()| snapshots)
 }
