@@ -15,10 +15,11 @@ use std::time::Duration;
 
 use appliance::vmm::cloud_hypervisor::probe_guest::elf_around;
 use serde_json::Value;
-use support::adder::{self, NUMBERS, SUM, Written, run, written};
+use support::adder::{self, NUMBERS, SUM, run};
 use support::daemon::Daemon;
 use support::huge::{self, Allowed};
-use support::place::Place;
+use support::life::Life;
+use support::place::{Place, quoted};
 use support::stand_in::{self, StandIns};
 use support::{needs, procs, restored, skip, wait_for};
 
@@ -29,21 +30,7 @@ const PAGES: u64 = MEMORY_MB << 8;
 
 /// The program, or why there is none.
 fn cloud_hypervisor() -> Result<PathBuf, String> {
-    needs::for_fakes()?;
-    fs::File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/kvm")
-        .map_err(|error| format!("no /dev/kvm: {error}"))?;
-    let variable = "THAW_CLOUD_HYPERVISOR";
-    let path = std::env::var_os(variable);
-    let path = PathBuf::from(path.ok_or("no Cloud Hypervisor given (THAW_CLOUD_HYPERVISOR)")?);
-    assert!(
-        path.is_file(),
-        "{variable} is {}, which is no file",
-        path.display()
-    );
-    Ok(path)
+    needs::real("Cloud Hypervisor", "THAW_CLOUD_HYPERVISOR")
 }
 
 /// What this host's KVM lacks, by the words of the daemon that found out.
@@ -63,24 +50,11 @@ fn start(place: &Place) -> Result<Daemon, &'static str> {
 }
 
 fn place(instance: &str, pool: u16, program: &Path, guest: &[u8]) -> Place {
-    let place = Place::new(instance, pool, None);
-    let quoted = |path: &Path| toml::Value::String(path.display().to_string()).to_string();
-    let file = |name: &str, bytes: &[u8]| {
-        let path = place.root.join(name);
-        fs::write(&path, bytes).unwrap();
-        quoted(&path)
-    };
-    let (kernel, initrd) = (file("kernel", &elf_around(guest)), file("initrd", b"none"));
-    let disk = file("disk", &vec![0; 1 << 20]);
-    let mut text = fs::read_to_string(&place.config).unwrap();
-    text += &format!(
-        "driver = \"cloud-hypervisor\"\ncloud_hypervisor = [{}]\n[engine]\ncheck_writes = true\n\
-         [[template]]\nname = \"base\"\nkernel = {kernel}\ninitrd = {initrd}\ndisk = {disk}\n\
-         memory_mb = {MEMORY_MB}\n",
-        quoted(program),
+    let vmm = format!(
+        "driver = \"cloud-hypervisor\"\ncloud_hypervisor = [{}]\n",
+        quoted(program)
     );
-    fs::write(&place.config, text).unwrap();
-    place
+    Place::with_template(instance, pool, &vmm, &elf_around(guest), MEMORY_MB)
 }
 
 #[test]
@@ -172,36 +146,12 @@ fn live(test: &str, (instance, pool): (&str, u16), changes: &[(&str, &str)]) {
     let host = api.get("/v1/host").expect(200);
     println!("{}", host["vmm"]);
 
-    api.create("one", "base");
-    run();
-    let mut before = Written::default();
+    let mut life = Life::begin(&place, api, waiting);
     for cycle in 0..10 {
-        let paused = api.pause("one").expect(200);
-        assert_eq!(paused["generation"], cycle, "{paused}");
-        let now = written(&place, &paused);
-        assert!(
-            now.rounds > before.rounds,
-            "cycle {cycle}: {} rounds",
-            now.rounds
-        );
-        assert_eq!(now.wrong, 0, "cycle {cycle}: of {} rounds", now.rounds);
-        assert!(
-            now.rounds - now.newest <= 1,
-            "cycle {cycle}: {} is newest",
-            now.newest
-        );
-        let memory = api.get("/v1/sandboxes/one/memory").expect(200);
+        let memory = life.pause(cycle);
         let stored = memory["diff_pages"].as_u64().unwrap();
-        println!(
-            "cycle {cycle}: {} rounds, {stored} pages stored",
-            now.rounds
-        );
         assert!(stored < 700, "{stored} pages");
-        before = now;
-        if waiting {
-            restored::wait_for_vmm(api);
-        }
-        api.resume("one").expect(200);
+        life.resume();
         // Soon: it still asks for its memory.
         if [1, 5, 9].contains(&cycle) {
             daemon = daemon.killed_and_followed(&place);
@@ -221,46 +171,16 @@ fn live(test: &str, (instance, pool): (&str, u16), changes: &[(&str, &str)]) {
         assert!((1..=PAGES).contains(&resident), "{memory}");
     }
 
-    // From one that runs, and goes on.
-    api.snapshot("one", "warm").expect(201);
-    api.create("two", "warm");
-    run();
-    for id in ["one", "two"] {
-        let now = written(&place, &api.pause(id).expect(200));
-        assert!(
-            now.rounds > before.rounds && now.wrong == 0,
-            "{id}: {}",
-            now.rounds
-        );
-    }
+    life.snapshot();
+    life.pause_both();
 
-    // Its serial port, at the last: whatever it said is in the reason of its end.
     api.resume("one").expect(200);
     wait_for("it says so", Duration::from_secs(20), || {
         let console = api.get("/v1/sandboxes/one/console").expect(200);
         let lines = console.as_array().unwrap().iter();
         (lines.filter(|line| line["line"] == "ok").count() > 3).then_some(())
     });
-    restored::found_one_waiting(&place, waiting.then_some(10));
-    restored::vmm(&place).kill();
-    let reason = wait_for("it has failed", Duration::from_secs(20), || {
-        let sandbox = api.sandbox("one").expect(200);
-        (sandbox["state"] == "failed").then(|| sandbox["reason"].clone())
-    });
-    let reason = reason.as_str().unwrap().to_owned();
-    assert!(reason.contains("killed by SIGKILL"), "{reason}");
-    assert!(reason.contains("ok | ok | ok"), "{reason}");
-    assert!(!reason.contains('X'), "{reason}");
-    api.delete_all();
-    drop(stand_ins);
-    if waiting {
-        daemon.stop();
-        assert_eq!(place.leftovers(), Vec::<String>::new());
-    } else {
-        assert_eq!(place.leftovers(), Vec::<String>::new());
-        daemon.stop();
-    }
-    assert_eq!(place.leftovers_of_the_daemon(), Vec::<String>::new());
+    life.end(daemon, stand_ins);
 }
 
 /// Cloud Hypervisor would boot it again, from the disk of its first life.
@@ -290,11 +210,7 @@ fn guest_of_a_real_cloud_hypervisor_that_restarts_has_ended() {
     let stand_ins = StandIns::watch(&place.instance, STAND_IN);
     let api = &daemon.api;
     api.create("one", "base");
-    let reason = wait_for("it has failed", Duration::from_secs(20), || {
-        let sandbox = api.sandbox("one").expect(200);
-        (sandbox["state"] == "failed").then(|| sandbox["reason"].clone())
-    });
-    let reason = reason.as_str().unwrap().to_owned();
+    let reason = api.failure("one");
     assert!(reason.contains("the guest restarted"), "{reason}");
     assert_eq!(reason.matches("bye").count(), 1, "{reason}");
     api.delete_all();

@@ -594,11 +594,7 @@ fn the_ways_in_which_a_vmm_ends_are_told_apart(instance: &str, pool: u16, vmm: V
     ] {
         let inside = Inside::of(&api.create("one", "base"));
         let _ = inside.try_call("POST", &format!("/test/end?how={how}"));
-        let reason = wait_for("it has failed", Duration::from_secs(20), || {
-            let sandbox = api.sandbox("one").expect(200);
-            (sandbox["state"] == "failed").then(|| sandbox["reason"].clone())
-        });
-        let reason = reason.as_str().unwrap().to_owned();
+        let reason = api.failure("one");
         assert!(reason.contains(said), "{how}: {reason}");
         assert!(reason.contains("envd listening") || how == 1, "{reason}");
         api.destroy("one");

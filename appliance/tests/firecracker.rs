@@ -9,15 +9,15 @@ mod support;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use appliance::vmm::firecracker::probe_guest::elf_around;
-use support::adder::{self, NUMBERS, PAGE, SUM, Written, run, written};
+use support::adder::{self, NUMBERS, PAGE, SUM, run};
 use support::daemon::Daemon;
 use support::huge::{self, Allowed};
-use support::place::Place;
+use support::life::Life;
+use support::place::{Place, quoted};
 use support::stand_in::{self, StandIns};
-use support::{needs, restored, skip, wait_for};
+use support::{needs, skip};
 
 /// The test that a stand-in's process runs as.
 const STAND_IN: &str = "the_guest_adds_up_what_it_has_written";
@@ -26,52 +26,21 @@ const MEMORY_MB: u64 = 64;
 const HIGH: u64 = 4 << 30;
 const BELOW_GAP: u64 = 3 << 30;
 
-/// The programs, or why there are none.
+/// The program, or why there is none.
 fn firecracker() -> Result<PathBuf, String> {
-    needs::for_fakes()?;
-    fs::File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/kvm")
-        .map_err(|error| format!("no /dev/kvm: {error}"))?;
-    program_of("THAW_FIRECRACKER").ok_or_else(|| "no Firecracker given (THAW_FIRECRACKER)".into())
-}
-
-fn program_of(variable: &str) -> Option<PathBuf> {
-    let path = PathBuf::from(std::env::var_os(variable)?);
-    assert!(
-        path.is_file(),
-        "{variable} is {}, which is no file",
-        path.display()
-    );
-    Some(path)
+    needs::real("Firecracker", "THAW_FIRECRACKER")
 }
 
 fn place(instance: &str, pool: u16, firecracker: &Path, jailer: Option<&Path>) -> Place {
-    let place = Place::new(instance, pool, None);
-    let quoted = |path: &Path| toml::Value::String(path.display().to_string()).to_string();
-    let file = |name: &str, bytes: &[u8]| {
-        let path = place.root.join(name);
-        fs::write(&path, bytes).unwrap();
-        quoted(&path)
-    };
-    let (kernel, initrd) = (
-        file("kernel", &elf_around(&adder::long_mode())),
-        file("initrd", b"none"),
-    );
-    let disk = file("disk", &vec![0; 1 << 20]);
     let jailer = jailer.map(|jailer| format!("jailer = {}\n", quoted(jailer)));
-    let mut text = fs::read_to_string(&place.config).unwrap();
-    text += &format!(
-        "driver = \"firecracker\"\nvsock = true\nfirecracker = [{}]\n{}[engine]\ncheck_writes = true\n\
-         [disks]\nmib_per_s = 64\nops_per_s = 5000\n\
-         [[template]]\nname = \"base\"\nkernel = {kernel}\ninitrd = {initrd}\ndisk = {disk}\n\
-         memory_mb = {MEMORY_MB}\n",
+    let vmm = format!(
+        "driver = \"firecracker\"\nvsock = true\nfirecracker = [{}]\n{}\
+         [disks]\nmib_per_s = 64\nops_per_s = 5000\n",
         quoted(firecracker),
         jailer.unwrap_or_default(),
     );
-    fs::write(&place.config, text).unwrap();
-    place
+    let kernel = elf_around(&adder::long_mode());
+    Place::with_template(instance, pool, &vmm, &kernel, MEMORY_MB)
 }
 
 #[test]
@@ -112,38 +81,14 @@ fn live(place: &Place, waiting: bool) {
         "{reason}"
     );
 
-    api.create("one", "base");
-    run();
-    let mut before = Written::default();
+    let mut life = Life::begin(place, api, waiting);
     for cycle in 0..10 {
-        let paused = api.pause("one").expect(200);
-        assert_eq!(paused["generation"], cycle, "{paused}");
-        let now = written(place, &paused);
-        assert!(
-            now.rounds > before.rounds,
-            "cycle {cycle}: {} rounds",
-            now.rounds
-        );
-        assert_eq!(now.wrong, 0, "cycle {cycle}: of {} rounds", now.rounds);
-        assert!(
-            now.rounds - now.newest <= 1,
-            "cycle {cycle}: {} is newest",
-            now.newest
-        );
-        let memory = api.get("/v1/sandboxes/one/memory").expect(200);
+        let memory = life.pause(cycle);
         let stored = memory["diff_pages"].as_u64().unwrap();
-        println!(
-            "cycle {cycle}: {} rounds, {stored} pages stored",
-            now.rounds
-        );
         let is_huge = memory["page_bytes"] != PAGE;
         let most = if is_huge { 8 } else { 700 };
         assert!(stored < most, "{stored} pages");
-        before = now;
-        if waiting {
-            restored::wait_for_vmm(api);
-        }
-        api.resume("one").expect(200);
+        life.resume();
         run();
         if [1, 5, 9].contains(&cycle) {
             daemon = daemon.killed_and_followed(place);
@@ -155,47 +100,17 @@ fn live(place: &Place, waiting: bool) {
         assert!((NUMBERS..4096).contains(&resident), "{memory}");
     }
 
-    // From one that runs, and goes on.
-    api.snapshot("one", "warm").expect(201);
-    api.create("two", "warm");
-    run();
+    life.snapshot();
     for id in ["one", "two"] {
         let socket = place.run.join("sandboxes").join(id).join("vmm/vsock.sock");
         let connected = std::os::unix::net::UnixStream::connect(&socket);
         connected.unwrap_or_else(|error| panic!("{}: {error}", socket.display()));
     }
-    for id in ["one", "two"] {
-        let now = written(place, &api.pause(id).expect(200));
-        assert!(
-            now.rounds > before.rounds && now.wrong == 0,
-            "{id}: {}",
-            now.rounds
-        );
-    }
+    life.pause_both();
 
-    // Its serial port, at the last: whatever it said is in the reason of its end.
     api.resume("one").expect(200);
     run();
-    restored::found_one_waiting(place, waiting.then_some(10));
-    restored::vmm(place).kill();
-    let reason = wait_for("it has failed", Duration::from_secs(20), || {
-        let sandbox = api.sandbox("one").expect(200);
-        (sandbox["state"] == "failed").then(|| sandbox["reason"].clone())
-    });
-    let reason = reason.as_str().unwrap().to_owned();
-    assert!(reason.contains("killed by SIGKILL"), "{reason}");
-    assert!(reason.contains("ok | ok | ok"), "{reason}");
-    assert!(!reason.contains('X'), "{reason}");
-    api.delete_all();
-    drop(stand_ins);
-    if waiting {
-        daemon.stop();
-        assert_eq!(place.leftovers(), Vec::<String>::new());
-    } else {
-        assert_eq!(place.leftovers(), Vec::<String>::new());
-        daemon.stop();
-    }
-    assert_eq!(place.leftovers_of_the_daemon(), Vec::<String>::new());
+    life.end(daemon, stand_ins);
 }
 
 #[test]
@@ -279,7 +194,7 @@ fn guest_of_a_jailed_firecracker_lives_a_whole_life() {
         Ok(program) => program,
         Err(reason) => return skip(NAME, &reason),
     };
-    match program_of("THAW_JAILER") {
+    match needs::given("THAW_JAILER") {
         Some(jailer) => live(&place("tfjail", 171, &program, Some(&jailer)), false),
         None => skip(NAME, "no jailer given (THAW_JAILER)"),
     }
@@ -292,7 +207,7 @@ fn guest_of_a_jailed_firecracker_finds_one_that_waits() {
         Ok(program) => program,
         Err(reason) => return skip(NAME, &reason),
     };
-    match program_of("THAW_JAILER") {
+    match needs::given("THAW_JAILER") {
         Some(jailer) => live(&place("tfjawa", 174, &program, Some(&jailer)), true),
         None => skip(NAME, "no jailer given (THAW_JAILER)"),
     }

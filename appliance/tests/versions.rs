@@ -13,7 +13,7 @@ use std::process::Command;
 use serde_json::Value;
 use support::adder::{self, Written, run, written};
 use support::daemon::Daemon;
-use support::place::Place;
+use support::place::{Place, quoted};
 use support::stand_in::{self, StandIns};
 use support::{needs, procs, skip};
 
@@ -31,25 +31,12 @@ struct Subject {
 
 impl Subject {
     fn new(driver: &str, instance: &str, pool: u16, pair: [PathBuf; 2], elf: &[u8]) -> Self {
-        let place = Place::new(instance, pool, None);
-        let file = |name: &str, bytes: &[u8]| {
-            let path = place.root.join(name);
-            fs::write(&path, bytes).unwrap();
-            quoted(&path)
-        };
-        let (kernel, initrd) = (file("kernel", elf), file("initrd", b"none"));
-        let disk = file("disk", &vec![0; 1 << 20]);
         let programs = match driver {
             "firecracker" => "firecracker",
             _ => "cloud_hypervisor",
         };
-        let mut text = fs::read_to_string(&place.config).unwrap();
-        text += &format!(
-            "driver = \"{driver}\"\n{programs} = []\n[engine]\ncheck_writes = true\n\
-             [[template]]\nname = \"base\"\nkernel = {kernel}\ninitrd = {initrd}\ndisk = {disk}\n\
-             memory_mb = 64\n"
-        );
-        fs::write(&place.config, text).unwrap();
+        let vmm = format!("driver = \"{driver}\"\n{programs} = []\n");
+        let place = Place::with_template(instance, pool, &vmm, elf, 64);
         let [old, new] = pair;
         Self {
             place,
@@ -82,8 +69,7 @@ impl Subject {
         run();
         let paused = daemon.api.pause(id).expect(200);
         let now = written(&self.place, &paused);
-        assert!(now.rounds > before.rounds, "{id}: {} rounds", now.rounds);
-        assert_eq!(now.wrong, 0, "{id}: of {} rounds", now.rounds);
+        now.follows(before, id);
         assert_eq!(self.made_by(&paused)["version"], *version, "{id}");
         now
     }
@@ -148,27 +134,11 @@ impl Subject {
     }
 }
 
-fn quoted(path: &Path) -> String {
-    toml::Value::String(path.display().to_string()).to_string()
-}
-
 /// An old one and a new one, or why there are none.
 fn pair(variable: &str) -> Result<[PathBuf; 2], String> {
-    needs::for_fakes()?;
-    fs::File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/kvm")
-        .map_err(|error| format!("no /dev/kvm: {error}"))?;
-    let given = |variable: String| {
-        let path = std::env::var_os(&variable).map(PathBuf::from);
-        let path = path.ok_or_else(|| format!("no second version given ({variable})"))?;
-        assert!(path.is_file(), "{variable} is {}", path.display());
-        Ok::<_, String>(path)
-    };
     let pair = [
-        given(format!("{variable}_OLD"))?,
-        given(variable.to_owned())?,
+        needs::real("second version", &format!("{variable}_OLD"))?,
+        needs::real("second version", variable)?,
     ];
     for program in &pair {
         let said = Command::new(program).arg("--version").output().unwrap();

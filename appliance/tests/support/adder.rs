@@ -128,6 +128,15 @@ pub(crate) struct Written {
     pub(crate) newest: u64,
 }
 
+impl Written {
+    /// It has gone on since `before`, and was never wrong.
+    #[track_caller]
+    pub(crate) fn follows(&self, before: Self, who: &str) {
+        assert!(self.rounds > before.rounds, "{who}: {} rounds", self.rounds);
+        assert_eq!(self.wrong, 0, "{who}: of {} rounds", self.rounds);
+    }
+}
+
 /// Looks into a build.
 pub(crate) fn written(place: &Place, paused: &Value) -> Written {
     let store = BuildStore::open_or_create(&place.data.join("builds")).unwrap();

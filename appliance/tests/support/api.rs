@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::slower;
+use super::{slower, wait_for};
 
 /// Longer than any operation may take.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -137,6 +137,16 @@ impl Api {
         let ran = self.exec(id, "sh", &["-c", script]).expect(200);
         assert_eq!(ran["exit_code"], 0, "{script:?}: {ran}");
         ran["stdout"].as_str().unwrap().trim().to_owned()
+    }
+
+    /// Waits until a sandbox has failed; returns why.
+    #[track_caller]
+    pub(crate) fn failure(&self, id: &str) -> String {
+        let reason = wait_for("it has failed", Duration::from_secs(20), || {
+            let sandbox = self.sandbox(id).expect(200);
+            (sandbox["state"] == "failed").then(|| sandbox["reason"].clone())
+        });
+        reason.as_str().unwrap().to_owned()
     }
 
     /// The next events after one; waits for as many.

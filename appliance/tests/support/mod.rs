@@ -14,6 +14,7 @@ pub(crate) mod daemon;
 pub(crate) mod disk_scenarios;
 pub(crate) mod fake;
 pub(crate) mod huge;
+pub(crate) mod life;
 pub(crate) mod machine;
 pub(crate) mod needs;
 pub(crate) mod net;

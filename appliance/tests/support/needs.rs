@@ -1,6 +1,7 @@
 //! What the tests need of their surroundings, and what is missing.
 
 use std::env;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -32,6 +33,28 @@ pub(crate) fn for_fakes() -> Result<(), String> {
     Uffd::create(FEATURE_EVENT_REMOVE | FEATURE_MISSING_SHMEM)
         .map_err(|error| format!("no userfaultfd: {error}"))
         .map(|_| ())
+}
+
+/// The program of a real VMM, as a variable names it; otherwise what is missing.
+pub(crate) fn real(vmm: &str, variable: &str) -> Result<PathBuf, String> {
+    for_fakes()?;
+    File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+        .map_err(|error| format!("no /dev/kvm: {error}"))?;
+    given(variable).ok_or_else(|| format!("no {vmm} given ({variable})"))
+}
+
+/// The program that a variable names, if it is set.
+pub(crate) fn given(variable: &str) -> Option<PathBuf> {
+    let path = PathBuf::from(env::var_os(variable)?);
+    assert!(
+        path.is_file(),
+        "{variable} is {}, which is no file",
+        path.display()
+    );
+    Some(path)
 }
 
 /// The VMM that guests are tested on.

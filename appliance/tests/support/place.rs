@@ -43,6 +43,33 @@ impl Place {
         place
     }
 
+    /// As [`Place::new`], with a template `base` of this kernel. What is in `vmm` goes on in the
+    /// section of that name; whole sections may follow in it.
+    pub(crate) fn with_template(
+        instance: &str,
+        pool: u16,
+        vmm: &str,
+        kernel: &[u8],
+        memory_mb: u64,
+    ) -> Self {
+        let place = Self::new(instance, pool, None);
+        let file = |name: &str, bytes: &[u8]| {
+            let path = place.root.join(name);
+            fs::write(&path, bytes).unwrap();
+            quoted(&path)
+        };
+        let (kernel, initrd) = (file("kernel", kernel), file("initrd", b"none"));
+        let disk = file("disk", &vec![0; 1 << 20]);
+        let mut text = fs::read_to_string(&place.config).unwrap();
+        text += &format!(
+            "{vmm}[engine]\ncheck_writes = true\n\
+             [[template]]\nname = \"base\"\nkernel = {kernel}\ninitrd = {initrd}\ndisk = {disk}\n\
+             memory_mb = {memory_mb}\n",
+        );
+        fs::write(&place.config, text).unwrap();
+        place
+    }
+
     /// As [`Place::new`], with the data directory on a file system of this size.
     pub(crate) fn with_small_disk(
         instance: &str,
@@ -66,7 +93,6 @@ impl Place {
     }
 
     fn configuration(&self, pool: u16, inputs: Option<&GuestInputs>) -> String {
-        let quoted = |path: &Path| toml::Value::String(path.display().to_string()).to_string();
         let vmm = match needs::vmm() {
             TestedVmm::Qemu(accelerator) => format!("accelerator = \"{accelerator}\"\n"),
             TestedVmm::Other(driver, program) => {
@@ -229,6 +255,11 @@ impl Drop for Place {
         }
         self.clear();
     }
+}
+
+/// A path as configuration files have it.
+pub(crate) fn quoted(path: &Path) -> String {
+    toml::Value::String(path.display().to_string()).to_string()
 }
 
 /// What the file system of a place's data is called among the mounts; no other place's is.

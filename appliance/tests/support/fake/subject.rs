@@ -26,25 +26,13 @@ pub(crate) struct Subject {
 
 /// Where it is configured, without a VMM. A fake plays its guest's network, too, which wants privilege.
 pub(crate) fn place(instance: &str, pool: u16, vmm: Vmm) -> Place {
-    let place = Place::new(instance, pool, None);
-    let file = |name: &str, bytes: &[u8]| {
-        let path = place.root.join(name);
-        fs::write(&path, bytes).unwrap();
-        toml::Value::String(path.display().to_string()).to_string()
-    };
-    let (kernel, initrd) = (file("kernel", b"\x7fELF"), file("initrd", b"initrd"));
-    let disk = file("disk", &vec![0; 1 << 20]);
-    let mut text = fs::read_to_string(&place.config).unwrap();
-    text += &format!(
-        "driver = \"{}\"\nown_users = false\ncommand_timeout_s = {COMMAND_S}\nboot_timeout_s = 20\n{} = []\n\
-         [engine]\ncheck_writes = true\n\
-         [[template]]\nname = \"base\"\nkernel = {kernel}\ninitrd = {initrd}\ndisk = {disk}\n\
-         memory_mb = {MEMORY_MB}\n",
+    let config = format!(
+        "driver = \"{}\"\nown_users = false\ncommand_timeout_s = {COMMAND_S}\nboot_timeout_s = 20\n\
+         {} = []\n",
         vmm.name(),
         vmm.programs(),
     );
-    fs::write(&place.config, text).unwrap();
-    place
+    Place::with_template(instance, pool, &config, b"\x7fELF", MEMORY_MB)
 }
 
 /// Names these as the host's VMMs of this kind.
