@@ -5,14 +5,14 @@ mod support;
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 
 use appliance::network::address::{GATEWAY, GUEST};
-use appliance::network::{Slot, SlotIndex, Slots, namespace, nftables};
+use appliance::network::{SlotIndex, namespace, nftables};
 use http_api::wire::NetworkPolicy;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use support::net::{
-    HOST, MANAGEMENT, METADATA, OUTSIDE, PATIENCE, ask, build, built_slots, egress, end, guest_in,
-    host_and_outside, is_root, set_policy, up, wait_for_slots, wait_until_ready,
+    HOST, MANAGEMENT, METADATA, OUTSIDE, PATIENCE, guest_in, host_and_outside, is_root, up,
 };
+use support::slots::{Pool, built_slots, egress};
 
 #[test]
 fn guests_reach_the_outside_and_nothing_else() {
@@ -20,9 +20,9 @@ fn guests_reach_the_outside_and_nothing_else() {
         return;
     }
     let (host, outside) = host_and_outside();
-    let (slots, built) = build(&host, "neta", egress(true), 2);
-    let (one, other) = (guest_in(&built[0]), guest_in(&built[1]));
-    let addresses = [built[0].address, built[1].address];
+    let pool = Pool::build(&host, "neta", egress(true), 2);
+    let (one, other) = (guest_in(&pool.built[0]), guest_in(&pool.built[1]));
+    let addresses = [pool.built[0].address, pool.built[1].address];
     one.listen(GUEST, 80);
     other.listen(GUEST, 80);
     for address in [OUTSIDE, MANAGEMENT, METADATA] {
@@ -49,7 +49,7 @@ fn guests_reach_the_outside_and_nothing_else() {
     assert_eq!(one.reaches(addresses[1], 80), None, "another guest");
     assert_eq!(outside.reaches(addresses[0], 80), None, "from the outside");
     assert_eq!(one.reaches(GATEWAY, 7001), None, "the gateway");
-    end(&host, slots, &built);
+    pool.end();
 }
 
 #[test]
@@ -58,8 +58,8 @@ fn names_are_looked_up_through_the_gateway() {
         return;
     }
     let (host, outside) = host_and_outside();
-    let (slots, built) = build(&host, "netb", egress(true), 1);
-    let guest = guest_in(&built[0]);
+    let pool = Pool::build(&host, "netb", egress(true), 1);
+    let guest = guest_in(&pool.built[0]);
     let resolver = outside.run(|| UdpSocket::bind((OUTSIDE, 53)).unwrap());
     std::thread::spawn(move || {
         let mut query = [0; 64];
@@ -80,7 +80,7 @@ fn names_are_looked_up_through_the_gateway() {
     let answer = support::wait_for("an answer", 20 * PATIENCE, ask);
     // From whom it asked, or no client would take it.
     assert_eq!(answer, (b"a name".to_vec(), IpAddr::V4(GATEWAY)));
-    end(&host, slots, &built);
+    pool.end();
 }
 
 #[test]
@@ -90,8 +90,8 @@ fn a_guest_in_anothers_name_is_not_heard() {
     }
     const FORGED: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 7);
     let (host, outside) = host_and_outside();
-    let (slots, built) = build(&host, "netc", egress(true), 1);
-    let guest = guest_in(&built[0]);
+    let pool = Pool::build(&host, "netc", egress(true), 1);
+    let guest = guest_in(&pool.built[0]);
     guest.links(|handle| async move { up(&handle, "eth0", &[(FORGED, 32)]).await });
     let heard = outside.run(|| {
         let socket = UdpSocket::bind((OUTSIDE, 7002)).unwrap();
@@ -113,7 +113,7 @@ fn a_guest_in_anothers_name_is_not_heard() {
     while hears().is_some() {}
     send(FORGED);
     assert_eq!(hears(), None, "a forged packet arrived");
-    end(&host, slots, &built);
+    pool.end();
 }
 
 #[test]
@@ -122,13 +122,13 @@ fn a_guest_without_internet_reaches_nothing_and_is_reached_by_the_host() {
         return;
     }
     let (host, outside) = host_and_outside();
-    let (slots, built) = build(&host, "netd", egress(false), 1);
-    let guest = guest_in(&built[0]);
+    let pool = Pool::build(&host, "netd", egress(false), 1);
+    let guest = guest_in(&pool.built[0]);
     guest.listen(GUEST, 80);
     outside.listen(OUTSIDE, 7000);
-    host.reaches_soon(built[0].address, 80);
+    host.reaches_soon(pool.built[0].address, 80);
     assert_eq!(guest.reaches(OUTSIDE, 7000), None);
-    end(&host, slots, &built);
+    pool.end();
 }
 
 #[test]
@@ -138,53 +138,32 @@ fn slots_are_built_ahead_kept_for_their_sandbox_and_cleaned_for_the_next() {
     }
     let (host, outside) = host_and_outside();
     outside.listen(OUTSIDE, 7000);
-    let (slots, _) = build(&host, "netg", egress(true), 0);
-    slots.keep_ready(2, [SlotIndex(1)]);
-    wait_for_slots("netg", &[0, 2]);
+    let pool = Pool::build(&host, "netg", egress(true), 0);
+    pool.slots.keep_ready(2, [SlotIndex(1)]);
+    pool.wait_for_slots(&[0, 2]);
 
     // One that is cut off takes the first; its successor in the same slot is not.
     let cut_off = NetworkPolicy {
         allow_internet_access: false,
         ..NetworkPolicy::default()
     };
-    let one = slots.clone();
-    ask(&host, || async move {
-        drop(one.take(SlotIndex(0), cut_off).await.unwrap());
-    });
-    wait_for_slots("netg", &[0, 2, 3]);
-    let slot = Slot {
-        index: SlotIndex(0),
-        namespace: namespace::path("netg-0"),
-        address: slots.pool().sandbox_end(SlotIndex(0)),
-    };
+    pool.take(0, cut_off);
+    pool.wait_for_slots(&[0, 2, 3]);
+    let slot = pool.slot(0);
     let guest = guest_in(&slot);
     guest.listen(GUEST, 80);
     host.reaches_soon(slot.address, 80);
     assert_eq!(guest.reaches(OUTSIDE, 7000), None);
-    let one = slots.clone();
-    ask(&host, || async move {
-        one.give_back(SlotIndex(0)).await.unwrap();
-        one.release(SlotIndex(0));
-    });
+    pool.release(0);
     // The highest free one is one too many.
-    wait_for_slots("netg", &[0, 2]);
-    let one = slots.clone();
-    ask(&host, || async move {
-        drop(
-            one.take(SlotIndex(0), NetworkPolicy::default())
-                .await
-                .unwrap(),
-        );
-    });
+    pool.wait_for_slots(&[0, 2]);
+    pool.take(0, NetworkPolicy::default());
     assert_eq!(guest.reaches_soon(OUTSIDE, 7000), IpAddr::V4(HOST));
 
     // A paused sandbox's slot waits for it, beside the free ones.
-    let one = slots.clone();
-    ask(&host, || async move {
-        one.give_back(SlotIndex(0)).await.unwrap();
-    });
-    wait_for_slots("netg", &[0, 2, 3]);
-    end(&host, slots, &[]);
+    pool.give_back(0);
+    pool.wait_for_slots(&[0, 2, 3]);
+    pool.end();
     assert!(built_slots("netg").is_empty(), "nothing is left at the end");
 }
 
@@ -195,40 +174,32 @@ fn ten_thousand_sandboxes_in_turn_leak_nothing() {
         return;
     }
     let (host, _outside) = host_and_outside();
-    let (slots, _) = build(&host, "neth", egress(true), 0);
-    slots.keep_ready(2, []);
-    wait_until_ready(&slots, &[0, 1]);
-    let links = |host: &support::net::Net| {
-        host.run(|| {
-            std::fs::read_to_string("/proc/thread-self/net/dev")
-                .unwrap()
-                .lines()
-                .count()
-        })
-    };
+    let pool = Pool::build(&host, "neth", egress(true), 0);
+    pool.slots.keep_ready(2, []);
+    pool.wait_until_ready(&[0, 1]);
+    let links = || host.link_names().len();
     let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
-    let before = (links(&host), descriptors());
-    let worker = slots.clone();
-    ask(&host, || async move {
+    let before = (links(), descriptors());
+    pool.ask(|slots| async move {
         for cycle in 0..CYCLES {
             let index = SlotIndex(cycle % 2);
-            drop(worker.take(index, NetworkPolicy::default()).await.unwrap());
-            worker.give_back(index).await.unwrap();
-            worker.release(index);
+            drop(slots.take(index, NetworkPolicy::default()).await.unwrap());
+            slots.give_back(index).await.unwrap();
+            slots.release(index);
         }
     });
-    wait_until_ready(&slots, &[0, 1]);
+    pool.wait_until_ready(&[0, 1]);
     // A third slot may have been built while another was taken. Its links go after its name: the
     // kernel takes a namespace down in the background.
     support::wait_for("the links of before", 50 * PATIENCE, || {
-        (links(&host) == before.0).then_some(())
+        (links() == before.0).then_some(())
     });
-    let after = (links(&host), descriptors());
+    let after = (links(), descriptors());
     assert!(
         after.1 <= before.1,
         "descriptors: {before:?}, then {after:?}"
     );
-    end(&host, slots, &[]);
+    pool.end();
     assert!(built_slots("neth").is_empty());
 }
 
@@ -238,8 +209,8 @@ fn policy_of_one_sandbox_is_replaced_while_it_runs() {
         return;
     }
     let (host, outside) = host_and_outside();
-    let (slots, built) = build(&host, "netf", egress(true), 2);
-    let (one, other) = (guest_in(&built[0]), guest_in(&built[1]));
+    let pool = Pool::build(&host, "netf", egress(true), 2);
+    let (one, other) = (guest_in(&pool.built[0]), guest_in(&pool.built[1]));
     one.listen(GUEST, 80);
     for address in [OUTSIDE, MANAGEMENT] {
         outside.listen(address, 7000);
@@ -253,38 +224,33 @@ fn policy_of_one_sandbox_is_replaced_while_it_runs() {
         ..NetworkPolicy::default()
     };
 
-    set_policy(
-        &host,
-        &slots,
-        &built[0],
+    pool.set_policy(
+        &pool.built[0],
         policy(true, vec![], network("198.51.100.0/24")),
     );
     assert_eq!(one.reaches(OUTSIDE, 7000), None, "denied");
     other.reaches_soon(OUTSIDE, 7000);
     let allowed = policy(true, network("198.51.100.2/32"), network("198.51.100.0/24"));
-    set_policy(&host, &slots, &built[0], allowed);
+    pool.set_policy(&pool.built[0], allowed);
     one.reaches_soon(OUTSIDE, 7000);
-    set_policy(&host, &slots, &built[0], policy(false, vec![], vec![]));
+    pool.set_policy(&pool.built[0], policy(false, vec![], vec![]));
     assert_eq!(one.reaches(OUTSIDE, 7000), None, "cut off");
-    host.reaches_soon(built[0].address, 80);
-    set_policy(
-        &host,
-        &slots,
-        &built[0],
+    host.reaches_soon(pool.built[0].address, 80);
+    pool.set_policy(
+        &pool.built[0],
         policy(false, network("198.51.100.2/32"), vec![]),
     );
     one.reaches_soon(OUTSIDE, 7000);
     // What the host has closed, no sandbox opens.
-    set_policy(
-        &host,
-        &slots,
-        &built[0],
-        policy(false, network("0.0.0.0/0"), vec![]),
-    );
+    pool.set_policy(&pool.built[0], policy(false, network("0.0.0.0/0"), vec![]));
     one.reaches_soon(OUTSIDE, 7000);
     assert_eq!(one.reaches(MANAGEMENT, 7000), None, "closed by the host");
-    assert_eq!(one.reaches(built[1].address, 80), None, "another guest");
-    end(&host, slots, &built);
+    assert_eq!(
+        one.reaches(pool.built[1].address, 80),
+        None,
+        "another guest"
+    );
+    pool.end();
 }
 
 #[test]
@@ -293,36 +259,25 @@ fn slots_leave_nothing_and_another_instance_is_not_touched() {
         return;
     }
     let (host, _outside) = host_and_outside();
-    let others = host.run(|| {
-        let pool = "10.232.7.0/24".parse().unwrap();
-        // Its links begin like the other instance's.
-        Slots::start("netex", pool, egress(true)).unwrap()
-    });
-    let (slots, built) = build(&host, "nete", egress(true), 3);
-    let links = |host: &support::net::Net| {
-        host.run(|| {
-            let links = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
-            links
-                .lines()
-                .filter(|line| line.trim().starts_with("nete"))
-                .count()
-        })
+    // Its links begin like the other instance's.
+    let others = Pool::start(&host, "netex", "10.232.7.0/24", egress(true));
+    let pool = Pool::build(&host, "nete", egress(true), 3);
+    let links = || {
+        let names = host.link_names();
+        names.iter().filter(|name| name.starts_with("nete")).count()
     };
-    assert_eq!(links(&host), 3);
-    host.run(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .build()
-            .unwrap();
-        for slot in &built {
-            runtime.block_on(slots.take_down(slot.index)).unwrap();
-            // A second time does no harm.
-            runtime.block_on(slots.take_down(slot.index)).unwrap();
-        }
-        runtime.block_on(slots.end()).unwrap();
+    assert_eq!(links(), 3);
+    for slot in &pool.built {
+        pool.take_down(slot.index);
+        // A second time does no harm.
+        pool.take_down(slot.index);
+    }
+    pool.ask(|slots| async move {
+        slots.end().await.unwrap();
         assert_eq!(nftables::tables().unwrap(), ["thaw-netex"]);
-        runtime.block_on(others.end()).unwrap();
     });
-    assert_eq!(links(&host), 0);
+    others.end();
+    assert_eq!(links(), 0);
     assert_eq!(namespace::list("nete").unwrap(), Vec::<String>::new());
 }
 

@@ -8,13 +8,11 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use appliance::network::address::{GUEST, TAP};
-use appliance::network::{Slot, SlotIndex, Slots, namespace, nftables};
+use appliance::network::{Slot, SlotIndex, nftables};
 use futures_util::TryStreamExt;
 use http_api::wire::NetworkPolicy;
-use support::net::{
-    Net, OUTSIDE, PATIENCE, ask, build, built_slots, egress, end, guest_in, host_and_outside,
-    index, is_root, set_policy, wait_for_slots,
-};
+use support::net::{Net, OUTSIDE, PATIENCE, guest_in, host_and_outside, index, is_root};
+use support::slots::{Pool, egress};
 
 /// How long so many bytes take from a namespace to a listener in another, until the last has
 /// arrived.
@@ -45,27 +43,19 @@ fn transfer(from: &Net, to: &Net, listen: Ipv4Addr, target: SocketAddr, bytes: u
 /// The links of a slot that have a token bucket.
 fn limited_links(slot: &Slot) -> Vec<String> {
     use rtnetlink::packet_route::tc::TcAttribute;
-    Net::of(slot).run(|| {
-        let runtime = tokio::runtime::Builder::new_current_thread();
-        let runtime = { runtime }.enable_all().build().unwrap();
-        runtime.block_on(async {
-            let (connection, handle, _) = rtnetlink::new_connection().unwrap();
-            let driver = tokio::spawn(connection);
-            let mut limited = Vec::new();
-            for name in [TAP, "veth0"] {
-                let link = index(&handle, name).await as i32;
-                let mut queues = handle.qdisc().get().index(link).execute();
-                while let Some(queue) = queues.try_next().await.unwrap() {
-                    let is_bucket =
-                        |a: &TcAttribute| matches!(a, TcAttribute::Kind(kind) if kind == "tbf");
-                    if queue.header.index == link && queue.attributes.iter().any(is_bucket) {
-                        limited.push(name.to_owned());
-                    }
+    let is_bucket = |a: &TcAttribute| matches!(a, TcAttribute::Kind(kind) if kind == "tbf");
+    Net::of(slot).links(move |handle| async move {
+        let mut limited = Vec::new();
+        for name in [TAP, "veth0"] {
+            let link = index(&handle, name).await as i32;
+            let mut queues = handle.qdisc().get().index(link).execute();
+            while let Some(queue) = queues.try_next().await.unwrap() {
+                if queue.header.index == link && queue.attributes.iter().any(is_bucket) {
+                    limited.push(name.to_owned());
                 }
             }
-            driver.abort();
-            limited
-        })
+        }
+        limited
     })
 }
 
@@ -79,8 +69,8 @@ fn bandwidth_of_one_sandbox_is_limited_both_ways_and_no_longer() {
     const BYTES: usize = 1_500_000;
     const AT_LEAST: Duration = Duration::from_millis(1300);
     let (host, outside) = host_and_outside();
-    let (slots, built) = build(&host, "neti", egress(true), 1);
-    let slot = &built[0];
+    let pool = Pool::build(&host, "neti", egress(true), 1);
+    let slot = &pool.built[0];
     let guest = guest_in(slot);
     assert_eq!(limited_links(slot), Vec::<String>::new());
     let out = SocketAddr::from((OUTSIDE, 7003));
@@ -91,31 +81,26 @@ fn bandwidth_of_one_sandbox_is_limited_both_ways_and_no_longer() {
         ingress_kbit_s,
         ..NetworkPolicy::default()
     };
-    set_policy(&host, &slots, slot, limits(Some(KBIT_S), None));
+    pool.set_policy(slot, limits(Some(KBIT_S), None));
     assert_eq!(limited_links(slot), ["veth0"]);
     let took = transfer(&guest, &outside, OUTSIDE, out, BYTES);
     assert!(took >= AT_LEAST, "sent in {took:?}");
 
-    set_policy(&host, &slots, slot, limits(None, Some(KBIT_S)));
+    pool.set_policy(slot, limits(None, Some(KBIT_S)));
     assert_eq!(limited_links(slot), [TAP]);
     let took = transfer(&host, &guest, GUEST, inward, BYTES);
     assert!(took >= AT_LEAST, "received in {took:?}");
 
     // Ten times as much, by a replaced limit, in the time of the first.
-    set_policy(
-        &host,
-        &slots,
-        slot,
-        limits(Some(10 * KBIT_S), Some(10 * KBIT_S)),
-    );
+    pool.set_policy(slot, limits(Some(10 * KBIT_S), Some(10 * KBIT_S)));
     assert_eq!(limited_links(slot), [TAP, "veth0"]);
     let took = transfer(&guest, &outside, OUTSIDE, out, 10 * BYTES);
     assert!(took >= AT_LEAST, "sent in {took:?}");
 
-    set_policy(&host, &slots, slot, NetworkPolicy::default());
+    pool.set_policy(slot, NetworkPolicy::default());
     assert_eq!(limited_links(slot), Vec::<String>::new());
     transfer(&guest, &outside, OUTSIDE, out, BYTES);
-    end(&host, slots, &built);
+    pool.end();
 }
 
 #[test]
@@ -124,34 +109,24 @@ fn limits_of_a_new_sandbox_are_there_and_its_successor_has_none() {
         return;
     }
     let (host, _outside) = host_and_outside();
-    let (slots, _) = build(&host, "netj", egress(true), 0);
-    slots.keep_ready(1, []);
-    wait_for_slots("netj", &[0]);
+    let pool = Pool::build(&host, "netj", egress(true), 0);
+    pool.slots.keep_ready(1, []);
+    pool.wait_for_slots(&[0]);
     let limited = NetworkPolicy {
         ingress_kbit_s: Some(64),
         ..NetworkPolicy::default()
     };
     // The first waits in the pool, the second is built for it.
     for number in [0, 5] {
-        let (one, policy) = (slots.clone(), limited.clone());
-        ask(&host, move || async move {
-            drop(one.take(SlotIndex(number), policy).await.unwrap());
-        });
-        let slot = Slot {
-            index: SlotIndex(number),
-            namespace: namespace::path(&format!("netj-{number}")),
-            address: slots.pool().sandbox_end(SlotIndex(number)),
-        };
+        pool.take(number, limited.clone());
+        let slot = pool.slot(number);
         assert_eq!(limited_links(&slot), [TAP], "slot {number}");
-        let one = slots.clone();
-        ask(&host, move || async move {
-            one.give_back(SlotIndex(number)).await.unwrap();
-        });
-        if built_slots("netj").contains(&number) {
+        pool.give_back(number);
+        if pool.indexes().contains(&number) {
             assert_eq!(limited_links(&slot), Vec::<String>::new(), "slot {number}");
         }
     }
-    end(&host, slots, &[]);
+    pool.end();
 }
 
 #[test]
@@ -161,8 +136,8 @@ fn a_slot_of_an_earlier_daemon_is_taken_over_with_its_policy() {
     }
     let (host, outside) = host_and_outside();
     outside.listen(OUTSIDE, 7000);
-    let (earlier, built) = build(&host, "netp", egress(true), 1);
-    let guest = guest_in(&built[0]);
+    let earlier = Pool::build(&host, "netp", egress(true), 1);
+    let guest = guest_in(&earlier.built[0]);
     guest.reaches_soon(OUTSIDE, 7000);
     let limited = |egress_kbit_s, ingress_kbit_s, allow_internet_access| NetworkPolicy {
         egress_kbit_s,
@@ -170,39 +145,32 @@ fn a_slot_of_an_earlier_daemon_is_taken_over_with_its_policy() {
         allow_internet_access,
         ..NetworkPolicy::default()
     };
-    set_policy(&host, &earlier, &built[0], limited(Some(64), None, true));
-    assert_eq!(limited_links(&built[0]), ["veth0"]);
+    earlier.set_policy(&earlier.built[0], limited(Some(64), None, true));
+    assert_eq!(limited_links(&earlier.built[0]), ["veth0"]);
+    let built = earlier.built.clone();
     drop(earlier);
 
     // It knows nothing of what was in force.
-    let slots = host.run(|| {
-        let pool = "10.231.7.0/24".parse().unwrap();
-        Slots::start("netp", pool, egress(true)).unwrap()
-    });
-    assert_eq!(slots.adopt(SlotIndex(0)), built[0]);
-    assert!(slots.is_in_use(SlotIndex(0)));
-    slots.keep_ready(1, [SlotIndex(0)]);
-    wait_for_slots("netp", &[0, 1]);
+    let mut pool = Pool::follow(&host, "netp", egress(true));
+    pool.built.push(pool.slots.adopt(SlotIndex(0)));
+    assert_eq!(pool.built, built);
+    assert!(pool.slots.is_in_use(SlotIndex(0)));
+    pool.slots.keep_ready(1, [SlotIndex(0)]);
+    pool.wait_for_slots(&[0, 1]);
     for (policy, links) in [
         (limited(None, Some(64), false), vec![TAP]),
         (limited(Some(64), Some(64), true), vec![TAP, "veth0"]),
         (limited(None, None, true), vec![]),
     ] {
-        let (one, wanted) = (slots.clone(), policy.clone());
-        ask(&host, || async move {
-            one.enforce(SlotIndex(0), wanted).await.unwrap();
-        });
-        assert_eq!(limited_links(&built[0]), links);
+        let wanted = policy.clone();
+        pool.ask(|slots| async move { slots.enforce(SlotIndex(0), wanted).await.unwrap() });
+        assert_eq!(limited_links(&pool.built[0]), links);
         let reached = guest.reaches(OUTSIDE, 7000).is_some();
         assert_eq!(reached, policy.allow_internet_access, "{policy:?}");
     }
     // As any other from now on.
-    let one = slots.clone();
-    ask(&host, || async move {
-        one.give_back(SlotIndex(0)).await.unwrap();
-        one.release(SlotIndex(0));
-    });
-    end(&host, slots, &built);
+    pool.release(0);
+    pool.end();
 }
 
 #[test]
@@ -212,25 +180,10 @@ fn no_packet_of_an_old_connection_reaches_the_next_guest() {
     }
     const PORT: u16 = 7005;
     let (host, outside) = host_and_outside();
-    let (slots, _) = build(&host, "netk", egress(true), 0);
-    slots.keep_ready(1, []);
-    wait_for_slots("netk", &[0]);
-    let take = |slots: &Slots| {
-        let one = slots.clone();
-        ask(&host, || async move {
-            drop(
-                one.take(SlotIndex(0), NetworkPolicy::default())
-                    .await
-                    .unwrap(),
-            );
-        });
-    };
-    take(&slots);
-    let slot = Slot {
-        index: SlotIndex(0),
-        namespace: namespace::path("netk-0"),
-        address: slots.pool().sandbox_end(SlotIndex(0)),
-    };
+    let mut pool = Pool::build(&host, "netk", egress(true), 0);
+    pool.slots.keep_ready(1, []);
+    pool.wait_for_slots(&[0]);
+    let slot = pool.take(0, NetworkPolicy::default());
     let guest = guest_in(&slot);
     let peer = outside.run(|| UdpSocket::bind((OUTSIDE, PORT)).unwrap());
     peer.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -250,18 +203,14 @@ fn no_packet_of_an_old_connection_reaches_the_next_guest() {
     };
     assert_eq!(answered(), Some(2), "while it runs");
 
-    let one = slots.clone();
-    ask(&host, || async move {
-        one.give_back(SlotIndex(0)).await.unwrap();
-        one.release(SlotIndex(0));
-    });
-    take(&slots);
+    pool.release(0);
+    pool.built.push(pool.take(0, NetworkPolicy::default()));
     assert_eq!(
         answered(),
         None,
         "a packet for the last guest reached the next one"
     );
-    end(&host, slots, &[slot]);
+    pool.end();
 }
 
 /// As kernels want it that don't delete by a filter.
@@ -272,8 +221,8 @@ fn connections_of_one_guest_are_forgotten_one_by_one() {
     }
     const PORT: u16 = 7006;
     let (host, outside) = host_and_outside();
-    let (slots, built) = build(&host, "neto", egress(true), 2);
-    let guests: Vec<_> = built.iter().map(guest_in).collect();
+    let pool = Pool::build(&host, "neto", egress(true), 2);
+    let guests: Vec<_> = pool.built.iter().map(guest_in).collect();
     let peer = outside.run(|| UdpSocket::bind((OUTSIDE, PORT)).unwrap());
     peer.set_read_timeout(Some(PATIENCE)).unwrap();
     let flows: Vec<_> = guests
@@ -297,7 +246,7 @@ fn connections_of_one_guest_are_forgotten_one_by_one() {
         flows.iter().map(answered).collect::<Vec<_>>(),
         [Some(2), Some(2)]
     );
-    let address = built[0].address;
+    let address = pool.built[0].address;
     let forget = move || nftables::forget_one_by_one(address).unwrap();
     host.run(forget);
     assert_eq!(
@@ -306,7 +255,7 @@ fn connections_of_one_guest_are_forgotten_one_by_one() {
     );
     // Nothing of it is there any more.
     host.run(forget);
-    end(&host, slots, &built);
+    pool.end();
 }
 
 #[test]
@@ -315,9 +264,9 @@ fn there_is_no_ipv6_in_a_slot() {
         return;
     }
     let (host, _outside) = host_and_outside();
-    let (slots, built) = build(&host, "netl", egress(true), 1);
-    let _guest = guest_in(&built[0]);
-    Net::of(&built[0]).run(|| {
+    let pool = Pool::build(&host, "netl", egress(true), 1);
+    let _guest = guest_in(&pool.built[0]);
+    Net::of(&pool.built[0]).run(|| {
         let off = |link: &str| {
             let path = format!("/proc/sys/net/ipv6/conf/{link}/disable_ipv6");
             std::fs::read_to_string(path).map_or(true, |text| text.trim() == "1")
@@ -328,7 +277,7 @@ fn there_is_no_ipv6_in_a_slot() {
         let addresses = std::fs::read_to_string("/proc/thread-self/net/if_inet6");
         assert_eq!(addresses.unwrap_or_default(), "");
     });
-    end(&host, slots, &built);
+    pool.end();
 }
 
 #[test]
@@ -338,12 +287,10 @@ fn a_pool_that_the_host_uses_is_refused_with_the_route_and_the_key() {
         return;
     }
     let (host, _outside) = host_and_outside();
-    let (slots, built) = build(&host, "netm", egress(true), 1);
+    let pool = Pool::build(&host, "netm", egress(true), 1);
     let check = |instance: &'static str, pool: &'static str| {
-        host.run(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread();
-            let runtime = { runtime }.enable_all().build().unwrap();
-            let checked = runtime.block_on(range::check(pool.parse().unwrap(), instance));
+        host.block_on(move || async move {
+            let checked = range::check(pool.parse().unwrap(), instance).await;
             checked.map_err(|error| error.to_string())
         })
     };
@@ -361,5 +308,5 @@ fn a_pool_that_the_host_uses_is_refused_with_the_route_and_the_key() {
     ] {
         assert!(error.contains(part), "no {part}: {error}");
     }
-    end(&host, slots, &built);
+    pool.end();
 }

@@ -21,6 +21,7 @@ pub(crate) mod net;
 pub(crate) mod place;
 pub(crate) mod procs;
 pub(crate) mod restored;
+pub(crate) mod slots;
 pub(crate) mod stand_in;
 pub(crate) mod workload;
 

@@ -14,10 +14,9 @@ use std::os::fd::AsRawFd;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use appliance::network::Slot;
 use appliance::network::address::{GATEWAY, GATEWAY_MAC, GUEST, TAP};
-use appliance::network::{Egress, Slot, SlotIndex, Slots, nftables};
 use futures_util::TryStreamExt;
-use http_api::wire::NetworkPolicy;
 use nix::sched::{CloneFlags, setns, unshare};
 use rtnetlink::packet_route::link::{InfoData, InfoVeth};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
@@ -63,21 +62,38 @@ impl Net {
         })
     }
 
-    /// Configures links in this namespace.
-    pub(crate) fn links<F>(&self, act: impl FnOnce(Handle) -> F + Send + 'static)
+    /// As [`Net::run`], in a runtime.
+    pub(crate) fn block_on<F>(&self, act: impl FnOnce() -> F + Send + 'static) -> F::Output
     where
-        F: Future<Output = ()>,
+        F: Future<Output: Send + 'static>,
     {
         self.run(move || {
             let runtime = tokio::runtime::Builder::new_current_thread();
             let runtime = { runtime }.enable_all().build().unwrap();
-            runtime.block_on(async {
-                let (connection, handle, _) = rtnetlink::new_connection().unwrap();
-                let driver = tokio::spawn(connection);
-                act(handle).await;
-                driver.abort();
-            });
-        });
+            runtime.block_on(async { act().await })
+        })
+    }
+
+    /// Configures links in this namespace, or asks for them.
+    pub(crate) fn links<F>(&self, act: impl FnOnce(Handle) -> F + Send + 'static) -> F::Output
+    where
+        F: Future<Output: Send + 'static>,
+    {
+        self.block_on(|| async {
+            let (connection, handle, _) = rtnetlink::new_connection().unwrap();
+            let driver = tokio::spawn(connection);
+            let done = act(handle).await;
+            driver.abort();
+            done
+        })
+    }
+
+    /// The names of its links.
+    pub(crate) fn link_names(&self) -> Vec<String> {
+        let text = self.run(|| std::fs::read_to_string("/proc/thread-self/net/dev").unwrap());
+        // Two lines of headings.
+        let links = text.lines().skip(2).filter_map(|line| line.split_once(':'));
+        links.map(|(name, _)| name.trim().to_owned()).collect()
     }
 
     /// Answers every connection with the peer's address, as this namespace sees it.
@@ -197,107 +213,10 @@ pub(crate) fn host_and_outside() -> (Net, Net) {
     (host, outside)
 }
 
-pub(crate) fn build(
-    host: &Net,
-    instance: &'static str,
-    egress: Egress,
-    count: u32,
-) -> (Slots, Vec<Slot>) {
-    host.run(move || {
-        let pool = "10.231.7.0/24".parse().unwrap();
-        let slots = Slots::start(instance, pool, egress).unwrap();
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .build()
-            .unwrap();
-        // A killed run's.
-        for index in appliance::network::slots::existing(instance).unwrap() {
-            runtime.block_on(slots.take_down(index)).unwrap();
-        }
-        let built = (0..count).map(|index| {
-            let policy = NetworkPolicy::default();
-            runtime
-                .block_on(slots.take(SlotIndex(index), policy))
-                .unwrap()
-        });
-        let built = built.collect();
-        (slots, built)
-    })
-}
-
-pub(crate) fn end(host: &Net, slots: Slots, built: &[Slot]) {
-    let indexes: Vec<SlotIndex> = built.iter().map(|slot| slot.index).collect();
-    host.run(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .build()
-            .unwrap();
-        for index in indexes {
-            runtime.block_on(slots.take_down(index)).unwrap();
-        }
-        runtime.block_on(slots.end()).unwrap();
-        assert_eq!(nftables::tables().unwrap(), Vec::<String>::new());
-    });
-}
-
-pub(crate) fn egress(internet: bool) -> Egress {
-    Egress {
-        internet,
-        closed: vec![
-            "10.0.0.0/8".parse().unwrap(),
-            "169.254.0.0/16".parse().unwrap(),
-        ],
-        resolver: Some(OUTSIDE),
-    }
-}
-
 pub(crate) fn is_root(test: &str) -> bool {
     let root = nix::unistd::geteuid().is_root();
     if !root {
         super::skip(test, "network namespaces need root");
     }
     root
-}
-
-/// Runs on the host, for what slots are asked.
-pub(crate) fn ask<F: Future<Output = ()>>(host: &Net, act: impl FnOnce() -> F + Send + 'static) {
-    host.run(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .build()
-            .unwrap();
-        runtime.block_on(act());
-    });
-}
-
-/// The slots of an instance that are built, as its namespaces say.
-pub(crate) fn built_slots(instance: &str) -> Vec<u32> {
-    let mut slots = appliance::network::slots::existing(instance).unwrap();
-    slots.sort_unstable();
-    slots.into_iter().map(|slot| slot.0).collect()
-}
-
-pub(crate) fn wait_for_slots(instance: &str, expected: &[u32]) {
-    let what = format!("slots {expected:?} of {instance}");
-    super::wait_for(&what, 50 * PATIENCE, || {
-        (built_slots(instance) == expected).then_some(())
-    });
-}
-
-/// Waits until these are the slots that wait, complete. A slot that is being built is among
-/// [`built_slots`] as soon as its namespace has a name.
-pub(crate) fn wait_until_ready(slots: &Slots, expected: &[u32]) {
-    super::wait_for(&format!("ready slots {expected:?}"), 50 * PATIENCE, || {
-        let waiting = slots.waiting(usize::MAX);
-        let waiting = waiting.iter().map(|slot| slot.index.0);
-        waiting.eq(expected.iter().copied()).then_some(())
-    });
-}
-
-/// Replaces the policy of a slot, from the host.
-pub(crate) fn set_policy(host: &Net, slots: &Slots, slot: &Slot, policy: NetworkPolicy) {
-    let (slots, index) = (slots.clone(), slot.index);
-    host.run(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .build()
-            .unwrap();
-        runtime.block_on(slots.set_policy(index, policy)).unwrap();
-    });
 }
