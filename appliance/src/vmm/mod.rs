@@ -23,6 +23,7 @@ pub mod memory;
 mod opening;
 pub mod own_user;
 pub mod prepared;
+mod probe_guest;
 pub mod probing;
 pub mod process;
 mod rate_limiter;

@@ -15,10 +15,12 @@ use std::time::{Duration, Instant};
 use http_api::wire::VmmInfo;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use tokio::process::Command;
 use tokio::time::timeout;
 
-use super::VmmError;
 use super::console::Console;
+use super::{GuestShape, VmmError};
+use crate::host::remove_dir;
 
 /// A kernel reaches its end in well under a second on hardware; this is for slow hosts.
 pub(super) const KERNEL_TIME: Duration = Duration::from_secs(10);
@@ -75,6 +77,76 @@ pub enum ProbeError {
     },
 }
 
+impl ProbeError {
+    /// What it is when no guest runs in this program.
+    pub(super) fn guest(program: &Path) -> impl Fn(VmmError) -> Self + use<> {
+        let program = program.to_owned();
+        move |source| Self::Guest {
+            program: program.clone(),
+            source,
+        }
+    }
+}
+
+/// The version that a program prints, without the `v` before it.
+pub(super) async fn version_of(
+    program: &Path,
+    argument: &'static str,
+) -> Result<String, ProbeError> {
+    let failed = |source| ProbeError::Program {
+        program: program.to_owned(),
+        argument,
+        source,
+    };
+    let output = Command::new(program).arg(argument).output();
+    let output = output.await.map_err(failed)?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let version = |word: &str| {
+        let word = word.strip_prefix('v')?;
+        word.starts_with(|c: char| c.is_ascii_digit())
+            .then(|| word.to_owned())
+    };
+    text.split_whitespace()
+        .find_map(version)
+        .ok_or_else(|| failed(io::Error::other("it printed no version")))
+}
+
+/// The first two numbers of a version that is not too old.
+pub(super) fn new_enough(
+    program: &Path,
+    version: &str,
+    oldest: (u32, u32),
+) -> Result<(u32, u32), ProbeError> {
+    let number = number_of(version).filter(|number| *number >= oldest);
+    number.ok_or_else(|| ProbeError::Old {
+        program: program.to_owned(),
+        version: version.to_owned(),
+        oldest,
+    })
+}
+
+/// Writes a file for a probe, in a directory that is made if need be.
+pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<(), ProbeError> {
+    fs::create_dir_all(path.parent().unwrap_or(path))
+        .and_then(|()| fs::write(path, bytes))
+        .map_err(|source| ProbeError::File {
+            path: path.to_owned(),
+            source,
+        })
+}
+
+/// What guests of probes are.
+pub(super) fn shape(kernel: &Path, memory_mb: u32) -> GuestShape {
+    GuestShape {
+        vcpus: 1,
+        memory_mb,
+        huge_pages: false,
+        kernel: kernel.to_owned(),
+        initrd: PathBuf::new(),
+        cmdline: String::new(),
+    }
+}
+
 /// What a start of a stock kernel found, and for what.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Finding {
@@ -118,8 +190,26 @@ pub(super) async fn says(
     })
 }
 
+/// As [`whether_a_kernel_runs`]; nothing is left in the directory that it is booted in.
+pub(super) async fn try_kernel(
+    vmm: &VmmInfo,
+    kernel: &Path,
+    cache: &Path,
+    run_dir: &Path,
+    booting: impl Future<Output = Result<(), VmmError>>,
+) -> Result<String, ProbeError> {
+    let booting = async {
+        let booted = booting.await;
+        remove_dir(run_dir);
+        booted
+    };
+    whether_a_kernel_runs(vmm, kernel, cache, booting)
+        .await
+        .map_err(|reason| ProbeError::Kernel { reason })
+}
+
 /// Whether a kernel gets up, from `cache` or by `booting` it; why it was found so.
-pub(super) async fn whether_a_kernel_runs(
+async fn whether_a_kernel_runs(
     vmm: &VmmInfo,
     kernel: &Path,
     cache: &Path,

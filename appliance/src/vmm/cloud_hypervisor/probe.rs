@@ -21,7 +21,6 @@ use std::time::{Duration, Instant};
 use http_api::wire::VmmInfo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::process::Command;
 use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 use uffd_engine::memory_image::Part;
@@ -32,7 +31,8 @@ use super::machine::{CloudHypervisorMachine, Start};
 use super::receive::Release;
 use super::{CloudHypervisor, probe_guest, protocol, state, unpacked};
 use crate::vmm::own_user::Users;
-use crate::vmm::probing::{self, KERNEL_TIME, MISSES_ITS_ROOT, ProbeError, number_of};
+use crate::vmm::probe_guest::SAYS;
+use crate::vmm::probing::{self, KERNEL_TIME, MISSES_ITS_ROOT, ProbeError, shape};
 use crate::vmm::{GuestShape, Machine, PageRequests, Paging, VmmError, kernel_image};
 
 /// The oldest whose migrations are understood.
@@ -69,15 +69,8 @@ impl Probe<'_> {
     /// # Errors
     /// Why it can't be used.
     pub async fn run(&self) -> Result<CloudHypervisor, ProbeError> {
-        let version = self.version().await?;
-        let number = number_of(&version).filter(|number| *number >= OLDEST);
-        let Some(number) = number else {
-            return Err(ProbeError::Old {
-                program: self.program.to_owned(),
-                version,
-                oldest: OLDEST,
-            });
-        };
+        let version = probing::version_of(self.program, "--version").await?;
+        let number = probing::new_enough(self.program, &version, OLDEST)?;
         let driver = CloudHypervisor {
             program: self.program.to_owned(),
             // Its states change with its versions, and no release says from which one on: a state
@@ -102,44 +95,16 @@ impl Probe<'_> {
         tried
     }
 
-    /// The second word of what it prints, without the `v`.
-    async fn version(&self) -> Result<String, ProbeError> {
-        let failed = |source| ProbeError::Program {
-            program: self.program.to_owned(),
-            argument: "--version",
-            source,
-        };
-        let output = Command::new(self.program).arg("--version").output();
-        let output = output.await.map_err(failed)?;
-        let text = String::from_utf8_lossy(&output.stdout);
-        let version = |word: &str| {
-            let word = word.strip_prefix('v')?;
-            word.starts_with(|c: char| c.is_ascii_digit())
-                .then(|| word.to_owned())
-        };
-        text.split_whitespace()
-            .find_map(version)
-            .ok_or_else(|| failed(io::Error::other("it printed no version")))
-    }
-
     async fn try_all(
         &self,
         mut driver: CloudHypervisor,
         number: (u32, u32),
     ) -> Result<CloudHypervisor, ProbeError> {
-        let failed = |source| ProbeError::Guest {
-            program: self.program.to_owned(),
-            source,
-        };
+        let failed = ProbeError::guest(self.program);
         let started = Instant::now();
         crate::host::remove_dir(self.run_dir);
         let kernel = self.run_dir.join("probe.elf");
-        fs::create_dir_all(self.run_dir)
-            .and_then(|()| fs::write(&kernel, probe_guest::elf()))
-            .map_err(|source| ProbeError::File {
-                path: kernel.clone(),
-                source,
-            })?;
+        probing::write(&kernel, &probe_guest::elf())?;
         let mut without = Vec::new();
         if let Err(reason) = &self.users {
             without.push(as_the_daemon(reason));
@@ -242,7 +207,7 @@ impl Probe<'_> {
         let booted = machine.boot(&shape, None, driver.landlock);
         booted.await.map_err(Tried::Boot)?;
         let console = machine.console();
-        let said = probing::says(NAME, &console, probe_guest::SAYS, self.patience);
+        let said = probing::says(NAME, &console, SAYS, self.patience);
         said.await.map_err(Tried::Boot)?;
         machine.stop().await.map_err(Tried::Boot)?;
         let (state, parts) = machine.take_guest().await.map_err(Tried::Boot)?;
@@ -297,7 +262,7 @@ impl Probe<'_> {
             machine.give(&contents, driver.landlock, true, asks).await?;
             Some(serving)
         };
-        let said = probing::says(NAME, &machine.console(), probe_guest::SAYS, self.patience).await;
+        let said = probing::says(NAME, &machine.console(), SAYS, self.patience).await;
         machine.kill().await;
         if let Some(serving) = serving {
             serving.abort();
@@ -333,14 +298,8 @@ impl Probe<'_> {
         kernel: &Path,
         cache: &Path,
     ) -> Result<String, ProbeError> {
-        let booting = async {
-            let booted = self.boot_kernel(driver, kernel).await;
-            crate::host::remove_dir(self.run_dir);
-            booted
-        };
-        probing::whether_a_kernel_runs(&driver.info, kernel, cache, booting)
-            .await
-            .map_err(|reason| ProbeError::Kernel { reason })
+        let booting = self.boot_kernel(driver, kernel);
+        probing::try_kernel(&driver.info, kernel, cache, self.run_dir, booting).await
     }
 
     async fn boot_kernel(&self, driver: &CloudHypervisor, kernel: &Path) -> Result<(), VmmError> {
@@ -365,17 +324,6 @@ enum Tried {
     Boot(VmmError),
     /// After.
     GoOn(VmmError),
-}
-
-fn shape(kernel: &Path, memory_mb: u32) -> GuestShape {
-    GuestShape {
-        vcpus: 1,
-        memory_mb,
-        huge_pages: false,
-        kernel: kernel.to_owned(),
-        initrd: PathBuf::new(),
-        cmdline: String::new(),
-    }
 }
 
 fn silent(patience: Duration) -> VmmError {

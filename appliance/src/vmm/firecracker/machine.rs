@@ -29,7 +29,7 @@ use crate::vmm::launch::DISK_PATH;
 use crate::vmm::opening::{self, Open};
 use crate::vmm::process::{Survivor, VmmProcess};
 use crate::vmm::rate_limiter::RateLimiter;
-use crate::vmm::{DiskLimits, GuestShape, Machine, Place, Saved, VmmError};
+use crate::vmm::{DiskLimits, GuestShape, Machine, Place, Restore, Saved, VmmError};
 
 const DISK: &str = "rootfs";
 const LINK: &str = "eth0";
@@ -286,12 +286,22 @@ impl FirecrackerMachine {
         self.put("/snapshot/load", &load).await
     }
 
-    /// Gives the disk of a guest that was loaded today's limits; its state has those that it ran with.
-    pub(super) async fn limit_restored_disk(
+    /// A sandbox's guest from the device state that lies in its directory, which goes then.
+    pub(super) async fn restore(
         &mut self,
         place: &Place,
-        had_some: bool,
+        restore: &Restore<'_>,
     ) -> Result<(), VmmError> {
+        self.load(MemorySource::Served, Some(place), restore.run)
+            .await?;
+        self.limit_restored_disk(place, restore.had_disk_limits)
+            .await?;
+        let _ = fs::remove_file(self.layout.state());
+        Ok(())
+    }
+
+    /// Gives the disk of a guest that was loaded today's limits; its state has those that it ran with.
+    async fn limit_restored_disk(&mut self, place: &Place, had_some: bool) -> Result<(), VmmError> {
         if !had_some && place.disk_limits == DiskLimits::default() {
             return Ok(());
         }

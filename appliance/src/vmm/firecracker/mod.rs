@@ -34,7 +34,7 @@ use uffd_engine::Tracking;
 
 pub use command::Jailer;
 use command::{HANDOFF, Layout, Parts};
-use machine::{FirecrackerMachine, MemorySource, write_state};
+use machine::{FirecrackerMachine, write_state};
 use prepared::PreparedFirecracker;
 
 use super::prepared::{Berth, Prepared, Prepares};
@@ -152,7 +152,6 @@ impl Driver for Firecracker {
         restore: Restore<'_>,
     ) -> Result<Box<dyn Machine>, VmmError> {
         let layout = self.layout(place);
-        let state = layout.state();
         write_state(&layout, &restore.state).map_err(|source| VmmError::Start {
             name: place.name.clone(),
             source,
@@ -166,13 +165,7 @@ impl Driver for Firecracker {
             cgroup: place.cgroup.as_ref(),
         };
         let mut machine = FirecrackerMachine::start(self, &place.name, layout, &parts).await?;
-        machine
-            .load(MemorySource::Served, Some(place), restore.run)
-            .await?;
-        machine
-            .limit_restored_disk(place, restore.had_disk_limits)
-            .await?;
-        let _ = fs::remove_file(&state);
+        machine.restore(place, &restore).await?;
         Ok(Box::new(machine))
     }
 

@@ -3,7 +3,7 @@
 //! Its disk and the room for what it saves come when it is claimed, into the mount namespace that
 //! it has by then; nothing of that is seen on the host, and all of it goes with the process.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::chown;
@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use nix::mount::{MsFlags, mount};
 
 use super::command::{Layout, Parts};
-use super::machine::{FirecrackerMachine, MemorySource, make_dir, open, write_state};
+use super::machine::{FirecrackerMachine, make_dir, open, write_state};
 use super::{Firecracker, VmmError};
 use crate::sys::mount_namespace;
 use crate::vmm::launch::DISK_PATH;
@@ -98,17 +98,10 @@ impl Prepared for PreparedFirecracker {
             name: place.name.clone(),
             source,
         })?;
-        let state = layout.state();
         let Self { driver, open } = *self;
         let mut machine =
             FirecrackerMachine::over(&driver, &place.name, layout, memory_bytes, open).await?;
-        machine
-            .load(MemorySource::Served, Some(place), restore.run)
-            .await?;
-        machine
-            .limit_restored_disk(place, restore.had_disk_limits)
-            .await?;
-        let _ = fs::remove_file(&state);
+        machine.restore(place, &restore).await?;
         Ok(Box::new(machine))
     }
 }

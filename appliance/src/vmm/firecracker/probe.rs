@@ -7,19 +7,18 @@
 //! host's boot, nor Firecracker, nor the kernel changes.
 
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use http_api::wire::VmmInfo;
-use tokio::process::Command;
 
 use super::command::{Jailer, Layout, Parts, STATE};
 use super::machine::{FirecrackerMachine, MemorySource};
 use super::saving::misplaces;
 use super::{Firecracker, Options, StateOnly, probe_guest};
-use crate::vmm::probing::{self, KERNEL_TIME, MISSES_ITS_ROOT, ProbeError, number_of};
-use crate::vmm::{GuestShape, Machine, VmmError, kernel_image};
+use crate::vmm::probe_guest::SAYS;
+use crate::vmm::probing::{self, KERNEL_TIME, MISSES_ITS_ROOT, ProbeError};
+use crate::vmm::{Machine, VmmError, kernel_image};
 
 /// The oldest that has all we use.
 const OLDEST: (u32, u32) = (1, 13);
@@ -52,16 +51,10 @@ impl Probe<'_> {
     /// # Errors
     /// Why it can't be used.
     pub async fn run(&self) -> Result<Firecracker, ProbeError> {
-        let version = self.ask("--version").await?;
-        let number = number_of(&version).filter(|number| *number >= OLDEST);
-        let Some(number) = number else {
-            return Err(ProbeError::Old {
-                program: self.program.to_owned(),
-                version,
-                oldest: OLDEST,
-            });
-        };
-        let state_format = state_format(self.ask("--snapshot-version").await?, number);
+        let version = probing::version_of(self.program, "--version").await?;
+        let number = probing::new_enough(self.program, &version, OLDEST)?;
+        let said = probing::version_of(self.program, "--snapshot-version").await?;
+        let state_format = state_format(said, number);
         let misplaces = misplaces(&version);
         let mut firecracker = Firecracker {
             program: self.program.to_owned(),
@@ -117,46 +110,16 @@ impl Probe<'_> {
         Ok(firecracker)
     }
 
-    /// The second word of what it prints, without the `v`.
-    async fn ask(&self, argument: &'static str) -> Result<String, ProbeError> {
-        let failed = |source| ProbeError::Program {
-            program: self.program.to_owned(),
-            argument,
-            source,
-        };
-        let output = Command::new(self.program).arg(argument).output();
-        let output = output.await.map_err(failed)?;
-        let text = String::from_utf8_lossy(&output.stdout);
-        let version = |word: &str| {
-            let word = word.strip_prefix('v')?;
-            word.starts_with(|c: char| c.is_ascii_digit())
-                .then(|| word.to_owned())
-        };
-        text.split_whitespace()
-            .find_map(version)
-            .ok_or_else(|| failed(io::Error::other("it printed no version")))
-    }
-
     /// Boots, stops, saves and loads; whether the save can do without memory.
     async fn try_guest(
         &self,
         firecracker: &Firecracker,
     ) -> Result<Result<(), VmmError>, ProbeError> {
-        let failed = |source| ProbeError::Guest {
-            program: self.program.to_owned(),
-            source,
-        };
+        let failed = ProbeError::guest(self.program);
         let kernel = self.run_dir.join("probe.elf");
         crate::host::remove_dir(self.run_dir);
-        self.write(&kernel, &probe_guest::elf())?;
-        let shape = GuestShape {
-            vcpus: 1,
-            memory_mb: PROBE_MEMORY_MB,
-            huge_pages: false,
-            kernel: kernel.clone(),
-            initrd: PathBuf::new(),
-            cmdline: String::new(),
-        };
+        probing::write(&kernel, &probe_guest::elf())?;
+        let shape = probing::shape(&kernel, PROBE_MEMORY_MB);
         let layout = || Layout::new(self.run_dir, 0, self.program, self.jailer.as_ref());
         let parts = Parts {
             kernel: Some(&kernel),
@@ -168,15 +131,15 @@ impl Probe<'_> {
         };
         let mut machine = FirecrackerMachine::start(firecracker, NAME, layout(), &parts)
             .await
-            .map_err(failed)?;
+            .map_err(&failed)?;
         machine
             .boot(&shape, &kernel, None, false)
             .await
-            .map_err(failed)?;
-        probing::says(NAME, &machine.console(), probe_guest::SAYS, self.patience)
+            .map_err(&failed)?;
+        probing::says(NAME, &machine.console(), SAYS, self.patience)
             .await
-            .map_err(failed)?;
-        machine.stop().await.map_err(failed)?;
+            .map_err(&failed)?;
+        machine.stop().await.map_err(&failed)?;
         let state = match machine.save_state_only().await {
             Ok(state) => state,
             Err(error) => return Ok(Err(error)),
@@ -184,9 +147,9 @@ impl Probe<'_> {
         // It has to be of use to go on, too.
         machine.go_on().await.map_err(failed)?;
         machine.kill().await;
-        self.write(&layout().dir.join(STATE), &state)?;
+        probing::write(&layout().dir.join(STATE), &state)?;
         let memory = layout().dir.join(PROBE_MEMORY);
-        self.write(&memory, &[])?;
+        probing::write(&memory, &[])?;
         fs::File::options()
             .write(true)
             .open(&memory)
@@ -222,25 +185,12 @@ impl Probe<'_> {
         kernel: &Path,
         cache: &Path,
     ) -> Result<String, ProbeError> {
-        let booting = async {
-            let booted = self.boot_kernel(firecracker, kernel).await;
-            crate::host::remove_dir(self.run_dir);
-            booted
-        };
-        probing::whether_a_kernel_runs(&firecracker.info, kernel, cache, booting)
-            .await
-            .map_err(|reason| ProbeError::Kernel { reason })
+        let booting = self.boot_kernel(firecracker, kernel);
+        probing::try_kernel(&firecracker.info, kernel, cache, self.run_dir, booting).await
     }
 
     async fn boot_kernel(&self, firecracker: &Firecracker, kernel: &Path) -> Result<(), VmmError> {
-        let shape = GuestShape {
-            vcpus: 1,
-            memory_mb: 256,
-            huge_pages: false,
-            kernel: kernel.to_owned(),
-            initrd: PathBuf::new(),
-            cmdline: String::new(),
-        };
+        let shape = probing::shape(kernel, 256);
         let elf = kernel_image::unpacked(NAME, kernel, &firecracker.kernels).await?;
         let parts = Parts {
             kernel: Some(&elf),
@@ -258,16 +208,6 @@ impl Probe<'_> {
         machine.kill().await;
         said
     }
-
-    fn write(&self, path: &Path, bytes: &[u8]) -> Result<(), ProbeError> {
-        let dir = path.parent().unwrap_or(self.run_dir);
-        fs::create_dir_all(dir)
-            .and_then(|()| fs::write(path, bytes))
-            .map_err(|source| ProbeError::File {
-                path: path.to_owned(),
-                source,
-            })
-    }
 }
 
 /// The format of device states by what Firecracker says of it. 1.13 and 1.14 say the same, and can't
@@ -282,6 +222,7 @@ fn state_format(said: String, (major, minor): (u32, u32)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vmm::probing::number_of;
 
     #[test]
     fn formats_are_told_apart_where_firecracker_does_not() {
