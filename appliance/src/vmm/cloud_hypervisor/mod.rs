@@ -31,6 +31,7 @@ pub mod protocol;
 mod receive;
 mod send;
 mod state;
+mod waiting;
 
 use std::fs;
 use std::io;
@@ -47,9 +48,10 @@ pub use state::{Contents, StateError};
 
 use self::bodies::FromFile;
 use self::command::{Boot, Layout as Paths};
-use self::machine::{CloudHypervisorMachine, Start};
+use self::machine::CloudHypervisorMachine;
 use self::prepared::PreparedCloudHypervisor;
 use self::receive::Release;
+use self::waiting::Start;
 use super::own_user::Users;
 use super::prepared::{Berth, Prepared, Prepares};
 use super::process::Survivor;

@@ -12,8 +12,9 @@ use async_trait::async_trait;
 
 use super::CloudHypervisor;
 use super::command::Layout as Paths;
-use super::machine::{CloudHypervisorMachine, Start, Waiting};
+use super::machine::CloudHypervisorMachine;
 use super::unpacked;
+use super::waiting::{Start, Waiting};
 use crate::sys::mount_namespace;
 use crate::vmm::launch::DISK_PATH;
 use crate::vmm::own_user::give;
@@ -42,7 +43,7 @@ impl PreparedCloudHypervisor {
 
     /// Shows it its disk.
     fn bring(&self, disk: &Path) -> io::Result<()> {
-        if let Some(user) = self.waiting.user() {
+        if let Some(user) = self.waiting.user {
             give(disk, user)?;
         }
         let disk = mount_namespace::detached(disk)?;

@@ -27,8 +27,9 @@ use uffd_engine::memory_image::Part;
 
 use super::bodies::FromFile;
 use super::command::{Boot, Layout as Paths};
-use super::machine::{CloudHypervisorMachine, Start};
+use super::machine::CloudHypervisorMachine;
 use super::receive::Release;
+use super::waiting::Start;
 use super::{CloudHypervisor, probe_guest, protocol, state, unpacked};
 use crate::vmm::own_user::Users;
 use crate::vmm::probe_guest::SAYS;

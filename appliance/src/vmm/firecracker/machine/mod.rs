@@ -1,44 +1,36 @@
 //! One Firecracker: its process and its API.
 
-use std::fs::{self, File, Permissions};
+mod boot;
+mod restore;
+mod save;
+
+use std::fs::{self, Permissions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use serde::Serialize;
-use snapshot_format::PageCount;
-use uffd_engine::memory_image::{MemoryImage, ProcessMemory};
-use uffd_engine::region::{ClaimedRegion, RegionTable};
+use uffd_engine::region::ClaimedRegion;
 
-use super::bodies::{
-    Action, Balloon, BootSource, Drive, Instance, MachineConfig, MemoryBackend, Metadata,
-    MmdsConfig, NetworkInterface, NetworkOverride, PartialDrive, SnapshotCreate, SnapshotLoad,
-    VmState, Vsock,
-};
-use super::command::{ALIAS, HANDOFF, Layout, Parts, SOCKET, STATE, VSOCK_PATH};
+use super::bodies::{Instance, PartialDrive, VmState};
+use super::command::{ALIAS, HANDOFF, Layout, Parts, SOCKET, STATE};
 use super::saving::{Saving, Trust};
-use super::{Firecracker, Options, StateOnly};
-use crate::network::address::{GATEWAY, GUEST, GUEST_MAC, GUEST_PREFIX, TAP};
+use super::{Firecracker, StateOnly};
 use crate::vmm::api::{Api, finish, judge};
 use crate::vmm::console::Console;
 use crate::vmm::exit::Exit;
-use crate::vmm::launch::DISK_PATH;
 use crate::vmm::opening::{self, Open};
 use crate::vmm::process::{Survivor, VmmProcess};
 use crate::vmm::rate_limiter::RateLimiter;
-use crate::vmm::{DiskLimits, GuestShape, Machine, Place, Restore, Saved, VmmError};
+use crate::vmm::{DiskLimits, Machine, Place, Saved, VmmError};
+
+pub(super) use restore::{MemorySource, write_state};
 
 const DISK: &str = "rootfs";
 const LINK: &str = "eth0";
-/// Source: vsock(7).
-const FIRST_CID: u32 = 3;
-/// Nothing can be written here: the directory isn't there.
-const NOWHERE: &str = "nowhere/memory";
-/// What Firecracker says of a memory file that it can't open.
-const OF_THE_MEMORY_FILE: &str = "memory";
 
 /// A running Firecracker.
 #[derive(Debug)]
@@ -166,146 +158,12 @@ impl FirecrackerMachine {
         }
     }
 
-    /// A guest from its kernel. Without a place it has neither disk nor network.
-    pub(super) async fn boot(
-        &mut self,
-        shape: &GuestShape,
-        kernel: &Path,
-        place: Option<(&Place, Options)>,
-        free_page_reporting: bool,
-    ) -> Result<(), VmmError> {
-        let machine = MachineConfig {
-            vcpu_count: shape.vcpus,
-            mem_size_mib: shape.memory_mb,
-            smt: false,
-            huge_pages: shape.huge_pages.then_some("2M"),
-        };
-        self.put("/machine-config", &machine).await?;
-        let network = place
-            .map(|_| format!(" thaw.ip={GUEST}/{GUEST_PREFIX} thaw.gw={GATEWAY}"))
-            .unwrap_or_default();
-        let cmdline = &shape.cmdline;
-        let boot = BootSource {
-            kernel_image_path: self.layout.kernel(kernel).to_owned(),
-            initrd_path: place.map(|_| self.layout.initrd(&shape.initrd).to_owned()),
-            boot_args: format!("console=ttyS0 reboot=k panic=-1{network} {cmdline}"),
-        };
-        self.put("/boot-source", &boot).await?;
-        if let Some((place, options)) = place {
-            self.add_devices(place, options, free_page_reporting)
-                .await?;
+    fn io(&self, command: &str, source: io::Error) -> VmmError {
+        VmmError::Io {
+            name: self.name.clone(),
+            command: command.to_owned(),
+            source,
         }
-        let start = Action {
-            action_type: "InstanceStart",
-        };
-        self.put("/actions", &start).await
-    }
-
-    async fn add_devices(
-        &mut self,
-        place: &Place,
-        options: Options,
-        free_page_reporting: bool,
-    ) -> Result<(), VmmError> {
-        let drive = Drive {
-            drive_id: DISK,
-            path_on_host: DISK_PATH.into(),
-            // The initial RAM disk mounts it.
-            is_root_device: false,
-            is_read_only: false,
-            cache_type: "Writeback",
-            io_engine: "Sync",
-            rate_limiter: RateLimiter::of(place.disk_limits),
-        };
-        self.put(&format!("/drives/{DISK}"), &drive).await?;
-        let link = NetworkInterface {
-            iface_id: LINK,
-            host_dev_name: TAP,
-            guest_mac: GUEST_MAC,
-        };
-        self.put(&format!("/network-interfaces/{LINK}"), &link)
-            .await?;
-        let balloon = Balloon {
-            amount_mib: 0,
-            deflate_on_oom: true,
-            free_page_reporting,
-        };
-        self.put("/balloon", &balloon).await?;
-        if options.vsock {
-            let vsock = Vsock {
-                // Those of others don't matter to it; below are those that mean something.
-                guest_cid: place.slot.saturating_add(FIRST_CID),
-                uds_path: VSOCK_PATH,
-            };
-            self.put("/vsock", &vsock).await?;
-        }
-        let config = MmdsConfig {
-            version: "V2",
-            network_interfaces: [LINK],
-        };
-        self.put("/mmds/config", &config).await?;
-        self.introduce(place).await
-    }
-
-    /// What the guest may ask for; a device state doesn't hold it.
-    async fn introduce(&mut self, place: &Place) -> Result<(), VmmError> {
-        let metadata = Metadata {
-            sandbox_id: place.name.clone(),
-            template_id: place.template.clone(),
-        };
-        self.put("/mmds", &metadata).await
-    }
-
-    /// A guest from the device state that lies in its directory.
-    pub(super) async fn load(
-        &mut self,
-        memory: MemorySource,
-        place: Option<&Place>,
-        run: bool,
-    ) -> Result<(), VmmError> {
-        if let Some(place) = place {
-            self.introduce(place).await?;
-        }
-        let (backend_type, file) = match memory {
-            MemorySource::Served => ("Uffd", HANDOFF),
-            MemorySource::File(name) => ("File", name),
-        };
-        let network = place.map(|_| NetworkOverride {
-            iface_id: LINK,
-            host_dev_name: TAP,
-        });
-        let load = SnapshotLoad {
-            snapshot_path: self.layout.inside(STATE),
-            mem_backend: MemoryBackend {
-                backend_type,
-                backend_path: self.layout.inside(file),
-            },
-            resume_vm: run,
-            network_overrides: network.into_iter().collect(),
-        };
-        self.put("/snapshot/load", &load).await
-    }
-
-    /// A sandbox's guest from the device state that lies in its directory, which goes then.
-    pub(super) async fn restore(
-        &mut self,
-        place: &Place,
-        restore: &Restore<'_>,
-    ) -> Result<(), VmmError> {
-        self.load(MemorySource::Served, Some(place), restore.run)
-            .await?;
-        self.limit_restored_disk(place, restore.had_disk_limits)
-            .await?;
-        let _ = fs::remove_file(self.layout.state());
-        Ok(())
-    }
-
-    /// Gives the disk of a guest that was loaded today's limits; its state has those that it ran with.
-    async fn limit_restored_disk(&mut self, place: &Place, had_some: bool) -> Result<(), VmmError> {
-        if !had_some && place.disk_limits == DiskLimits::default() {
-            return Ok(());
-        }
-        self.set_disk_limits(place.disk_limits).await
     }
 
     async fn set_disk_limits(&mut self, limits: DiskLimits) -> Result<(), VmmError> {
@@ -314,98 +172,6 @@ impl FirecrackerMachine {
             rate_limiter: RateLimiter::instead(limits),
         };
         self.patch(&format!("/drives/{DISK}"), &drive).await
-    }
-
-    /// The device state alone: it is written before the memory's file is opened, so a memory
-    /// file that can't be is an error that comes after all that is wanted. No documentation says
-    /// so, which is why it is tried out at start.
-    pub(super) async fn save_state_only(&mut self) -> Result<Vec<u8>, VmmError> {
-        let file = "state";
-        let create = SnapshotCreate {
-            // Should a file be opened after all, this one reads no page that isn't there.
-            snapshot_type: "Diff",
-            snapshot_path: self.layout.saved(file),
-            mem_file_path: self.layout.saved(NOWHERE),
-        };
-        match self.put("/snapshot/create", &create).await {
-            Err(VmmError::Refused { answer, .. }) if answer.contains(OF_THE_MEMORY_FILE) => {}
-            Err(error) => return Err(error),
-            Ok(()) => {
-                return Err(VmmError::Refused {
-                    name: self.name.clone(),
-                    command: "saving its state".into(),
-                    answer: "it wrote memory to where nothing can be".into(),
-                });
-            }
-        }
-        self.take_saved(file)
-    }
-
-    /// The device state, and the pages that are in memory. Bringing in others, as a full
-    /// snapshot would, is what a lazily restored guest is to be spared.
-    async fn save_with_memory(&mut self, kind: &'static str) -> Result<Saved, VmmError> {
-        let lent = i64::try_from(self.memory_bytes).unwrap_or(i64::MAX);
-        self.lend_memory(lent)
-            .map_err(|source| self.io("making room for its memory", source))?;
-        let create = SnapshotCreate {
-            snapshot_type: kind,
-            snapshot_path: self.layout.saved("state"),
-            mem_file_path: self.layout.saved("memory"),
-        };
-        self.put("/snapshot/create", &create).await?;
-        let state = self.take_saved("state")?;
-        let path = self.layout.saved_by(self.process.pid(), "memory");
-        // Held open and without a name: it goes with its reader.
-        let memory = File::open(&path)
-            .and_then(|file| fs::remove_file(&path).map(|()| file))
-            .map_err(|source| self.io("reading the memory it saved", source))?;
-        Ok(Saved {
-            state,
-            memory: MemoryImage::File(memory),
-        })
-    }
-
-    /// Changes what its control group may have to so much more than it needs when it runs. What is
-    /// saved counts until its reader lets go of it.
-    fn lend_memory(&mut self, bytes: i64) -> io::Result<()> {
-        let (Some(cgroup), more) = (self.process.cgroup(), bytes - self.lent_bytes) else {
-            return Ok(());
-        };
-        if more != 0 {
-            cgroup.change_memory(more)?;
-            self.lent_bytes = bytes;
-        }
-        Ok(())
-    }
-
-    fn take_saved(&self, name: &str) -> Result<Vec<u8>, VmmError> {
-        let path = self.layout.saved_by(self.process.pid(), name);
-        let bytes = fs::read(&path).and_then(|bytes| fs::remove_file(&path).map(|()| bytes));
-        let bytes = bytes.map_err(|source| self.io("reading the state it saved", source))?;
-        if bytes.is_empty() {
-            let source = io::Error::other("the file is empty");
-            return Err(self.io("reading the state it saved", source));
-        }
-        Ok(bytes)
-    }
-
-    fn process_memory(&self, served: &[ClaimedRegion]) -> Result<MemoryImage, VmmError> {
-        // It was checked when it was handed over.
-        let page = served.first().map_or(1, |region| region.page_size);
-        let pages = PageCount::new(self.memory_bytes / page);
-        let regions = RegionTable::new(served, page, pages).map_err(io::Error::other);
-        regions
-            .and_then(|regions| ProcessMemory::open(self.process.pid(), regions))
-            .map(MemoryImage::Process)
-            .map_err(|source| self.io("looking into its memory", source))
-    }
-
-    fn io(&self, command: &str, source: io::Error) -> VmmError {
-        VmmError::Io {
-            name: self.name.clone(),
-            command: command.to_owned(),
-            source,
-        }
     }
 
     async fn put(&mut self, path: &str, body: &impl Serialize) -> Result<(), VmmError> {
@@ -431,15 +197,6 @@ impl FirecrackerMachine {
     async fn judge<T>(&mut self, done: Result<T, VmmError>) -> Result<T, VmmError> {
         judge(&self.name, &mut self.process, done).await
     }
-}
-
-/// Where the pages of a loaded guest come from.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum MemorySource {
-    /// Whoever listens in its directory.
-    Served,
-    /// A file there.
-    File(&'static str),
 }
 
 #[async_trait]
@@ -538,9 +295,4 @@ pub(super) fn make_dir(layout: &Layout) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Puts the device state to load where the VMM looks for it.
-pub(super) fn write_state(layout: &Layout, state: &[u8]) -> io::Result<()> {
-    fs::write(layout.state(), state)
 }
