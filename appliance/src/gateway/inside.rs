@@ -19,7 +19,7 @@ impl Gateway {
         let route = self.ask(id, |reply| Request::Route(id.clone(), reply));
         let mut route = route.await?;
         let guest = Guest::at(route.address).with_token(route.access_token.take());
-        let left = Box::pin(async move { super::left_in(route.left().await) });
+        let left = Box::pin(async move { super::refusal::left_in(route.left().await) });
         Ok((guest, left))
     }
 }

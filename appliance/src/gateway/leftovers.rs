@@ -10,7 +10,8 @@ use std::path::Path;
 use http_api::wire::{Finding, FindingKind, Reconciled};
 use http_api::{ApiError, ControlPlane};
 
-use super::{Gateway, catalogue_failed};
+use super::Gateway;
+use super::refusal::catalogue_failed;
 use crate::catalogue::sandboxes;
 use crate::disks::{DiskError, Disks};
 use crate::network::address;

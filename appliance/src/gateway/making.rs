@@ -10,7 +10,8 @@ use http_api::{Aim, ApiError, ControlPlane, context};
 use parking_lot::Mutex;
 use tokio::time::sleep;
 
-use super::{Gateway, catalogue_failed, task_failed};
+use super::Gateway;
+use super::refusal::{catalogue_failed, task_failed};
 use crate::catalogue::{SandboxRow, sandboxes};
 use crate::lifetime::Lifetime;
 use crate::network::SlotIndex;

@@ -1,12 +1,14 @@
 //! The control plane behind the HTTP routes: finds the shard that owns a sandbox and
 //! carries requests there. Holds no state of its own; one per shard, all alike.
 
+mod about;
 mod inside;
 mod leftovers;
 mod making;
+mod refusal;
+mod templates;
 mod traffic;
 
-use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,31 +18,25 @@ use http_api::auth::{Scope, TokenHash};
 use http_api::ids::{SandboxId, TemplateName};
 use http_api::wire::{
     ConsoleLine, CreateSandbox, CreateSnapshot, Created, DiskLimits, DiskStats, Drained,
-    ExecRequest, ExecResult, ForkSandbox, GuestMetrics, HostInfo, HostStatus, Left, MemoryStats,
-    NetworkPolicy, Reconciled, ResumeSandbox, Sandbox, SandboxState, SetTimeout, Snapshot,
-    SnapshotKind,
+    ExecRequest, ExecResult, ForkSandbox, GuestMetrics, HostInfo, Left, MemoryStats, NetworkPolicy,
+    Reconciled, ResumeSandbox, Sandbox, SandboxState, SetTimeout, Snapshot,
 };
 use http_api::{Aim, ApiError, ControlPlane, EventStream, Readiness, context};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
-use crate::catalogue::{CatalogueError, builds, templates};
-use crate::config::check_disk_size;
-use crate::disks;
-use crate::guest::{Guest, GuestError};
+use crate::guest::Guest;
 use crate::host::Host;
-use crate::inventory;
 use crate::metrics::Timed;
 use crate::sandbox::{NewTemplate, Reply};
 use crate::shard::{Asked, Request};
-use crate::template::{Origin, Template};
+use making::Starting;
+use refusal::{catalogue_failed, exec_failed, left_in, task_failed};
 
 /// How long engines may take to say what they did.
 const STATS_TIME: Duration = Duration::from_secs(1);
 /// How long a guest may take to say how busy it is.
 const METRICS_TIME: Duration = Duration::from_secs(10);
-
-use making::Starting;
 
 /// The way to all shards.
 #[derive(Clone)]
@@ -113,87 +109,6 @@ impl Gateway {
         Ok(())
     }
 
-    fn template(&self, name: &TemplateName) -> Result<Template, ApiError> {
-        let template = self.host.templates.read().get(name).cloned();
-        template.ok_or_else(|| ApiError::NotFound {
-            what: "template",
-            name: name.to_string(),
-        })
-    }
-
-    async fn describe(&self, template: Template) -> Result<Snapshot, ApiError> {
-        let mut snapshot = Snapshot {
-            name: template.name,
-            kind: SnapshotKind::Disk,
-            build: None,
-            generation: None,
-            vcpus: template.shape.vcpus,
-            memory_mb: template.shape.memory_mb,
-            huge_pages: template.shape.huge_pages,
-            disk_mb: template.disk_mb,
-            sandbox: template.sandbox,
-            diff_pages: None,
-            created_at_ms: template.created_at_ms,
-        };
-        if let Origin::Memory(id) = template.origin {
-            snapshot.kind = SnapshotKind::Memory;
-            snapshot.build = Some(id.to_string());
-            let lookup = move |connection: &mut rusqlite::Connection| builds::get(connection, id);
-            let row = self
-                .host
-                .catalogue
-                .call(lookup)
-                .await
-                .map_err(catalogue_failed)?;
-            snapshot.generation = row.as_ref().map(|row| row.generation.get());
-            snapshot.diff_pages = row.map(|row| row.stored_pages);
-        }
-        Ok(snapshot)
-    }
-
-    /// Gives a new sandbox's disk the size that was asked for.
-    fn size_disk(&self, template: &mut Template, asked_mb: u64) -> Result<(), ApiError> {
-        let refused = |detail| ApiError::BadRequest {
-            field: "disk_size_mb".into(),
-            detail,
-        };
-        match &mut template.origin {
-            Origin::Disk { image, size_mb } => {
-                let has = std::fs::metadata(&*image).map_or(0, |image| image.len());
-                check_disk_size(asked_mb, has).map_err(refused)?;
-                *size_mb = Some(asked_mb);
-                Ok(())
-            }
-            Origin::Memory(build) => {
-                let usage = disks::usage_of(&self.host.store.path(build));
-                let usage = usage.map_err(|error| ApiError::failed("disk_failed", &error))?;
-                if usage.size_bytes == asked_mb << 20 {
-                    return Ok(());
-                }
-                let has = usage.size_bytes >> 20;
-                Err(refused(format!(
-                    "is {asked_mb}, but template {:?} has memory that knows its disk of {has} MiB; \
-                     leave it out or ask for {has}",
-                    template.name.as_str()
-                )))
-            }
-        }
-    }
-
-    async fn forget_template(&self, name: &TemplateName) -> Result<(), ApiError> {
-        let removed = name.clone();
-        let remove =
-            move |connection: &mut rusqlite::Connection| templates::remove(connection, &removed);
-        self.host
-            .catalogue
-            .call(remove)
-            .await
-            .map_err(catalogue_failed)?;
-        self.host.templates.write().remove(name);
-        let collected = self.host.collect_garbage().await;
-        collected.map(|_| ()).map_err(catalogue_failed)
-    }
-
     async fn watch(&self, id: &SandboxId) -> Result<watch::Receiver<SandboxState>, ApiError> {
         self.ask(id, |reply| Request::Watch(id.clone(), reply))
             .await
@@ -209,41 +124,7 @@ impl ControlPlane for Gateway {
     }
 
     async fn host(&self) -> Result<HostInfo, ApiError> {
-        let all = self.list().await?;
-        let mut states = BTreeMap::new();
-        let mut capacity = inventory::room(&self.host.data_dir);
-        capacity.slots_total = u64::from(self.host.slots.pool().slots());
-        capacity.slots_used = all.len() as u64;
-        for sandbox in &all {
-            *states.entry(sandbox.state.to_string()).or_default() += 1;
-            if !matches!(sandbox.state, SandboxState::Paused | SandboxState::Failed) {
-                capacity.vcpus_allocated += u64::from(sandbox.vcpus);
-                capacity.memory_allocated_mb += u64::from(sandbox.memory_mb);
-            }
-        }
-        let draining = self.host.draining.load(Ordering::Acquire);
-        let seen = |template: &&Template| !template.transient;
-        Ok(HostInfo {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            status: if draining {
-                HostStatus::Draining
-            } else {
-                HostStatus::Ready
-            },
-            kernel: inventory::kernel(),
-            vmm: self.host.drivers.chosen().info().clone(),
-            disks: self.host.disks.reason().to_owned(),
-            shards: self.shards.len(),
-            engines: self.host.engines.count(),
-            workers: self.host.waiting.clone(),
-            sandboxes: all.len(),
-            states,
-            templates: self.host.templates.read().values().filter(seen).count(),
-            cpu: inventory::cpu(),
-            nodes: inventory::nodes(),
-            hugepages: inventory::hugepages(),
-            capacity,
-        })
+        self.about_host().await
     }
 
     async fn prometheus(&self) -> Result<String, ApiError> {
@@ -469,16 +350,7 @@ impl ControlPlane for Gateway {
     }
 
     async fn list_snapshots(&self) -> Result<Vec<Snapshot>, ApiError> {
-        let seen = |template: &&Template| !template.transient;
-        let templates: Vec<Template> = {
-            let all = self.host.templates.read();
-            all.values().filter(seen).cloned().collect()
-        };
-        let mut snapshots = Vec::with_capacity(templates.len());
-        for template in templates {
-            snapshots.push(self.describe(template).await?);
-        }
-        Ok(snapshots)
+        self.describe_templates().await
     }
 
     async fn get_snapshot(&self, name: TemplateName) -> Result<Snapshot, ApiError> {
@@ -487,58 +359,6 @@ impl ControlPlane for Gateway {
     }
 
     async fn delete_snapshot(&self, name: TemplateName) -> Result<(), ApiError> {
-        let template = self.template(&name)?;
-        if matches!(template.origin, Origin::Disk { .. }) {
-            let detail = format!("{name} is a template of the configuration file; remove it there");
-            return Err(ApiError::BadRequest {
-                field: "name".into(),
-                detail,
-            });
-        }
-        self.forget_template(&name).await
-    }
-}
-
-/// What is told to whoever listens to a command of a sandbox that no longer runs.
-fn left_in(state: SandboxState) -> String {
-    match state {
-        SandboxState::Pausing | SandboxState::Paused => {
-            "The sandbox was paused; the command goes on when it is resumed, but the rest of its \
-             output is lost"
-                .to_owned()
-        }
-        state => format!("The sandbox is {state} now, and the command went with it"),
-    }
-}
-
-fn task_failed() -> ApiError {
-    ApiError::Failed {
-        code: "internal",
-        detail: "The task that did it failed".into(),
-    }
-}
-
-#[expect(
-    clippy::needless_pass_by_value,
-    reason = "the shape that `map_err` wants"
-)]
-fn catalogue_failed(error: CatalogueError) -> ApiError {
-    ApiError::failed("catalogue_failed", &error)
-}
-
-fn exec_failed(error: &GuestError) -> ApiError {
-    match error {
-        // The guest's daemon has judged the request.
-        GuestError::Refused { body, .. } => ApiError::BadRequest {
-            field: "cmd".into(),
-            detail: body.clone(),
-        },
-        GuestError::TooMuchOutput => ApiError::BadRequest {
-            field: "cmd".into(),
-            detail: error.to_string(),
-        },
-        GuestError::Silent { .. } | GuestError::Broken { .. } => {
-            ApiError::failed("guest_failed", error)
-        }
+        self.delete_template(&name).await
     }
 }
