@@ -10,7 +10,8 @@ use hyper::{Method, Request, header};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Guest, GuestError, broken};
+use super::error::broken;
+use super::{Guest, GuestError};
 
 /// Connect, unary: the entries of a directory.
 const LIST_PATH: &str = "/filesystem.Filesystem/ListDir";

@@ -3,9 +3,12 @@
 //! Every request has its own connection. A pooled one might lead to whoever got the
 //! address next.
 
+mod error;
+mod exec;
 mod files;
 mod process;
 
+pub use error::GuestError;
 pub use process::Left;
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -13,12 +16,9 @@ use std::time::Duration;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use envd::protocol::envelope::{Decoder, Frame, MAX_PAYLOAD, encode_message};
-use envd::protocol::{
-    self, EndEvent, InitRequest, Output, ProcessConfig, ProcessEvent, StartRequest, StreamMessage,
-};
+use envd::protocol::{self, InitRequest};
 use http_api::context;
-use http_api::wire::{ExecRequest, ExecResult, GuestMetrics};
+use http_api::wire::GuestMetrics;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Incoming};
 use hyper::client::conn::http1;
@@ -27,54 +27,16 @@ use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use serde_json::Value;
-use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
-/// The most output of one command that is collected.
-const MAX_OUTPUT_BYTES: usize = 16 << 20;
+use error::{broken, silent};
+
 /// How long one call may take.
 const CALL: Duration = Duration::from_secs(60);
 /// How long one connection attempt may take: a guest that was just resumed may lose the
 /// first packet, and the kernel would repeat it only after a second.
 const ATTEMPT: Duration = Duration::from_millis(250);
-
-/// Why the guest did not answer as it should.
-#[derive(Debug, Error)]
-pub enum GuestError {
-    /// Nobody answered in time.
-    #[error("The guest did not answer {path} within {seconds:.1} s")]
-    Silent {
-        /// What was asked.
-        path: String,
-        /// How long it had.
-        seconds: f64,
-    },
-    /// It answered with an error.
-    #[error("The guest refused {path} with {status}: {body}")]
-    Refused {
-        /// What was asked.
-        path: String,
-        /// HTTP status or Connect code.
-        status: String,
-        /// What it said.
-        body: String,
-    },
-    /// The connection broke.
-    #[error("The connection to the guest broke at {path}")]
-    Broken {
-        /// What was asked.
-        path: String,
-        /// Why.
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// A command printed more than is collected.
-    #[error(
-        "The command printed more than {MAX_OUTPUT_BYTES} bytes; redirect its output to a file"
-    )]
-    TooMuchOutput,
-}
 
 /// The daemon in one guest. It has no `Debug`: its token is a secret.
 #[derive(Clone)]
@@ -168,63 +130,6 @@ impl Guest {
             disk_total_bytes: found.disk_total,
             disk_used_bytes: found.disk_used,
         })
-    }
-
-    /// Runs a command and collects its output.
-    ///
-    /// # Errors
-    /// See [`GuestError`]; a command that fails is no error.
-    pub async fn exec(&self, request: &ExecRequest) -> Result<ExecResult, GuestError> {
-        let patience = Duration::from_millis(request.timeout_ms) + Duration::from_secs(5);
-        let running = self.exec_unbounded(request);
-        timeout(patience, running)
-            .await
-            .unwrap_or_else(|_| Err(silent(protocol::START_PATH, patience)))
-    }
-
-    async fn exec_unbounded(&self, request: &ExecRequest) -> Result<ExecResult, GuestError> {
-        let path = protocol::START_PATH;
-        let start = StartRequest {
-            process: ProcessConfig {
-                cmd: request.cmd.clone(),
-                args: request.args.clone(),
-                envs: request.env.clone(),
-                cwd: request.cwd.clone(),
-            },
-            tag: None,
-            stdin: Some(false),
-        };
-        let message = serde_json::to_vec(&start).map_err(|error| broken(path, error))?;
-        let body = encode_message(&message).map_err(|error| broken(path, error))?;
-        let http = Request::builder()
-            .method(Method::POST)
-            .uri(path)
-            .header("content-type", protocol::STREAM_CONTENT_TYPE)
-            .header("connect-protocol-version", "1")
-            .header(protocol::TIMEOUT_HEADER, request.timeout_ms.to_string());
-        let http = Self::as_user(http, request.user.as_deref())
-            .body(Full::new(Bytes::from(body)))
-            .map_err(|error| broken(path, error))?;
-        let mut response = self.send(path, http).await?;
-        let mut decoder = Decoder::new(MAX_PAYLOAD);
-        let mut collected = Collected::default();
-        while let Some(frame) = response.body_mut().frame().await {
-            let frame = frame.map_err(|error| broken(path, error))?;
-            let Some(data) = frame.data_ref() else {
-                continue;
-            };
-            decoder.push(data);
-            while let Some(frame) = decoder.next_frame().map_err(|error| broken(path, error))? {
-                if let Some(result) = collected.take(frame)? {
-                    return Ok(result);
-                }
-            }
-        }
-        decoder.finish().map_err(|error| broken(path, error))?;
-        Err(broken(
-            path,
-            std::io::Error::other("the stream ended without the command's end"),
-        ))
     }
 
     /// One plain request and its whole answer.
@@ -359,65 +264,6 @@ struct Metrics {
     mem_cache: u64,
     disk_used: u64,
     disk_total: u64,
-}
-
-/// What a command has said so far.
-#[derive(Default)]
-struct Collected {
-    stdout: Vec<u8>,
-    stderr: Vec<u8>,
-}
-
-impl Collected {
-    fn take(&mut self, frame: Frame) -> Result<Option<ExecResult>, GuestError> {
-        let path = protocol::START_PATH;
-        let message = match frame {
-            Frame::Message(message) => message,
-            Frame::End(end) => {
-                let error = end.error.unwrap_or_default();
-                return Err(GuestError::Refused {
-                    path: path.to_owned(),
-                    status: error.code,
-                    body: error.message,
-                });
-            }
-        };
-        let message: StreamMessage =
-            serde_json::from_slice(&message).map_err(|error| broken(path, error))?;
-        match message.event {
-            ProcessEvent::Start(_) | ProcessEvent::Keepalive(_) => {}
-            ProcessEvent::Data(Output::Stdout(bytes)) => self.stdout.extend_from_slice(&bytes),
-            ProcessEvent::Data(Output::Stderr(bytes)) => self.stderr.extend_from_slice(&bytes),
-            ProcessEvent::End(end) => return Ok(Some(self.result(end))),
-        }
-        if self.stdout.len() + self.stderr.len() > MAX_OUTPUT_BYTES {
-            return Err(GuestError::TooMuchOutput);
-        }
-        Ok(None)
-    }
-
-    fn result(&self, end: EndEvent) -> ExecResult {
-        ExecResult {
-            exit_code: end.exit_code,
-            status: end.status,
-            stdout: String::from_utf8_lossy(&self.stdout).into_owned(),
-            stderr: String::from_utf8_lossy(&self.stderr).into_owned(),
-        }
-    }
-}
-
-fn broken(path: &str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> GuestError {
-    GuestError::Broken {
-        path: path.to_owned(),
-        source: source.into(),
-    }
-}
-
-fn silent(path: &str, patience: Duration) -> GuestError {
-    GuestError::Silent {
-        path: path.to_owned(),
-        seconds: patience.as_secs_f64(),
-    }
 }
 
 #[cfg(test)]

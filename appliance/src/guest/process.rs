@@ -21,7 +21,8 @@ use hyper::{Method, Request, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Guest, GuestError, broken};
+use super::error::broken;
+use super::{Guest, GuestError};
 
 /// Connect, unary: which processes there are.
 const LIST_PATH: &str = "/process.Process/List";
