@@ -5,8 +5,9 @@
 //! and a test holds it against what is served.
 
 mod faults;
+mod labels;
 
-use std::fmt::{self, Write};
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
@@ -14,7 +15,6 @@ use std::time::{Duration, Instant};
 use http_api::ApiError;
 use http_api::wire::{HostInfo, HostStatus};
 use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -24,90 +24,10 @@ use prometheus_client::registry::{Registry, Unit};
 use crate::network::Depth;
 use crate::vmm::ready::Counts;
 use faults::Served;
+use labels::{Operation, State, Until, Waiting};
 
 pub use faults::Faults;
-
-/// What is timed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Timed {
-    /// A sandbox was made, of a disk or of memory.
-    Create,
-    /// One was written to disk.
-    Pause,
-    /// One was brought back.
-    Resume,
-    /// Copies were made of one, however many.
-    Fork,
-    /// A template was made of one.
-    Snapshot,
-    /// A command ran, output collected.
-    Exec,
-    /// One was removed.
-    Delete,
-}
-
-impl EncodeLabelValue for Timed {
-    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
-        encoder.write_str(match self {
-            Self::Create => "create",
-            Self::Pause => "pause",
-            Self::Resume => "resume",
-            Self::Fork => "fork",
-            Self::Snapshot => "snapshot",
-            Self::Exec => "exec",
-            Self::Delete => "delete",
-        })
-    }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Operation {
-    operation: Timed,
-    /// `ok`, or the error's code.
-    outcome: &'static str,
-}
-
-/// How far a restore has got.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Milestone {
-    /// Its build was checked.
-    Checked,
-    /// It has claimed its slot, its disk and, where one waits, its VMM.
-    Claimed,
-    /// Its VMM has let the guest run.
-    Running,
-    /// `envd` has answered.
-    Answered,
-}
-
-impl EncodeLabelValue for Milestone {
-    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
-        encoder.write_str(match self {
-            Self::Checked => "checked",
-            Self::Claimed => "claimed",
-            Self::Running => "running",
-            Self::Answered => "answered",
-        })
-    }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Until {
-    until: Milestone,
-    /// `waiting` if it found a VMM that waited, `started` if it had to start one.
-    vmm: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Waiting {
-    /// `anybody` or `paused`.
-    r#for: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct State {
-    state: String,
-}
+pub use labels::{Milestone, Timed};
 
 /// All of them.
 #[derive(Debug)]
