@@ -11,7 +11,9 @@
 //! dies the sessions go on, and the next one may connect. It may have all of them surrendered to
 //! it, for an engine of its own: the sessions lose nothing by that, and this process ends.
 
+mod beginning;
 mod opening;
+mod parts;
 mod requests;
 mod sources;
 mod surrender;
@@ -32,8 +34,8 @@ use crate::outbox::Outbox;
 use crate::source::PageSource;
 use crate::sys::fdpass;
 use crate::worker::WorkerOptions;
+use beginning::Opening;
 use opening::Openers;
-use requests::Opening;
 use sources::Sources;
 use workers::Workers;
 pub(crate) use workers::pin;

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::requests::{Begin, Opening};
+use super::beginning::{Begin, Opening};
 use super::{Engine, OfBuild, Then};
 use crate::control::{self, Report, Request, Succession};
 use crate::expecting::claims_of;
