@@ -22,36 +22,33 @@
 //!
 //! Source: Cloud Hypervisor `vm-migration/src/protocol.rs` (53).
 
+mod connection;
 pub mod requests;
 
 use std::cell::RefCell;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use nix::sys::socket::{MsgFlags, recv, send};
 use snapshot_format::PageIndex;
 
 use crate::address::HostAddr;
 use crate::fault_source::{FaultSource, Settled};
 use crate::page_state::PageStates;
 use crate::region::RegionTable;
-use crate::sys::fdpass;
 use crate::sys::memfd_copy::GuestFile;
 use crate::sys::uffd::{Event, EventBuffer, FaultKind, InstallError, Installed, SourceAddr};
-use requests::{HEADER_BYTES, REQUEST_BYTES, Requests};
+use connection::{Answer, Connection, is_hang_up};
+use requests::Requests;
 
 /// How long a VMM takes at most from an answer to its next request, or to none.
 const DOUBT: Duration = Duration::from_millis(300);
 
-const STATUS_OK: u16 = 1;
-const STATUS_ERROR: u16 = 2;
-
 /// One VMM's socket and memory.
 #[derive(Debug)]
 pub(crate) struct Postcopy {
-    connection: OwnedFd,
+    connection: Connection,
     memory: GuestFile,
     regions: RegionTable,
     page_bytes: u64,
@@ -93,7 +90,7 @@ impl Postcopy {
                 format!("the guest's memory file has {found} bytes, its regions {expected}"),
             ));
         }
-        fdpass::look_from_start(connection.as_fd())?;
+        let connection = Connection::new(connection)?;
         let filled = (0..states.pages().get()).map(|page| {
             let state = states.get(PageIndex::new(page));
             state.is_installed()
@@ -128,37 +125,6 @@ impl Postcopy {
     /// Whether a page that was filled has been given back.
     fn is_hole(&self, page: u64) -> bool {
         self.memory.is_hole(page * self.page_bytes, self.page_bytes)
-    }
-
-    /// Takes the oldest request, which has been answered.
-    fn take_request(&self) -> io::Result<()> {
-        let mut request = [0; REQUEST_BYTES];
-        let taken = recv(
-            self.connection.as_raw_fd(),
-            &mut request,
-            MsgFlags::MSG_DONTWAIT,
-        )?;
-        if taken == REQUEST_BYTES {
-            return Ok(());
-        }
-        Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            format!("{taken} bytes of a page request are left"),
-        ))
-    }
-
-    fn respond(&self, status: u16) -> io::Result<()> {
-        let mut response = [0u8; HEADER_BYTES];
-        response[..2].copy_from_slice(&status.to_le_bytes());
-        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-        match send(self.connection.as_raw_fd(), &response, flags) {
-            Ok(HEADER_BYTES) => Ok(()),
-            Ok(_) | Err(nix::Error::EAGAIN) => Err(io::Error::new(
-                io::ErrorKind::WriteZero,
-                "the VMM does not read the answers to its page requests",
-            )),
-            Err(error) => Err(error.into()),
-        }
     }
 
     /// Fills pages that aren't yet, as the kernel does: up to the first that is.
@@ -204,11 +170,6 @@ impl Postcopy {
     }
 }
 
-fn is_hang_up(error: &io::Error) -> bool {
-    use io::ErrorKind::{BrokenPipe, ConnectionReset};
-    matches!(error.kind(), BrokenPipe | ConnectionReset)
-}
-
 impl AsFd for Postcopy {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.connection.as_fd()
@@ -235,9 +196,7 @@ impl FaultSource for Postcopy {
             if buffer.was_full() || state.over {
                 return Ok(());
             }
-            let (fd, room) = (self.connection.as_raw_fd(), state.requests.room());
-            let looking = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_PEEK;
-            match recv(fd, room, looking) {
+            match self.connection.look(state.requests.room()) {
                 Ok(0) | Err(nix::Error::ECONNRESET) => state.over = true,
                 Ok(bytes) => {
                     let Some(pages) = state.requests.received(bytes, &self.regions)? else {
@@ -285,7 +244,7 @@ impl FaultSource for Postcopy {
 
     fn poison(&self, _: HostAddr, len: u64) -> Installed {
         // The VMM fails its guest; there is nothing else to be told, and nothing to be answered.
-        let told = self.respond(STATUS_ERROR);
+        let told = self.connection.respond(Answer::Error);
         self.state.borrow_mut().over = true;
         Installed {
             bytes: if told.is_ok() { len } else { 0 },
@@ -319,13 +278,13 @@ impl FaultSource for Postcopy {
                 if was_answered {
                     let filled = &state.filled;
                     state.requests.take_done(|page| filled[page as usize]);
-                    self.take_request()?;
+                    self.connection.take_request()?;
                     continue;
                 }
             }
             let filled = &state.filled;
             state.requests.take_done(|page| filled[page as usize]);
-            match self.respond(STATUS_OK) {
+            match self.connection.respond(Answer::Ok) {
                 // It has ended, or let go of the guest, while it waited: no failure of ours.
                 Err(error) if is_hang_up(&error) => {
                     state.over = true;
@@ -333,7 +292,7 @@ impl FaultSource for Postcopy {
                 }
                 responded => responded?,
             }
-            self.take_request()?;
+            self.connection.take_request()?;
         }
         Ok(if state.over {
             Settled::Over
@@ -359,6 +318,7 @@ mod tests {
     use nix::sys::memfd::{MFdFlags, memfd_create};
     use snapshot_format::PageCount;
 
+    use super::requests::HEADER_BYTES;
     use crate::region::ClaimedRegion;
 
     const PAGE: u64 = 4096;
