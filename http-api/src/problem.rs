@@ -186,6 +186,20 @@ impl ApiError {
         }
     }
 
+    fn is_retryable(&self) -> bool {
+        matches!(self, Self::Busy { .. } | Self::Unavailable { .. })
+    }
+
+    /// The answer with this body, and what all refusals have beside it, whoever reads them.
+    pub(crate) fn answer(&self, body: impl IntoResponse) -> Response {
+        let mut response = (self.status(), body).into_response();
+        if self.is_retryable() {
+            let soon = HeaderValue::from_static("1");
+            response.headers_mut().insert(header::RETRY_AFTER, soon);
+        }
+        response
+    }
+
     /// The document that is sent.
     #[must_use]
     pub fn problem(&self) -> Problem {
@@ -206,7 +220,7 @@ impl ApiError {
             status: status.as_u16(),
             detail: self.to_string(),
             code: self.code().to_owned(),
-            retryable: matches!(self, Self::Busy { .. } | Self::Unavailable { .. }),
+            retryable: self.is_retryable(),
             request_id: request_id.unwrap_or_else(context::next_request_id),
             trace_id: context.as_ref().and_then(context::Context::trace_id),
             field,
@@ -216,6 +230,14 @@ impl ApiError {
                 _ => None,
             },
         }
+    }
+}
+
+/// A 400.
+pub(crate) fn bad(field: impl Into<String>, detail: impl Into<String>) -> ApiError {
+    ApiError::BadRequest {
+        field: field.into(),
+        detail: detail.into(),
     }
 }
 
@@ -252,15 +274,11 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let problem = self.problem();
         let body = serde_json::to_vec(&problem).unwrap_or_default();
-        let mut response = (self.status(), body).into_response();
-        let headers = response.headers_mut();
-        headers.insert(
+        let mut response = self.answer(body);
+        response.headers_mut().insert(
             header::CONTENT_TYPE,
             HeaderValue::from_static("application/problem+json"),
         );
-        if problem.retryable {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
-        }
         response
     }
 }

@@ -7,12 +7,13 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use serde::Serialize;
 
-use super::refusal::{Body, Id, Refusal, Said, bad};
+use super::refusal::{Body, Id, Part, Refusal, bad};
 use super::sandboxes::timeout as seconds;
 use super::wire::{Access, Lifetime};
 use super::{known, network::unsupported, not_found};
 use crate::control_plane::ControlPlane;
 use crate::ids::SandboxId;
+use crate::options::Terms;
 use crate::problem::ApiError;
 use crate::wire::{ForkSandbox, MAX_FORKS, ResumeSandbox, Sandbox, SandboxState, SetTimeout};
 
@@ -47,7 +48,7 @@ pub(super) async fn pause<C: ControlPlane>(
 /// The old way: a running sandbox is a conflict.
 pub(super) async fn resume<C: ControlPlane>(
     State(control): State<C>,
-    Said(terms): Said,
+    Part(terms): Part<Terms>,
     Id(id): Id,
     Body(request): Body<Lifetime>,
 ) -> Result<(StatusCode, Json<Access>), Refusal> {
@@ -65,7 +66,7 @@ pub(super) async fn resume<C: ControlPlane>(
 /// Whatever it is now, it runs afterwards: 200 when it ran already, 201 when it was brought back.
 pub(super) async fn connect<C: ControlPlane>(
     State(control): State<C>,
-    Said(terms): Said,
+    Part(terms): Part<Terms>,
     Id(id): Id,
     Body(request): Body<Lifetime>,
 ) -> Result<(StatusCode, Json<Access>), Refusal> {
@@ -145,7 +146,7 @@ pub(super) enum Forked {
 
 pub(super) async fn fork<C: ControlPlane>(
     State(control): State<C>,
-    Said(terms): Said,
+    Part(terms): Part<Terms>,
     Id(id): Id,
     Body(request): Body<Lifetime>,
 ) -> Result<(StatusCode, Json<Vec<Forked>>), Refusal> {

@@ -1,18 +1,18 @@
 //! Errors as these clients read them: `{code, message, error_code?}`.
 
 use axum::Json;
-use axum::extract::rejection::PathRejection;
-use axum::extract::{FromRequest, FromRequestParts, Path, Request};
+use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::request::Parts;
-use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::body::JsonBody;
 use crate::ids::SandboxId;
-use crate::options::Terms;
 use crate::problem::ApiError;
+use crate::routes::Segment;
+
+pub(super) use crate::problem::bad;
 
 /// An error on its way to such a client.
 pub(crate) struct Refusal(pub(crate) ApiError);
@@ -38,20 +38,7 @@ impl IntoResponse for Refusal {
             message: problem.detail,
             error_code: problem.code,
         };
-        let mut response = (self.0.status(), Json(document)).into_response();
-        if problem.retryable {
-            let soon = HeaderValue::from_static("1");
-            response.headers_mut().insert(header::RETRY_AFTER, soon);
-        }
-        response
-    }
-}
-
-/// A 400.
-pub(super) fn bad(field: impl Into<String>, detail: impl Into<String>) -> ApiError {
-    ApiError::BadRequest {
-        field: field.into(),
-        detail: detail.into(),
+        self.0.answer(Json(document))
     }
 }
 
@@ -67,27 +54,18 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     }
 }
 
-/// The one variable part of a path.
-pub(super) struct Name(pub(super) String);
+/// Something else of a request that is refused in these clients' words.
+pub(super) struct Part<T>(pub(super) T);
 
-impl<S: Send + Sync> FromRequestParts<S> for Name {
+impl<T, S> FromRequestParts<S> for Part<T>
+where
+    T: FromRequestParts<S, Rejection = ApiError>,
+    S: Send + Sync,
+{
     type Rejection = Refusal;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
-        let path = Path::from_request_parts(parts, state).await;
-        path.map(|Path(text)| Self(text))
-            .map_err(|rejection: PathRejection| bad("path", rejection.body_text()).into())
-    }
-}
-
-/// What the listener says of itself.
-pub(super) struct Said(pub(super) Terms);
-
-impl<S: Send + Sync> FromRequestParts<S> for Said {
-    type Rejection = Refusal;
-
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
-        Ok(Self(Terms::from_request_parts(parts, state).await?))
+        Ok(Self(T::from_request_parts(parts, state).await?))
     }
 }
 
@@ -98,7 +76,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Id {
     type Rejection = Refusal;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
-        let Name(text) = Name::from_request_parts(parts, state).await?;
+        let Segment(text) = Segment::from_request_parts(parts, state).await?;
         text.parse()
             .map(Self)
             .map_err(|_| super::not_found(&text).into())

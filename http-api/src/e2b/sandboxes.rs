@@ -6,18 +6,19 @@ use axum::http::{HeaderMap, StatusCode};
 use serde::Deserialize;
 
 use super::network::{Network, unsupported};
-use super::refusal::{Body, Id, Refusal, Said, bad};
+use super::refusal::{Body, Id, Part, Refusal, bad};
 use super::wire::{Access, Detail, NewSandbox, Sample};
 use super::{DEFAULT_TIMEOUT_S, known};
 use crate::clock::now_ms;
 use crate::control_plane::ControlPlane;
 use crate::ids::{SandboxId, TemplateName};
+use crate::options::Terms;
 use crate::problem::ApiError;
 use crate::wire::{CreateSandbox, DiskLimits, MAX_TIMEOUT_S, OnTimeout, SandboxState};
 
 pub(super) async fn create<C: ControlPlane>(
     State(control): State<C>,
-    Said(terms): Said,
+    Part(terms): Part<Terms>,
     headers: HeaderMap,
     Body(request): Body<NewSandbox>,
 ) -> Result<(StatusCode, Json<Access>), Refusal> {
@@ -105,7 +106,7 @@ fn id_of_key(key: &[u8]) -> Result<SandboxId, ApiError> {
 
 pub(super) async fn info<C: ControlPlane>(
     State(control): State<C>,
-    Said(terms): Said,
+    Part(terms): Part<Terms>,
     Id(id): Id,
 ) -> Result<Json<Detail>, Refusal> {
     let sandbox = known(control.get(id).await?)?;

@@ -8,12 +8,13 @@ use serde::{Deserialize, Serialize};
 use super::ENVD_VERSION;
 use super::listing::{MAX_PAGE, next_token};
 use super::network::unsupported;
-use super::refusal::{Body, Id, Name, Refusal, bad};
+use super::refusal::{Body, Id, Part, Refusal, bad};
 use super::sandboxes::template;
 use super::wire::Lifetime;
 use crate::clock::rfc3339;
 use crate::control_plane::ControlPlane;
 use crate::problem::ApiError;
+use crate::routes::Segment;
 use crate::wire::{CreateSnapshot, Snapshot, SnapshotKind};
 
 /// A snapshot; its id serves as `templateID`.
@@ -96,7 +97,7 @@ pub(super) async fn list<C: ControlPlane>(
 
 pub(super) async fn delete<C: ControlPlane>(
     State(control): State<C>,
-    Name(name): Name,
+    Part(Segment(name)): Part<Segment>,
 ) -> Result<StatusCode, Refusal> {
     let absent = |_| ApiError::NotFound {
         what: "template",
@@ -168,7 +169,7 @@ pub(super) struct Alias {
 
 pub(super) async fn alias<C: ControlPlane>(
     State(control): State<C>,
-    Name(name): Name,
+    Part(Segment(name)): Part<Segment>,
 ) -> Result<Json<Alias>, Refusal> {
     let absent = |_| ApiError::NotFound {
         what: "template",

@@ -16,7 +16,7 @@ use axum::http::request::Parts;
 use serde::Deserialize;
 
 use crate::control_plane::Aim;
-use crate::problem::ApiError;
+use crate::problem::{ApiError, bad};
 
 /// The one variable part of a route's path; a 400 when its bytes are no text.
 pub(crate) struct Segment(pub(crate) String);
@@ -27,11 +27,13 @@ impl<S: Send + Sync> FromRequestParts<S> for Segment {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         let path = Path::from_request_parts(parts, state).await;
         path.map(|Path(text)| Self(text))
-            .map_err(|rejection: PathRejection| ApiError::BadRequest {
-                field: "path".to_owned(),
-                detail: rejection.body_text(),
-            })
+            .map_err(|rejection| unreadable(&rejection))
     }
+}
+
+/// What is said of a path whose bytes are no text.
+pub(crate) fn unreadable(rejection: &PathRejection) -> ApiError {
+    bad("path", rejection.body_text())
 }
 
 /// The sandbox of a path, in the run that `?execution_id=` names if there is that.
@@ -50,10 +52,8 @@ impl<S: Send + Sync> FromRequestParts<S> for Aimed {
         let Segment(id) = Segment::from_request_parts(parts, state).await?;
         let id = name("id", &id)?;
         let query = Query::<Run>::from_request_parts(parts, state).await;
-        let Query(Run { execution_id }) = query.map_err(|rejection| ApiError::BadRequest {
-            field: "query".to_owned(),
-            detail: rejection.body_text(),
-        })?;
+        let Query(Run { execution_id }) =
+            query.map_err(|rejection| bad("query", rejection.body_text()))?;
         Ok(Self(Aim { id, execution_id }))
     }
 }
@@ -64,8 +64,6 @@ where
     T: FromStr,
     T::Err: Display,
 {
-    text.parse().map_err(|error: T::Err| ApiError::BadRequest {
-        field: field.to_owned(),
-        detail: error.to_string(),
-    })
+    text.parse()
+        .map_err(|error: T::Err| bad(field, error.to_string()))
 }

@@ -1,10 +1,8 @@
 //! Errors as these clients read them: `{"error": {"code", "message"}}`.
 
 use axum::Json;
-use axum::extract::rejection::PathRejection;
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use axum::http::request::Parts;
-use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -12,6 +10,9 @@ use serde::de::DeserializeOwned;
 use crate::body::JsonBody;
 use crate::ids::SandboxId;
 use crate::problem::ApiError;
+use crate::routes::{Segment, unreadable};
+
+pub(super) use crate::problem::bad;
 
 /// An error on its way to such a client.
 pub(crate) struct Refusal(pub(crate) ApiError);
@@ -65,20 +66,7 @@ impl IntoResponse for Refusal {
             message: problem.detail,
             request_id: problem.request_id,
         };
-        let mut response = (self.0.status(), Json(Document { error })).into_response();
-        if problem.retryable {
-            let soon = HeaderValue::from_static("1");
-            response.headers_mut().insert(header::RETRY_AFTER, soon);
-        }
-        response
-    }
-}
-
-/// A 400.
-pub(super) fn bad(field: impl Into<String>, detail: impl Into<String>) -> ApiError {
-    ApiError::BadRequest {
-        field: field.into(),
-        detail: detail.into(),
+        self.0.answer(Json(Document { error }))
     }
 }
 
@@ -109,19 +97,6 @@ where
     }
 }
 
-/// The one variable part of a path.
-pub(super) struct Name(pub(super) String);
-
-impl<S: Send + Sync> FromRequestParts<S> for Name {
-    type Rejection = Refusal;
-
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
-        let path = Path::from_request_parts(parts, state).await;
-        path.map(|Path(text)| Self(text))
-            .map_err(|rejection| unreadable(&rejection))
-    }
-}
-
 /// The sandbox that a path names. A name that no sandbox can have is that of none.
 pub(super) struct Id(pub(super) SandboxId);
 
@@ -129,7 +104,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Id {
     type Rejection = Refusal;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
-        let Name(text) = Name::from_request_parts(parts, state).await?;
+        let Segment(text) = Segment::from_request_parts(parts, state).await?;
         sandbox(text).map(Self)
     }
 }
@@ -145,10 +120,6 @@ impl<S: Send + Sync> FromRequestParts<S> for IdAndPid {
         let Path((id, pid)) = path.map_err(|rejection| unreadable(&rejection))?;
         Ok(Self(sandbox(id)?, pid))
     }
-}
-
-fn unreadable(rejection: &PathRejection) -> Refusal {
-    bad("path", rejection.body_text()).into()
 }
 
 fn sandbox(text: String) -> Result<SandboxId, Refusal> {

@@ -6,10 +6,11 @@ use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use serde::Deserialize;
 
-use super::refusal::{Body, Name, Refusal, bad};
+use super::refusal::{Body, Part, Refusal, bad};
 use super::wire::{NewSnapshot, Template};
 use crate::control_plane::ControlPlane;
 use crate::problem::ApiError;
+use crate::routes::Segment;
 use crate::wire::CreateSnapshot;
 
 #[derive(Debug, Deserialize)]
@@ -65,7 +66,7 @@ pub(super) async fn list<C: ControlPlane>(
 
 pub(super) async fn delete<C: ControlPlane>(
     State(control): State<C>,
-    Name(name): Name,
+    Part(Segment(name)): Part<Segment>,
 ) -> Result<StatusCode, Refusal> {
     let absent = |_| ApiError::NotFound {
         what: "template",
