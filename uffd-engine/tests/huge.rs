@@ -11,6 +11,7 @@ use std::os::unix::net::UnixStream;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use snapshot_format::{BuildId, PageCount, PageIndex, PageSize, PublishInfo};
+use support::huge::{self, Allowed};
 use support::{Guest, Host, evict, has_uffd, skip};
 use uffd_engine::control::{self, Report, Request};
 use uffd_engine::dirty::Capture;
@@ -28,36 +29,11 @@ use uffd_engine::{PageState, PageStates, Tracking};
 
 const HUGE: u64 = 2 << 20;
 const PAGES: u64 = 8;
-const OVERCOMMIT: &str = "/proc/sys/vm/nr_overcommit_hugepages";
 
-/// Pages that the kernel may make when they are needed, for as long as this lives. One test at a
-/// time: the allowance is the machine's.
-struct Allowed {
-    before: String,
-    _lock: File,
-}
-
-impl Allowed {
-    fn pages(test: &str) -> Option<Self> {
-        let lock = File::open(OVERCOMMIT).ok()?;
-        lock.lock().ok()?;
-        let before = fs::read_to_string(OVERCOMMIT).ok()?;
-        let allowed = before.trim().parse::<u64>().ok()? + PAGES;
-        if let Err(error) = fs::write(OVERCOMMIT, allowed.to_string()) {
-            skip(test, &format!("huge pages can't be allowed: {error}"));
-            return None;
-        }
-        Some(Self {
-            before,
-            _lock: lock,
-        })
-    }
-}
-
-impl Drop for Allowed {
-    fn drop(&mut self) {
-        let _ = fs::write(OVERCOMMIT, self.before.trim());
-    }
+/// As many as the tests here have, or a line that says why there are none.
+fn allowed(test: &str) -> Option<Allowed> {
+    let allowed = huge::turn().and_then(|turn| Allowed::mib(turn, (PAGES * HUGE) >> 20));
+    allowed.inspect_err(|reason| skip(test, reason)).ok()
 }
 
 fn memory(test: &str) -> Option<GuestMemory> {
@@ -100,7 +76,7 @@ fn check(guest: &Guest, page: u64) {
 #[test]
 fn huge_pages_are_served_whole_from_the_page_cache_and_from_disk() {
     const NAME: &str = "huge_pages_are_served_whole_from_the_page_cache_and_from_disk";
-    let Some(_allowed) = Allowed::pages(NAME) else {
+    let Some(_allowed) = allowed(NAME) else {
         return;
     };
     for cold in [false, true] {
@@ -241,7 +217,7 @@ impl Tracked {
 #[test]
 fn huge_pages_that_were_written_are_known_and_the_build_is_the_memory() {
     const NAME: &str = "huge_pages_that_were_written_are_known_and_the_build_is_the_memory";
-    let Some(_allowed) = Allowed::pages(NAME) else {
+    let Some(_allowed) = allowed(NAME) else {
         return;
     };
     for kind in [Kind::Anonymous, Kind::SharedFile] {
@@ -320,7 +296,7 @@ fn ask(vmm: &mut UnixStream, page: u64) {
 fn huge_pages_that_a_vmm_asks_for_are_in_its_file_and_stay_as_its_guest_has_them() {
     const NAME: &str =
         "huge_pages_that_a_vmm_asks_for_are_in_its_file_and_stay_as_its_guest_has_them";
-    let Some(_allowed) = Allowed::pages(NAME) else {
+    let Some(_allowed) = allowed(NAME) else {
         return;
     };
     let flags = MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB;

@@ -13,6 +13,7 @@ pub(crate) mod clients;
 pub(crate) mod daemon;
 pub(crate) mod disk_scenarios;
 pub(crate) mod fake;
+#[path = "../../../uffd-engine/tests/support/huge.rs"]
 pub(crate) mod huge;
 pub(crate) mod life;
 pub(crate) mod machine;

@@ -6,6 +6,7 @@
 )]
 
 pub mod asking;
+pub mod huge;
 pub mod shared;
 
 use std::fs::File;
