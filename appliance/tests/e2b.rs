@@ -104,16 +104,7 @@ fn run(test: &str, name: &str, pool: u16, client: Result<Client, String>, script
             .join(script),
     );
     let output = host.command(&client.program).arg(script).output().unwrap();
-    print!(
-        "e2b {}\n{}",
-        client.version,
-        String::from_utf8_lossy(&output.stdout)
-    );
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    client.passed("e2b", &output);
     host.stop();
 }
 

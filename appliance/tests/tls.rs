@@ -217,13 +217,7 @@ fn guest_e2b_python_below_a_domain() {
         .env("SSL_CERT_FILE", place.data.join("tls/ca.pem"))
         .output()
         .unwrap();
-    print!(
-        "e2b {}\n{}",
-        python.version,
-        String::from_utf8_lossy(&output.stdout)
-    );
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}");
+    python.passed("e2b", &output);
     assert_eq!(place.leftovers(), Vec::<String>::new());
     daemon.stop();
 }

@@ -46,13 +46,7 @@ fn guest_wrenn_python_newest() {
         .env("WRENN_BASE_URL", format!("http://{address}/api"))
         .output()
         .unwrap();
-    print!(
-        "wrenn {}\n{}",
-        python.version,
-        String::from_utf8_lossy(&output.stdout)
-    );
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}");
+    python.passed("wrenn", &output);
     assert_eq!(place.leftovers(), Vec::<String>::new());
     daemon.stop();
 }

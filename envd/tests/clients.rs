@@ -82,16 +82,7 @@ fn run(test: &str, client: Result<Client, String>, script: &str, big_bytes: u64)
         .env("E2B_SANDBOX_URL", format!("http://{address}"))
         .output()
         .expect("timeout(1) runs");
-    print!(
-        "e2b {}\n{}",
-        client.version,
-        String::from_utf8_lossy(&output.stdout)
-    );
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    client.passed("e2b", &output);
 }
 
 /// Killed when dropped.

@@ -5,7 +5,7 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 /// A program, and the directory in which its script has to be, if that matters.
 pub(crate) struct Client {
@@ -23,6 +23,15 @@ impl Client {
         let copy = directory.join(source.file_name().expect("a file"));
         fs::copy(source, &copy).expect("the script is copied");
         copy
+    }
+
+    /// Shows what a script printed, which has to have gone through; it used this package.
+    #[track_caller]
+    pub(crate) fn passed(&self, package: &str, output: &Output) {
+        let printed = String::from_utf8_lossy(&output.stdout);
+        print!("{package} {}\n{printed}", self.version);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}");
     }
 }
 
