@@ -3,10 +3,11 @@
 //! One that was started ahead belongs to no runtime until somebody needs it: [`Started`] has a pipe
 //! where [`VmmProcess`] has a console.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
 use std::process::{Command, ExitStatus};
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
@@ -212,6 +213,19 @@ impl VmmProcess {
         self.held.pid
     }
 
+    /// Its threads whose names begin like this.
+    pub(super) fn threads(&self, name: &str) -> io::Result<Vec<i32>> {
+        let tasks = PathBuf::from(format!("/proc/{}/task", self.pid()));
+        let is_it = |thread: &i32| {
+            let comm = fs::read_to_string(tasks.join(thread.to_string()).join("comm"));
+            comm.is_ok_and(|comm| comm.starts_with(name))
+        };
+        Ok(fs::read_dir(&tasks)?
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+            .filter(is_it)
+            .collect())
+    }
+
     /// Ends it and waits until it has.
     pub async fn kill(&mut self) {
         let _ = pidfd_signal(self.held.pidfd.as_fd(), libc::SIGKILL);
@@ -252,7 +266,7 @@ pub(super) fn with_a_reader(writer: &PipeWriter) -> io::Result<PipeWriter> {
 /// # Errors
 /// There is no such process.
 pub(super) fn arguments_of(pid: i32) -> io::Result<Vec<String>> {
-    let arguments = std::fs::read(format!("/proc/{pid}/cmdline"))?;
+    let arguments = fs::read(format!("/proc/{pid}/cmdline"))?;
     let arguments = String::from_utf8_lossy(&arguments);
     Ok(arguments.split(['\0', ' ']).map(str::to_owned).collect())
 }

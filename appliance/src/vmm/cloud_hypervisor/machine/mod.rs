@@ -12,10 +12,8 @@ mod boot;
 mod restore;
 mod taking;
 
-use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -161,7 +159,7 @@ impl CloudHypervisorMachine {
     /// Waits until it has all of its memory: until then, it lets nobody take its guest.
     async fn has_its_memory(&self) -> Result<(), VmmError> {
         let waiting = async {
-            while self.threads(BRINGS_MEMORY).next().is_some() {
+            while !self.threads(BRINGS_MEMORY).is_empty() {
                 sleep(A_LITTLE).await;
             }
         };
@@ -173,16 +171,9 @@ impl CloudHypervisorMachine {
         })
     }
 
-    /// Its threads whose names begin like this.
-    fn threads(&self, name: &'static str) -> impl Iterator<Item = i32> + use<> {
-        let tasks = PathBuf::from(format!("/proc/{}/task", self.process.pid()));
-        let found = fs::read_dir(&tasks).into_iter().flatten();
-        found.filter_map(move |entry| {
-            let thread: i32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
-            let comm = fs::read_to_string(tasks.join(thread.to_string()).join("comm"));
-            comm.is_ok_and(|comm| comm.starts_with(name))
-                .then_some(thread)
-        })
+    /// Its threads whose names begin like this; none when it has ended.
+    fn threads(&self, name: &str) -> Vec<i32> {
+        self.process.threads(name).unwrap_or_default()
     }
 
     /// Asks it whether it is there, and what its guest does.
@@ -323,7 +314,7 @@ impl Machine for CloudHypervisorMachine {
     }
 
     async fn vcpu_threads(&mut self) -> Result<Vec<i32>, VmmError> {
-        Ok(self.threads("vcpu").collect())
+        Ok(self.threads("vcpu"))
     }
 
     fn vmm_time(&self) -> Duration {

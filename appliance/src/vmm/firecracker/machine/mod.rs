@@ -8,7 +8,6 @@ use std::fs::{self, Permissions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -236,16 +235,8 @@ impl Machine for FirecrackerMachine {
     }
 
     async fn vcpu_threads(&mut self) -> Result<Vec<i32>, VmmError> {
-        let tasks = PathBuf::from(format!("/proc/{}/task", self.process.pid()));
-        let entries = fs::read_dir(&tasks).map_err(|source| self.io("naming its vCPUs", source))?;
-        let is_vcpu = |thread: &i32| {
-            let name = fs::read_to_string(tasks.join(thread.to_string()).join("comm"));
-            name.is_ok_and(|name| name.starts_with("fc_vcpu"))
-        };
-        Ok(entries
-            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-            .filter(is_vcpu)
-            .collect())
+        let threads = self.process.threads("fc_vcpu");
+        threads.map_err(|source| self.io("naming its vCPUs", source))
     }
 
     fn vmm_time(&self) -> Duration {
