@@ -397,7 +397,7 @@ fn reads_under_way_when_a_daemon_takes_nothing_are_made_again() {
         assert_eq!(read, Ok(10), "the page was never installed");
     });
     drop(host);
-    stuck.unmount();
+    stuck.unmount_when_unused();
 }
 
 /// The stuck file where it can be seen.
@@ -437,7 +437,8 @@ impl Mounted {
         self.mountpoint.path().join("memory")
     }
 
-    /// For an engine that ended without waiting for its own threads.
+    /// For an engine that ended without waiting for its own threads, or with a read under way: the
+    /// kernel lets go of its file after the ring is closed.
     fn unmount_when_unused(self) {
         let patience = Instant::now() + Duration::from_secs(30);
         let unmount = || {
