@@ -18,6 +18,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use snapshot_format::{PageCount, PageIndex};
@@ -82,13 +83,35 @@ impl PageStates {
         })
     }
 
+    /// A table of `pages` missing pages in a new file, which outlives all who hold it. As long as
+    /// there is one, nobody can [open](Self::open_file) it.
+    ///
+    /// # Errors
+    /// As `open(2)`; `Unsupported` where it would be on disk, or memory for all of it is not there.
+    pub fn create_file(path: &Path, pages: PageCount) -> io::Result<Self> {
+        Ok(Self {
+            map: StateMap::create_file(path, pages.get() as usize)?,
+        })
+    }
+
+    /// Opens a table in a file when its last holder has ended.
+    ///
+    /// # Errors
+    /// There is none; it is held still (`WouldBlock`); or it is no table for memory of `pages` pages
+    /// (`InvalidData`).
+    pub fn open_file(path: &Path, pages: PageCount) -> io::Result<Self> {
+        Ok(Self {
+            map: StateMap::open_file(path, pages.get() as usize)?,
+        })
+    }
+
     /// Opens a table that another process made for memory of `pages` pages.
     ///
     /// # Errors
     /// `InvalidData` when it is no such table.
-    pub fn from_fd(memfd: OwnedFd, pages: PageCount) -> io::Result<Self> {
+    pub fn from_fd(shared: OwnedFd, pages: PageCount) -> io::Result<Self> {
         Ok(Self {
-            map: StateMap::from_fd(memfd, pages.get() as usize)?,
+            map: StateMap::from_fd(shared, pages.get() as usize)?,
         })
     }
 
@@ -171,6 +194,9 @@ impl AsFd for PageStates {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
 
     #[test]
@@ -197,9 +223,89 @@ mod tests {
 
     #[test]
     fn a_file_that_may_shrink_is_refused_as_a_table() {
-        let file = tempfile::tempfile().unwrap();
-        file.set_len(10).unwrap();
-        assert!(PageStates::from_fd(file.into(), PageCount::new(10)).is_err());
+        let pages = PageCount::new(10);
+        let refused = |file: File| {
+            file.set_len(10).unwrap();
+            let error = PageStates::from_fd(file.into(), pages).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        };
+        // It may be on disk, and another's.
+        refused(tempfile::tempfile().unwrap());
+        let dir = in_memory();
+        let others = |mode| {
+            let file = tempfile::tempfile_in(dir.path()).unwrap();
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
+            file.set_permissions(mode).unwrap();
+            file
+        };
+        refused(others(0o620));
+        refused(others(0o602));
+        if nix::unistd::geteuid().is_root() {
+            let file = others(0o600);
+            std::os::unix::fs::fchown(&file, Some(65534), None).unwrap();
+            refused(file);
+        }
+        let memfd = nix::sys::memfd::memfd_create(c"t", nix::sys::memfd::MFdFlags::empty());
+        refused(memfd.unwrap().into());
+    }
+
+    /// A directory of a tmpfs.
+    fn in_memory() -> tempfile::TempDir {
+        tempfile::tempdir_in("/dev/shm").unwrap()
+    }
+
+    #[test]
+    fn a_table_in_a_file_outlives_its_holders_and_is_opened_after_the_last() {
+        let dir = in_memory();
+        let (path, pages) = (dir.path().join("pages"), PageCount::new(5000));
+        let ours = PageStates::create_file(&path, pages).unwrap();
+        assert!(
+            PageStates::create_file(&path, pages).is_err(),
+            "there is one"
+        );
+        let theirs = ours.as_fd().try_clone_to_owned().unwrap();
+        let theirs = PageStates::from_fd(theirs, pages).unwrap();
+        let about = std::fs::metadata(&path).unwrap();
+        assert_eq!(about.blocks() * 512, 8192, "all of its memory is there");
+        assert_eq!(about.mode() & 0o7777, 0o600);
+        theirs.set(PageIndex::new(4999), PageState::Dirty);
+        for holder in [ours, theirs] {
+            let error = PageStates::open_file(&path, pages).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+            drop(holder);
+        }
+        let again = PageStates::open_file(&path, pages).unwrap();
+        assert_eq!(again.get(PageIndex::new(4999)), PageState::Dirty);
+        assert_eq!(again.get(PageIndex::new(4998)), PageState::Missing);
+        drop(again);
+        for other in [4999, 5001] {
+            let error = PageStates::open_file(&path, PageCount::new(other)).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        }
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        assert!(PageStates::open_file(&link, pages).is_err());
+    }
+
+    #[test]
+    fn a_table_on_disk_or_beyond_the_memory_of_its_tmpfs_is_not_made() {
+        let dir = in_memory();
+        let path = dir.path().join("pages");
+        let free = nix::sys::statvfs::statvfs(dir.path()).unwrap();
+        let more = free.blocks() * free.fragment_size() + 1;
+        assert!(more > 1, "/dev/shm has no end");
+        assert!(PageStates::create_file(&path, PageCount::new(more)).is_err());
+        assert!(!path.exists());
+        let Ok(disk) = tempfile::tempdir() else {
+            return;
+        };
+        if crate::sys::state_map::holds_files(disk.path()).unwrap() {
+            return println!("skipped: temporary files are in memory here");
+        }
+        let path = disk.path().join("pages");
+        let error = PageStates::create_file(&path, PageCount::new(1)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::Unsupported);
+        assert!(!path.exists());
     }
 
     #[test]

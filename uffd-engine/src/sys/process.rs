@@ -49,6 +49,20 @@ pub fn pidfd_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<bool> {
     }
 }
 
+/// A duplicate of another process's descriptor.
+///
+/// # Errors
+/// As `pidfd_getfd(2)`: whoever may attach a debugger to the process may have it.
+pub fn pidfd_getfd(pidfd: BorrowedFd<'_>, descriptor: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: no pointers; a non-negative result is a new descriptor that we own.
+    let raw = unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), descriptor, 0) };
+    if raw < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: as above.
+    Ok(unsafe { OwnedFd::from_raw_fd(raw as RawFd) })
+}
+
 /// Binds all memory that this process allocates from now on to one NUMA node.
 ///
 /// # Errors
