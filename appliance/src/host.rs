@@ -15,7 +15,7 @@ use snapshot_format::{BuildId, BuildStore, FormatError};
 use crate::catalogue::{Catalogue, CatalogueError, builds};
 use crate::config::EngineConfig;
 use crate::disks::Disks;
-use crate::engines::Engines;
+use crate::engines::{Engines, Tables};
 use crate::events::Events;
 use crate::huge_pages::HugePages;
 use crate::metrics::Metrics;
@@ -31,7 +31,7 @@ use crate::vmm::ready::ReadyVmms;
 pub struct Host {
     /// Directory of builds, disks and the catalogue.
     pub data_dir: PathBuf,
-    /// Directory of sockets.
+    /// Directory of sockets and page-state tables.
     pub run_dir: PathBuf,
     /// How long a guest may take to its first answer.
     pub boot_timeout: Duration,
@@ -41,6 +41,8 @@ pub struct Host {
     pub catalogue: Catalogue,
     /// Fault-serving processes.
     pub engines: Engines,
+    /// Where they keep what happened to each page.
+    pub tables: Tables,
     /// What they do for sessions.
     pub engine: EngineConfig,
     /// How their workers wait, and why.
@@ -82,7 +84,7 @@ impl Host {
         self.data_dir.join("sandboxes").join(id.as_str())
     }
 
-    /// Where a sandbox keeps its sockets while it has a VMM.
+    /// Where a sandbox keeps its sockets and its page-state table while it has a VMM.
     #[must_use]
     pub fn sandbox_run(&self, id: &SandboxId) -> PathBuf {
         self.run_dir.join("sandboxes").join(id.as_str())

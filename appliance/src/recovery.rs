@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::events::{Events, Happened};
 use crate::network::{SlotIndex, Slots, slots};
 use crate::reconcile::{self, Decision};
-use crate::sandbox::adoption::{Left, Record};
+use crate::sandbox::adoption::{Left, Memory, Record};
 use crate::sandbox::snapshot::describe;
 use crate::vmm::confinement::Confinement;
 
@@ -81,7 +81,7 @@ fn find(config: &Config, row: &SandboxRow) -> Option<Left> {
     Some(Left {
         survivor,
         record,
-        inherited: None,
+        memory: Memory::Whole,
     })
 }
 

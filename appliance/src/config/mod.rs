@@ -69,7 +69,7 @@ pub struct Config {
     /// Where builds, disks and the catalogue are kept.
     #[serde(default = "default_data_dir")]
     pub data_dir: PathBuf,
-    /// Where sockets are; empty after every boot.
+    /// Where sockets and page-state tables are; in memory, and empty after every boot.
     #[serde(default = "default_run_dir")]
     pub run_dir: PathBuf,
     /// Threads that own sandboxes; one per CPU when absent.

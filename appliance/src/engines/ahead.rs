@@ -6,6 +6,7 @@ use uffd_engine::control::{Report, Request};
 use uffd_engine::recording::MAX_RECORDED_PAGES;
 use uffd_engine::region::ClaimedRegion;
 
+use super::will::Will;
 use super::working_sets::Order;
 use super::{Attachment, EngineError, refusal};
 use crate::config::EngineConfig;
@@ -110,6 +111,13 @@ impl Attachment {
         let halt = |request, session| Request::Halt { request, session };
         self.order("Ending what goes on ahead of faults", halt)
             .await;
+    }
+
+    /// What the next daemon needs to know if nobody has it any more, and who notices the guest's
+    /// writes.
+    #[must_use]
+    pub fn will(&self, tracking: Tracking) -> Option<Will> {
+        self.link.will(&self.session, tracking)
     }
 
     /// The guest's memory as its VMM mapped it.

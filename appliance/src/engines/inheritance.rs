@@ -31,7 +31,7 @@ use super::{Attachment, SessionEvent, control_socket, new_socket};
 /// How long an engine may say nothing.
 const PATIENCE: TimeVal = TimeVal::new(5, 0);
 /// Events of a session that nobody has claimed yet.
-const MAX_EVENTS: usize = 8;
+pub(super) const MAX_EVENTS: usize = 8;
 
 /// A session that has outlived its daemon, for whoever goes on with its sandbox.
 #[derive(Debug)]
@@ -209,7 +209,7 @@ fn heirloom(report: Report, fds: Vec<OwnedFd>) -> io::Result<Heirloom> {
 }
 
 /// How many pages these regions are together; `None` where they can't be any memory.
-fn pages_of(regions: &[ClaimedRegion]) -> Option<PageCount> {
+pub(super) fn pages_of(regions: &[ClaimedRegion]) -> Option<PageCount> {
     let page_size = regions.first()?.page_size;
     let bytes = regions
         .iter()

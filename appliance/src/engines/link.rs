@@ -17,13 +17,14 @@ use parking_lot::Mutex;
 use snapshot_format::BuildStore;
 use tokio::sync::{mpsc, oneshot};
 use uffd_engine::control::{self, Report, Request};
-use uffd_engine::recording;
 use uffd_engine::region::ClaimedRegion;
 use uffd_engine::sys::process::pidfd_open;
+use uffd_engine::{Tracking, recording};
 
 use super::inheritance::{self, Heirloom};
 use super::kept::{Kept, KeptMemory, KeptVmm};
 use super::topology::Node;
+use super::will::Will;
 use super::working_sets::WorkingSets;
 use super::{EngineError, SessionEvent, control_socket, new_socket};
 use crate::config::EngineConfig;
@@ -301,16 +302,8 @@ impl Link {
         };
         let mut adopting = HashMap::new();
         for (session, kept) in &shared.kept {
-            let request = self.next_request.fetch_add(1, Ordering::Relaxed);
-            let Some((adopt, fds)) = kept.adoption(session, request) else {
-                continue;
-            };
-            adopting.insert(request, session.clone());
-            control::send(connection.as_fd(), &adopt, &fds)?;
-            // Pages that are there already are passed over. Nobody waits for the answers.
-            let number = || self.next_request.fetch_add(1, Ordering::Relaxed);
-            for order in kept.orders(session, number) {
-                control::send(connection.as_fd(), &order, &[])?;
+            if let Some(request) = self.send_adoption(connection, session, kept)? {
+                adopting.insert(request, session.clone());
             }
         }
         shared.adopting = adopting;
@@ -319,6 +312,62 @@ impl Link {
             kept.note_surrendered(false);
         }
         Ok(shared.kept.len())
+    }
+
+    /// Has an engine adopt a session, and do ahead of its faults what was done; the request's number,
+    /// if the session has memory.
+    fn send_adoption(
+        &self,
+        engine: &OwnedFd,
+        session: &str,
+        kept: &Kept,
+    ) -> io::Result<Option<u64>> {
+        let number = || self.next_request.fetch_add(1, Ordering::Relaxed);
+        let request = number();
+        let Some((adopt, fds)) = kept.adoption(session, request) else {
+            return Ok(None);
+        };
+        control::send(engine.as_fd(), &adopt, &fds)?;
+        // Pages that are there already are passed over. Nobody waits for the answers.
+        for order in kept.orders(session, number) {
+            control::send(engine.as_fd(), &order, &[])?;
+        }
+        Ok(Some(request))
+    }
+
+    /// Goes on with a session that no engine has had; gives what is said about it.
+    pub(super) fn take_in(&self, heirloom: Heirloom) -> mpsc::Receiver<SessionEvent> {
+        let Heirloom {
+            session,
+            kept,
+            events,
+        } = heirloom;
+        let mut shared = self.shared.lock();
+        let sent = shared
+            .connection
+            .as_ref()
+            .map(|engine| self.send_adoption(engine, &session, &kept));
+        // One that can't be reached is dead, and its successor adopts all that is kept.
+        if let Some(Ok(Some(request))) = sent {
+            shared.adopting.insert(request, session.clone());
+        }
+        shared.kept.insert(session, kept);
+        events
+    }
+
+    /// What is to be said of a session to a daemon that finds nobody who has it.
+    pub(super) fn will(&self, session: &str, tracking: Tracking) -> Option<Will> {
+        let shared = self.shared.lock();
+        let kept = shared.kept.get(session)?;
+        let vmm = kept.attached.as_ref()?;
+        Some(Will {
+            build: kept.build,
+            regions: vmm.regions.clone(),
+            asks: matches!(vmm.memory, KeptMemory::Requests { .. }),
+            tracking,
+            replays: kept.replays,
+            load_bytes_per_second: kept.load_bytes_per_second,
+        })
     }
 
     fn hear(&self, report: Report, fds: Vec<OwnedFd>) {

@@ -8,13 +8,17 @@
 //!
 //! Engines outlive their daemon, and so do its guests. The next daemon starts engines of its own,
 //! which take all sessions over; whoever knows their sandboxes claims them, and what nobody claims
-//! is detached.
+//! is detached. Where an engine has died with its daemon, sessions are gone on with from what
+//! that daemon has left in writing, and from what their VMMs have.
 
 mod ahead;
 mod inheritance;
 mod kept;
 mod link;
+mod tables;
 pub mod topology;
+mod userfaultfd;
+mod will;
 mod working_sets;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -38,7 +42,10 @@ pub use ahead::Ahead;
 pub use inheritance::Inherited;
 use kept::{Kept, KeptMemory, KeptVmm};
 use link::Link;
+pub use tables::{Tables, path as table_path};
 pub use topology::Node;
+pub use userfaultfd::UserfaultfdError;
+pub use will::{Lost, Orphan, Will};
 pub use working_sets::{Order, WorkingSets};
 
 /// How long an engine may take to answer.

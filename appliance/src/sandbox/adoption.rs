@@ -3,6 +3,9 @@
 //! A VMM is nobody's child once its daemon has died, and its guest runs on: engines serve its memory,
 //! the kernel its network and disk. What can't be found out from outside is written beside its
 //! sockets when it begins to run, in memory that a reboot of the host clears as it ends the guests.
+//!
+//! Where engines have died with their daemon, a guest waits in the kernel for memory that isn't there
+//! yet, until the next daemon's engine gets it from its VMM.
 
 use std::fs;
 use std::io;
@@ -10,14 +13,16 @@ use std::mem::ManuallyDrop;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
+use snapshot_format::BuildStore;
 use uffd_engine::sys::process::pidfd_signal;
 
 use super::OperationError;
 use super::live::{Live, Session, confine, give_back, place_at};
 use crate::catalogue::SandboxRow;
-use crate::engines::{Ahead, Inherited, Order};
+use crate::engines::{Ahead, Engines, Inherited, Lost, Order, Orphan, Will, table_path};
 use crate::host::Host;
 use crate::vmm::cgroup::Cgroup;
 use crate::vmm::process::{Survivor, ended};
@@ -36,6 +41,9 @@ pub struct Record {
     pub version: String,
     /// Under which name an engine serves its memory, if one does.
     pub session: Option<String>,
+    /// What another engine needs to know of it. Daemons before this one didn't say.
+    #[serde(default)]
+    pub will: Option<Will>,
 }
 
 impl Record {
@@ -48,6 +56,7 @@ impl Record {
             vmm: info.name.clone(),
             version: info.version.clone(),
             session: session.map(|session| session.attachment.session().to_owned()),
+            will: session.and_then(|session| session.attachment.will(session.tracking)),
         }
     }
 
@@ -79,8 +88,50 @@ pub struct Left {
     pub survivor: Survivor,
     /// What is known of it.
     pub record: Record,
-    /// Its memory's session, if an engine had it. A start that fails leaves it to the next one.
-    pub inherited: Option<ManuallyDrop<Inherited>>,
+    /// Its memory's session, if it had one.
+    pub memory: Memory,
+}
+
+/// What has become of a guest's memory's session.
+#[derive(Debug)]
+pub enum Memory {
+    /// It has none: all of its memory is its VMM's.
+    Whole,
+    /// An engine of this daemon has it. A start that fails leaves it to the next one.
+    Served(ManuallyDrop<Inherited>),
+    /// Nobody has it.
+    Lost(Lost),
+}
+
+impl Left {
+    /// Looks for its memory's session, which an engine has surrendered or its VMM has.
+    pub fn look_for_memory(
+        &mut self,
+        engines: &Engines,
+        store: &BuildStore,
+        run_dir: &Path,
+        deadline: Instant,
+    ) {
+        let Some(session) = &self.record.session else {
+            return;
+        };
+        let orphan = Orphan {
+            session,
+            will: self.record.will.as_ref(),
+            store: store.root(),
+            states: &table_path(run_dir),
+            vmm: &self.survivor,
+        };
+        let found = match engines.claim_inherited(session) {
+            Some(inherited) => Ok(Some(inherited)),
+            None => engines.take_in(&orphan, deadline),
+        };
+        self.memory = match found {
+            Ok(Some(inherited)) => Memory::Served(ManuallyDrop::new(inherited)),
+            Ok(None) => Memory::Whole,
+            Err(lost) => Memory::Lost(lost),
+        };
+    }
 }
 
 /// Takes a guest over; it runs. On failure nothing of it is left.
@@ -115,10 +166,14 @@ async fn try_adopt(
     let Left {
         survivor,
         record,
-        inherited,
+        memory,
     } = left;
     // From here on it ends with the guest.
-    let inherited = inherited.map(ManuallyDrop::into_inner);
+    let inherited = match memory {
+        Memory::Whole => None,
+        Memory::Served(inherited) => Some(ManuallyDrop::into_inner(inherited)),
+        Memory::Lost(lost) => return Err(lost.into()),
+    };
     let huge_pages = row.shape.huge_pages;
     let huge_pages = huge_pages.then(|| host.huge_pages.promised_before(row.shape.memory_bytes()));
     let driver = host.drivers.named_like(&record.vmm, &record.version);
@@ -143,21 +198,13 @@ async fn try_adopt(
         // With today's limits.
         confine(host, row, driver.as_ref(), group, &mut place)?;
     }
-    let session = match (record.session, inherited) {
-        (None, _) => None,
-        (Some(_), Some(inherited)) => Some(Session {
-            attachment: inherited.attachment,
-            ahead: Ahead::new(&host.engine, driver.tracking(), Order::Neither),
-            tracking: inherited.tracking,
-            states: inherited.states,
-            events: inherited.events,
-        }),
-        (Some(name), None) => {
-            return Err(OperationError::Adoption {
-                problem: format!("no engine has its memory ({name})"),
-            });
-        }
-    };
+    let session = inherited.map(|inherited| Session {
+        attachment: inherited.attachment,
+        ahead: Ahead::new(&host.engine, driver.tracking(), Order::Neither),
+        tracking: inherited.tracking,
+        states: inherited.states,
+        events: inherited.events,
+    });
     let machine = driver.adopt(&row.shape, &place, survivor).await?;
     Ok(Live {
         driver: driver.clone(),
@@ -169,7 +216,20 @@ async fn try_adopt(
 
 #[cfg(test)]
 mod tests {
+    use snapshot_format::BuildId;
+    use uffd_engine::Tracking;
+    use uffd_engine::region::ClaimedRegion;
+
     use super::*;
+
+    #[test]
+    fn a_record_of_a_daemon_before_wills_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let old = r#"{"pid":7,"vmm":"qemu","version":"7.2","session":"one-1"}"#;
+        fs::write(path(dir.path()), old).unwrap();
+        let record = Record::read(dir.path()).unwrap();
+        assert_eq!((record.pid, record.will), (7, None));
+    }
 
     #[test]
     fn a_record_is_read_as_it_was_written_and_half_a_one_is_none() {
@@ -180,6 +240,19 @@ mod tests {
             vmm: "qemu".into(),
             version: "7.2".into(),
             session: Some("one-1".into()),
+            will: Some(Will {
+                build: BuildId::from_bytes([3; 16]),
+                regions: vec![ClaimedRegion {
+                    base: 1 << 40,
+                    size: 8192,
+                    offset: 0,
+                    page_size: 4096,
+                }],
+                asks: false,
+                tracking: Tracking::Events,
+                replays: true,
+                load_bytes_per_second: Some(9),
+            }),
         };
         record.write(dir.path()).unwrap();
         assert_eq!(Record::read(dir.path()), Some(record));

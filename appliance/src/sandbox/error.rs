@@ -5,7 +5,7 @@ use thiserror::Error;
 
 use crate::catalogue::CatalogueError;
 use crate::disks::DiskError;
-use crate::engines::EngineError;
+use crate::engines::{EngineError, Lost};
 use crate::guest::GuestError;
 use crate::huge_pages::TooFew;
 use crate::integrity::IntegrityError;
@@ -72,6 +72,9 @@ pub enum OperationError {
         /// Why not.
         problem: String,
     },
+    /// It outlived its daemon, and its memory did not.
+    #[error("Its guest can't be taken over")]
+    Memory(#[from] Lost),
     /// The template's name was taken meanwhile.
     #[error("There is a template {name:?} already")]
     NameTaken {
@@ -109,7 +112,9 @@ impl OperationError {
             Self::Catalogue(_) => "catalogue_failed",
             Self::Disk(_) | Self::File { .. } => "disk_failed",
             Self::Capture(_) | Self::Publish(_) => "snapshot_failed",
-            Self::NameTaken { .. } | Self::Adoption { .. } | Self::Worker => "internal",
+            Self::NameTaken { .. } | Self::Adoption { .. } | Self::Memory(_) | Self::Worker => {
+                "internal"
+            }
         };
         ApiError::Failed { code, detail }
     }

@@ -11,7 +11,6 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use snapshot_format::{BuildId, PageIndex};
 use tokio::sync::oneshot;
-use uffd_engine::PageStates;
 
 use super::OperationError;
 use super::boot::introduce;
@@ -80,13 +79,12 @@ async fn try_restore(
     confine(host, row, driver.as_ref(), cgroup.flatten(), &mut place)?;
     let placed_at = started.elapsed();
 
-    let states = PageStates::create(checked.build.map().memory_pages()).map_err(|source| {
-        OperationError::File {
-            operation: "Making the page-state table".into(),
-            source,
-        }
-    })?;
-    let states = Arc::new(states);
+    let pages = checked.build.map().memory_pages();
+    let states = host.tables.make(&place.run_dir, pages);
+    let states = Arc::new(states.map_err(|source| OperationError::File {
+        operation: "Making the page-state table".into(),
+        source,
+    })?);
     let handoff = driver.handoff(&place);
     let handoff = handoff.map_err(|source| OperationError::File {
         operation: "Making a directory for the VMM".into(),

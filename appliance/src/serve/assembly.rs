@@ -1,13 +1,12 @@
 //! All that a daemon is made of but its shards and listeners.
 
 use std::fs;
-use std::mem::ManuallyDrop;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use parking_lot::{Mutex, RwLock};
@@ -16,7 +15,7 @@ use snapshot_format::BuildStore;
 use crate::catalogue::{Catalogue, builds, templates, tokens};
 use crate::config::Config;
 use crate::disks::Disks;
-use crate::engines::{Engines, topology};
+use crate::engines::{Engines, Tables, topology};
 use crate::events::Events;
 use crate::host::Host;
 use crate::huge_pages::HugePages;
@@ -30,6 +29,9 @@ use crate::tokens::Tokens;
 use crate::vmm::confinement::Confinement;
 use crate::vmm::ready::ReadyVmms;
 use crate::vmm::{choice, launch};
+
+/// How long engines that were killed may take to end.
+const ENGINES_END: Duration = Duration::from_secs(5);
 
 /// A sandbox, and the guest that is to be taken over with it.
 pub(super) type Owned = (Cell, Option<Left>);
@@ -84,11 +86,11 @@ pub(super) async fn assemble(config: &Config) -> Result<(Arc<Host>, Vec<Owned>)>
         all.entry(row.name.clone()).or_insert_with(|| row.into());
     }
     let mut cells = Vec::new();
+    let engines_are_gone = Instant::now() + ENGINES_END;
     for (row, mut left) in rows {
         if let Some(left) = &mut left {
-            let session = left.record.session.as_deref();
-            let inherited = session.and_then(|session| engines.claim_inherited(session));
-            left.inherited = inherited.map(ManuallyDrop::new);
+            let run_dir = config.run_dir.join("sandboxes").join(row.id.as_str());
+            left.look_for_memory(&engines, &store, &run_dir, engines_are_gone);
         }
         let generation = match row.build {
             Some(id) => {
@@ -119,6 +121,7 @@ pub(super) async fn assemble(config: &Config) -> Result<(Arc<Host>, Vec<Owned>)>
         drain_time: Duration::from_millis(network.drain_ms),
         catalogue,
         engines,
+        tables: Tables::of(&config.run_dir),
         engine,
         waiting,
         drivers,
