@@ -14,8 +14,9 @@
 //!
 //! An engine is a process of its own ([`server::run`]), one per NUMA node, driven by a
 //! daemon over a socket ([`control`]). Its pinned workers share nothing. What must
-//! survive an engine lives outside it: the page-state table is a memfd that the daemon
-//! holds too ([`page_state`]), and the daemon keeps a duplicate of every userfaultfd.
+//! survive an engine lives outside it: the page-state table is in memory that the daemon
+//! holds too ([`page_state`]), and the daemon keeps a duplicate of every userfaultfd. What
+//! must survive both is in a file of a tmpfs, and with the VMM.
 //! Without a daemon it serves whoever comes to a socket ([`standalone`]). The second source
 //! of faults are a Cloud Hypervisor's page requests ([`postcopy`]).
 //!
