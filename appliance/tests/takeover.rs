@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::fs;
 use std::net::TcpListener;
 use std::time::Duration;
 
@@ -163,13 +164,15 @@ fn what_cannot_be_taken_over_is_reported_and_leaves_nothing(instance: &str, pool
     assert!(said.contains("and so did its VMM"), "{said}");
     subject.daemon.api.destroy("one");
 
-    // Nobody has its memory any more; another's that was booted needs nobody.
+    // Nobody has its memory any more, nor what became of its pages; another's that was booted needs
+    // nobody.
     subject.daemon.api.create("one", "base");
     subject.daemon.api.create("two", "base");
     subject.daemon.api.pause("one").expect(200);
     subject.daemon.api.resume("one").expect(200);
     subject = subject.crash(|place, _| {
         procs::engine(place).expect("an engine").kill();
+        fs::remove_file(place.run.join("sandboxes/one/pages")).unwrap();
     });
     let said = reason(&subject, "one");
     // A Cloud Hypervisor may have ended by itself when nobody answered it.

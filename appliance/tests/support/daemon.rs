@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 
 use super::api::Api;
 use super::place::Place;
-use super::{needs, wait_for};
+use super::{needs, procs, wait_for};
 
 /// Recovery, engines, and a busy host.
 const START: Duration = Duration::from_secs(60);
@@ -100,6 +100,22 @@ impl Daemon {
     pub(crate) fn killed_and_followed(self, place: &Place) -> Self {
         self.kill();
         Self::start(place)
+    }
+}
+
+impl Daemon {
+    /// SIGKILL, to it and to all of its engines at once.
+    #[allow(dead_code, reason = "not every test binary kills one")]
+    pub(crate) fn kill_with_engines(self, place: &Place) {
+        let ours = procs::of(place);
+        for process in ours.iter().filter(|process| !process.is_vmm()) {
+            process.try_signal(libc::SIGKILL);
+        }
+        self.kill();
+        // It may have started a successor of one that died first.
+        while let Some(engine) = procs::engine(place) {
+            engine.kill();
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use appliance::vmm::cgroup::{Cgroups, end_left_over};
+use uffd_engine::sys::state_map::holds_files;
 
 use super::needs::{self, GuestInputs, TestedVmm};
 use super::{guest_mb, procs, slower};
@@ -39,6 +40,7 @@ impl Place {
         // What a killed run of the same test has left.
         place.clear();
         fs::create_dir_all(&place.data).unwrap();
+        place.run_in_memory();
         fs::write(&place.config, place.configuration(pool, inputs)).unwrap();
         place
     }
@@ -68,6 +70,19 @@ impl Place {
         );
         fs::write(&place.config, text).unwrap();
         place
+    }
+
+    /// Where it is allowed: guests outlive daemon and engines there, and `/run` is in memory on real
+    /// hosts.
+    fn run_in_memory(&self) {
+        if holds_files(Path::new("/run")).unwrap_or(true) {
+            return;
+        }
+        fs::create_dir_all(&self.run).unwrap();
+        let (kind, flags) = (Some("tmpfs"), nix::mount::MsFlags::empty());
+        if let Err(error) = nix::mount::mount(kind, &self.run, kind, flags, Some("mode=755")) {
+            println!("{} is on disk: {error}", self.run.display());
+        }
     }
 
     /// As [`Place::new`], with the data directory on a file system of this size.
@@ -242,7 +257,9 @@ impl Place {
                 let _ = fs::remove_file(path);
             }
         }
-        let _ = nix::mount::umount2(&self.data, nix::mount::MntFlags::MNT_DETACH);
+        for mounted in [&self.data, &self.run] {
+            let _ = nix::mount::umount2(mounted, nix::mount::MntFlags::MNT_DETACH);
+        }
         let _ = fs::remove_dir_all(&self.run);
         let _ = fs::remove_dir_all(&self.root);
     }

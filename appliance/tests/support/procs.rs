@@ -67,9 +67,14 @@ impl Process {
         );
     }
 
+    /// Sends a signal, unless it has ended.
+    pub(crate) fn try_signal(&self, signal: i32) {
+        let _ = pidfd_signal(self.pidfd.as_fd(), signal);
+    }
+
     /// SIGKILL, and waits until it has ended.
     pub(crate) fn kill(&self) {
-        let _ = pidfd_signal(self.pidfd.as_fd(), libc::SIGKILL);
+        self.try_signal(libc::SIGKILL);
         let ended = PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN);
         let _ = poll(&mut [ended], 10_000u16);
     }
