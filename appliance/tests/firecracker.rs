@@ -91,7 +91,14 @@ fn live(place: &Place, waiting: bool) {
         life.resume();
         run();
         if [1, 5, 9].contains(&cycle) {
-            daemon = daemon.killed_and_followed(place);
+            if cycle == 5 {
+                // Nobody serves its memory any more: it goes on when somebody does.
+                daemon.kill_with_engines(place);
+                run();
+                daemon = Daemon::start(place);
+            } else {
+                daemon = daemon.killed_and_followed(place);
+            }
             run();
         }
         let memory = api.get("/v1/sandboxes/one/memory").expect(200);
