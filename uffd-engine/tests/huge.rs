@@ -110,7 +110,7 @@ fn huge_pages_are_served_whole_from_the_page_cache_and_from_disk() {
 #[test]
 fn a_plain_memory_file_serves_huge_pages_to_whom_it_is_told() {
     const NAME: &str = "a_plain_memory_file_serves_huge_pages_to_whom_it_is_told";
-    let Some(_allowed) = Allowed::pages(NAME) else {
+    let Some(_allowed) = allowed(NAME) else {
         return;
     };
     let Some(memory) = memory(NAME) else { return };
