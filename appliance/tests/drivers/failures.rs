@@ -1,9 +1,10 @@
 //! Whatever fails at any call leaves what was there before; and how a VMM ended is said.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::start;
-use crate::support::fake::subject::Inside;
+use crate::support::api::Answer;
+use crate::support::fake::subject::{Inside, Subject};
 use crate::support::fake::{Fault, Kind, Vmm};
 
 /// Faults that leave a VMM alive.
@@ -71,6 +72,27 @@ pub(super) fn a_resume_that_fails_at_any_call_leaves_it_paused(
     subject.end();
 }
 
+/// What is done fails with a fault, and the sandbox `one` goes on with all that it had: memory of this
+/// hash, and these builds.
+fn fails_and_leaves_it_running(
+    subject: &Subject,
+    inside: &Inside,
+    (hash, builds): (&Value, &[String]),
+    (call, fault): (&str, Fault),
+    act: impl FnOnce() -> Answer,
+) {
+    let count = inside.count();
+    subject.fake.fail_at(call, fault);
+    let failed = act();
+    assert_eq!(failed.status, 500, "{call} {fault:?}: {}", failed.body);
+    subject.fake.heal();
+    let sandbox = subject.daemon.api.sandbox("one").expect(200);
+    assert_eq!(sandbox["state"], "running", "{call} {fault:?}: {sandbox}");
+    inside.runs_on_from(count);
+    assert_eq!(inside.hash(), *hash, "{call} {fault:?}");
+    assert_eq!(subject.place.leftovers(), builds, "{call} {fault:?}");
+}
+
 pub(super) fn a_pause_that_fails_at_any_call_leaves_it_running(
     instance: &str,
     pool: u16,
@@ -93,16 +115,8 @@ pub(super) fn a_pause_that_fails_at_any_call_leaves_it_running(
             if fault == Fault::Hang && !restored {
                 continue;
             }
-            let count = inside.count();
-            subject.fake.fail_at(call, fault);
-            let failed = api.pause("one");
-            assert_eq!(failed.status, 500, "{call} {fault:?}: {}", failed.body);
-            subject.fake.heal();
-            let sandbox = api.sandbox("one").expect(200);
-            assert_eq!(sandbox["state"], "running", "{call} {fault:?}: {sandbox}");
-            inside.runs_on_from(count);
-            assert_eq!(inside.hash(), hash, "{call} {fault:?}");
-            assert_eq!(subject.place.leftovers(), builds, "{call} {fault:?}");
+            let pause = || api.pause("one");
+            fails_and_leaves_it_running(&subject, &inside, (&hash, &builds), (call, fault), pause);
         }
     }
     api.pause("one").expect(200);
@@ -122,17 +136,9 @@ pub(super) fn a_snapshot_that_fails_before_it_is_made_leaves_its_sandbox_running
     inside.fill(64, 128, 1);
     let hash = inside.hash();
     for (call, fault) in stop_and_save(vmm) {
-        let (count, builds) = (inside.count(), subject.place.leftovers());
-        subject.fake.fail_at(call, fault);
-        let failed = api.snapshot("one", "warm");
-        assert_eq!(failed.status, 500, "{call} {fault:?}: {}", failed.body);
-        subject.fake.heal();
-        let sandbox = api.sandbox("one").expect(200);
-        assert_eq!(sandbox["state"], "running", "{call} {fault:?}: {sandbox}");
-        inside.runs_on_from(count);
-        assert_eq!(inside.hash(), hash, "{call} {fault:?}");
+        let (builds, snapshot) = (subject.place.leftovers(), || api.snapshot("one", "warm"));
         // Neither a build nor a name that is taken.
-        assert_eq!(subject.place.leftovers(), builds, "{call} {fault:?}");
+        fails_and_leaves_it_running(&subject, &inside, (&hash, &builds), (call, fault), snapshot);
         api.get("/v1/snapshots/warm").expect(404);
     }
     api.snapshot("one", "warm").expect(201);
