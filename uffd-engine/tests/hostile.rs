@@ -117,7 +117,7 @@ fn hostile_hand_offs_are_refused_and_harm_nobody() {
                 ..claim
             }]),
             vec![uffd.as_fd()],
-            "another page size",
+            "pages of another size",
         ),
         (
             "wraps",
