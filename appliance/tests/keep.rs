@@ -299,8 +299,6 @@ fn a_run_directory_on_disk_is_told_of_and_costs_guests_when_both_die() {
     let (before, now) = (quoted(&place.run), on_disk.join("tkeepe"));
     let _ = fs::remove_dir_all(&now);
     place.reconfigure(&[(&before, &quoted(&now))]);
-    let _ = umount2(&place.run, MntFlags::MNT_DETACH);
-    fs::remove_dir_all(&place.run).unwrap();
     place.run = now;
     let mut subject = Subject::start_in(place, Kind::FIRECRACKER, PLAYER);
     let told = |subject: &Subject| {

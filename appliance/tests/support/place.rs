@@ -28,10 +28,10 @@ impl Place {
     /// the addresses `10.<215 + pool / 256>.<pool % 256>.0/24`.
     pub(crate) fn new(instance: &str, pool: u16, inputs: Option<&GuestInputs>) -> Self {
         let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join(instance);
-        let place = Self {
+        let mut place = Self {
             instance: instance.to_owned(),
             data: root.join("data"),
-            run: PathBuf::from("/run").join(instance),
+            run: in_run(instance),
             config: root.join("thaw.toml"),
             log: root.join("daemon.log"),
             root,
@@ -73,15 +73,17 @@ impl Place {
     }
 
     /// Where it is allowed: guests outlive daemon and engines there, and `/run` is in memory on real
-    /// hosts.
-    fn run_in_memory(&self) {
+    /// hosts. The directory is called like the instance in its own file system, too, as it is on those.
+    fn run_in_memory(&mut self) {
         if holds_files(Path::new("/run")).unwrap_or(true) {
             return;
         }
-        fs::create_dir_all(&self.run).unwrap();
+        let memory = in_run(&self.instance);
+        fs::create_dir_all(&memory).unwrap();
         let (kind, flags) = (Some("tmpfs"), nix::mount::MsFlags::empty());
-        if let Err(error) = nix::mount::mount(kind, &self.run, kind, flags, Some("mode=755")) {
-            println!("{} is on disk: {error}", self.run.display());
+        match nix::mount::mount(kind, &memory, kind, flags, Some("mode=755")) {
+            Ok(()) => self.run = memory.join(&self.instance),
+            Err(error) => println!("{} is on disk: {error}", memory.display()),
         }
     }
 
@@ -257,10 +259,13 @@ impl Place {
                 let _ = fs::remove_file(path);
             }
         }
-        for mounted in [&self.data, &self.run] {
+        let run = in_run(&self.instance);
+        for mounted in [&self.data, &run] {
             let _ = nix::mount::umount2(mounted, nix::mount::MntFlags::MNT_DETACH);
         }
-        let _ = fs::remove_dir_all(&self.run);
+        for dir in [&self.run, &run] {
+            let _ = fs::remove_dir_all(dir);
+        }
         let _ = fs::remove_dir_all(&self.root);
     }
 }
@@ -272,6 +277,10 @@ impl Drop for Place {
         }
         self.clear();
     }
+}
+
+fn in_run(instance: &str) -> PathBuf {
+    Path::new("/run").join(instance)
 }
 
 /// A path as configuration files have it.
