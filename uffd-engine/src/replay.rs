@@ -1,8 +1,7 @@
 //! Replaying a working set: its pages in first-touch order, in growing runs, as long as it pays.
 //!
 //! Whether it pays can't be seen from the pages that it installs: they don't fault any more. So
-//! a page is left out now and then, and its fault, if it comes, stands for those before it. They
-//! get rarer as the set goes on, because each that is asked for costs a fault:
+//! one page in [`CONTROL`] is left out, and its fault, if it comes, stands for the others:
 //!
 //! ```text
 //!   set   ▓▓▓▓▓▓▓▓▓▓▓░▓▓▓▓▓▓▓▓▓▓▓░▓▓▓▓▓▓▓▓        ░ left out: its fault is a hit,
@@ -25,7 +24,7 @@ use crate::page_state::{PageState, PageStates};
 pub(crate) const MAX_RUN_BYTES: u64 = 256 << 10;
 /// How much is installed at first: a set that is wrong is found out before it costs much.
 const FIRST_RUN_PAGES: u64 = 4;
-/// Of so many pages, one is left out at first; later one of an eighth of those before.
+/// Of so many pages, one is left out.
 const CONTROL: u64 = 128;
 /// Pages that may be installed before anybody has asked for anything.
 const FIRST_CREDIT: u64 = 16;
@@ -51,12 +50,6 @@ pub(crate) struct Replay {
     max_run_pages: u64,
     in_set: PageBits,
     left_out: PageBits,
-    /// The same in their order, with how many pages of the set each stands for: a few dozen, their
-    /// number grows with the set's logarithm.
-    controls: Vec<(u64, u64)>,
-    /// Where in the set the last one was, and where the next is due.
-    last_control: u64,
-    next_control: u64,
     /// The last demand faults, one bit each: whether they were in the set.
     recent: u16,
     seen: u32,
@@ -64,8 +57,8 @@ pub(crate) struct Replay {
     /// Pages that may be installed now, and how many the next reason gives.
     credit: u64,
     grant: u64,
-    /// Pages that those which were asked for stand for.
-    judged_hits: u64,
+    controls: u64,
+    control_hits: u64,
     installed: u64,
 }
 
@@ -89,16 +82,13 @@ impl Replay {
             max_run_pages,
             in_set,
             left_out: PageBits::new(pages),
-            controls: Vec::new(),
-            last_control: 0,
-            // Not among the first ones, which are wanted at once.
-            next_control: CONTROL,
             recent: 0,
             seen: 0,
             stopped: false,
             credit: FIRST_CREDIT,
             grant: FIRST_CREDIT,
-            judged_hits: 0,
+            controls: 0,
+            control_hits: 0,
             installed: 0,
         }
     }
@@ -114,8 +104,7 @@ impl Replay {
             self.grant = (self.grant / 2).max(FIRST_CREDIT);
         }
         if state == PageState::Missing && self.left_out.has(page.get()) {
-            let control = self.controls.iter().find(|(left, _)| *left == page.get());
-            self.judged_hits += control.map_or(0, |(_, stands_for)| *stands_for);
+            self.control_hits += 1;
         }
         if !self.is_over() && self.seen >= RECENT && self.recent.count_ones() < MIN_IN_SET {
             self.stopped = true;
@@ -153,16 +142,17 @@ impl Replay {
             }
             let page = run.start.get() + self.into;
             let missing = states.get(PageIndex::new(page)) == PageState::Missing;
-            self.passed += 1;
-            let left_out = missing && self.passed >= self.next_control;
+            let left_out = missing && is_control(self.passed);
             if missing && !left_out {
                 let range = found.get_or_insert(page..page);
                 range.end = page + 1;
             }
             if left_out {
-                self.leave_out(page);
+                self.controls += 1;
+                self.left_out.set(page);
             }
             self.into += 1;
+            self.passed += 1;
             let full = |range: &Range<u64>| range.end - range.start == self.run_pages;
             if (!missing || left_out) && found.is_some() || found.as_ref().is_some_and(full) {
                 break;
@@ -174,14 +164,6 @@ impl Replay {
         let pages = found.as_ref().map_or(0, |range| range.end - range.start);
         self.credit = self.credit.saturating_sub(pages);
         found
-    }
-
-    /// The page that was passed last is a control.
-    fn leave_out(&mut self, page: u64) {
-        self.controls.push((page, self.passed - self.last_control));
-        self.left_out.set(page);
-        self.last_control = self.passed;
-        self.next_control = self.passed + (self.passed / 8).max(CONTROL);
     }
 
     /// A part of a run that could not be installed now: it comes again.
@@ -201,9 +183,8 @@ impl Replay {
 
     /// What it has done so far.
     pub(crate) fn tally(&self) -> ReplayTally {
-        // A page may be asked for again after it was given back.
-        let hits = self.judged_hits.min(self.last_control);
-        let hits = (self.installed * hits).checked_div(self.last_control);
+        let judged = self.installed * self.control_hits.min(self.controls);
+        let hits = judged.checked_div(self.controls);
         ReplayTally {
             pages: self.installed,
             hits: hits.unwrap_or(0),
@@ -229,6 +210,12 @@ impl PageBits {
     fn set(&mut self, page: u64) {
         self.0[(page / 64) as usize] |= 1 << (page % 64);
     }
+}
+
+/// Whether the page at this position of the set is left out: not the first ones, which are
+/// wanted at once.
+fn is_control(position: u64) -> bool {
+    position % CONTROL == CONTROL - 1
 }
 
 /// What a replay did.
@@ -267,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn runs_grow_in_first_touch_order_and_leave_one_of_the_first_128_pages_out() {
+    fn runs_grow_in_first_touch_order_and_leave_one_page_in_128_out() {
         let states = PageStates::create(PageCount::new(1024)).unwrap();
         let mut replay = Replay::new(vec![run(500, 2), run(0, 200)], 1024, 4096);
         let runs = all_runs(&mut replay, &states);
@@ -322,33 +309,6 @@ mod tests {
         }
         let tally = replay.tally();
         assert_eq!((tally.pages, tally.hits, tally.waste), (508, 381, 127));
-    }
-
-    #[test]
-    fn pages_are_left_out_ever_more_rarely_and_stand_for_ever_more() {
-        const PAGES: u64 = 1 << 18;
-        let states = PageStates::create(PageCount::new(PAGES)).unwrap();
-        let mut replay = Replay::new(vec![run(0, PAGES)], PAGES, 4096);
-        for run in all_runs(&mut replay, &states) {
-            replay.note_installed(run.end - run.start);
-        }
-        let left: Vec<u64> = replay.controls.iter().map(|(page, _)| *page).collect();
-        assert_eq!(left[..3], [127, 255, 383]);
-        assert!((40..64).contains(&left.len()), "{}", left.len());
-        assert!(
-            left.windows(2)
-                .all(|two| two[1] <= two[0] + two[0] / 8 + CONTROL)
-        );
-        // The guest asks for the first half, in which most of them are.
-        for page in left.iter().filter(|page| **page < PAGES / 2) {
-            replay.note_fault(PageIndex::new(*page), PageState::Missing);
-        }
-        let ReplayTally {
-            pages, hits, waste, ..
-        } = replay.tally();
-        assert_eq!(pages, PAGES - left.len() as u64);
-        assert_eq!(hits + waste, pages);
-        assert!((pages * 4 / 10..pages * 6 / 10).contains(&hits), "{hits}");
     }
 
     #[test]
