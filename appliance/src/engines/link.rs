@@ -244,15 +244,10 @@ impl Link {
     /// Takes over what engines have whose daemon has died.
     fn inherit(&self, sockets: &[PathBuf]) {
         for path in sockets {
-            for heirloom in inheritance::take_over(path) {
-                let Heirloom {
-                    session,
-                    kept,
-                    events,
-                } = heirloom;
+            for taken in inheritance::take_over(path) {
                 let mut shared = self.shared.lock();
-                shared.kept.insert(session.clone(), kept);
-                shared.inherited.insert(session, events);
+                shared.kept.insert(taken.session.clone(), taken.kept);
+                shared.inherited.insert(taken.session, taken.events);
             }
         }
     }
